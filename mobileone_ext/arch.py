@@ -1,0 +1,85 @@
+"""The variants of MobileOne as data.
+
+MobileOne, arXiv 2206.04040, Table 7 and Apple's ml-mobileone; the stem has one
+branch in the published code and weights, also in s0, where the table says four.
+"""
+
+from typing import Dict, List, Union
+
+BASE_WIDTHS = (64, 128, 256, 512)
+
+ARCHS: Dict[str, Dict[str, list]] = {
+    's0': dict(
+        num_blocks=[2, 8, 10, 1],
+        width_factor=[0.75, 1.0, 1.0, 2.0],
+        num_conv_branches=[4, 4, 4, 4],
+        num_se_blocks=[0, 0, 0, 0],
+    ),
+    's1': dict(
+        num_blocks=[2, 8, 10, 1],
+        width_factor=[1.5, 1.5, 2.0, 2.5],
+        num_conv_branches=[1, 1, 1, 1],
+        num_se_blocks=[0, 0, 0, 0],
+    ),
+    's2': dict(
+        num_blocks=[2, 8, 10, 1],
+        width_factor=[1.5, 2.0, 2.5, 4.0],
+        num_conv_branches=[1, 1, 1, 1],
+        num_se_blocks=[0, 0, 0, 0],
+    ),
+    's3': dict(
+        num_blocks=[2, 8, 10, 1],
+        width_factor=[2.0, 2.5, 3.0, 4.0],
+        num_conv_branches=[1, 1, 1, 1],
+        num_se_blocks=[0, 0, 0, 0],
+    ),
+    's4': dict(
+        num_blocks=[2, 8, 10, 1],
+        width_factor=[3.0, 3.5, 3.5, 4.0],
+        num_conv_branches=[1, 1, 1, 1],
+        num_se_blocks=[0, 0, 5, 1],
+    ),
+}
+
+
+def resolve_arch(arch: Union[str, Dict[str, list]]) -> Dict[str, List]:
+    """The checked table of ``arch``: a name of ``ARCHS`` or a dict with its keys.
+
+    Keys of a dict: ``num_blocks`` and ``width_factor`` (four numbers each, one a
+    stage; widths times 64, 128, 256, 512), optionally ``num_conv_branches``
+    (default 1) and ``num_se_blocks`` (default 0; the last blocks of a stage).
+
+    Raises:
+        ValueError: for an unknown name or key, a list of another length than
+            four, or a number out of range.
+    """
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(f'arch={arch!r} is unknown; known are {", ".join(ARCHS)}, or a dict of four-number lists')
+        return ARCHS[arch]
+
+    defaults = dict(num_conv_branches=[1] * 4, num_se_blocks=[0] * 4)
+    required = ('num_blocks', 'width_factor')
+    unknown = set(arch) - {*required, *defaults}
+    if unknown:
+        raise ValueError(f'arch: unknown key {sorted(unknown)[0]!r}; known are {", ".join([*required, *defaults])}')
+    for key in required:
+        if key not in arch:
+            raise ValueError(f'arch: {key!r} is missing')
+    table = {**defaults, **arch}
+    for key, values in table.items():
+        if not isinstance(values, (list, tuple)) or len(values) != len(BASE_WIDTHS):
+            raise ValueError(f'arch: {key}={values!r} must list four numbers, one for each stage')
+    for blocks, width, branches, se_blocks in zip(*(table[key] for key in (*required, *defaults))):
+        if blocks < 1 or width <= 0 or branches < 0 or not 0 <= se_blocks <= blocks:
+            raise ValueError(
+                f'arch: a stage with num_blocks={blocks}, width_factor={width}, num_conv_branches={branches}, '
+                f'num_se_blocks={se_blocks}: blocks >= 1, width > 0, branches >= 0, 0 <= SE blocks <= blocks'
+            )
+    return table
+
+
+def stage_widths(arch: Dict[str, List]) -> List[int]:
+    """Output channels of the stem and the four stages, for a resolved ``arch``."""
+    widths = [int(base * factor) for base, factor in zip(BASE_WIDTHS, arch['width_factor'])]
+    return [min(BASE_WIDTHS[0], widths[0]), *widths]

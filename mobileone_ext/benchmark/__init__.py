@@ -1,0 +1,1 @@
+"""Benchmarks: training steps (train.py) and latency (infer.py)."""

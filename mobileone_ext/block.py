@@ -1,0 +1,161 @@
+"""The MobileOne block: parallel branches in training, one convolution deployed.
+
+MobileOne, arXiv 2206.04040, section 3.2 and Fig. 3. Plain PyTorch; module
+names follow mmpretrain's, so its published weights load as they are:
+
+    branch_conv_list.{i}.conv/.norm   k x (KxK conv - BN)
+    branch_scale.conv/.norm           1x1 conv - BN, where K > 1
+    branch_norm                       BN alone ("skip"), where in = out and stride = 1
+    branch_reparam                    KxK conv with bias, the fused form
+    se, act                           shared by both forms
+
+Shapes: x (N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride)).
+"""
+
+import copy
+from collections import OrderedDict
+from typing import Callable, Iterator, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .reparam import Kernel, fold_affine, identity_kernel, norm_affine, pad_kernel, sum_kernels
+
+
+class MobileOneBlock(nn.Module):
+    """``act(se(sum of branches))``, or ``act(se(conv))`` once fused.
+
+    Args:
+        in_channels, out_channels: channels.
+        kernel_size: odd; padding is "same" (``dilation * (kernel_size - 1) // 2``).
+        stride, dilation, groups: as in ``nn.Conv2d``.
+        num_conv_branches: k, the number of KxK conv-BN branches (0 or more).
+        use_scale: have the 1x1 conv-BN branch where ``kernel_size`` > 1.
+        use_skip: have the BN branch where input and output agree in shape.
+        norm: makes a normalisation layer for a channel count; BN or SyncBN.
+        act: makes the activation.
+        se: makes the squeeze-and-excitation layer for a channel count.
+        deploy: build the fused form.
+
+    Raises:
+        ValueError: for an even kernel, channels not divisible by groups, or a
+            block left without any branch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        num_conv_branches: int = 1,
+        use_scale: bool = True,
+        use_skip: bool = True,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        act: Callable[[], nn.Module] = nn.ReLU,
+        se: Optional[Callable[[int], nn.Module]] = None,
+        deploy: bool = False,
+    ):
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f'kernel_size={kernel_size}: an odd number is needed')
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f'groups={groups} does not divide channels {in_channels} -> {out_channels}')
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.dilation, self.groups = kernel_size, stride, dilation, groups
+        self.deploy = deploy
+
+        has_scale = use_scale and kernel_size > 1
+        has_skip = use_skip and in_channels == out_channels and stride == 1
+        if num_conv_branches < 0 or not (num_conv_branches or has_scale or has_skip):
+            raise ValueError(
+                f'num_conv_branches={num_conv_branches}, use_scale={use_scale}, use_skip={use_skip} leaves a block '
+                f'{in_channels} -> {out_channels}, kernel {kernel_size}, stride {stride} without a branch'
+            )
+        if deploy:
+            self.branch_reparam = self._conv(kernel_size, stride, bias=True)
+        else:
+            self.branch_norm = norm(in_channels) if has_skip else None
+            self.branch_scale = None
+            if has_scale:
+                # Stride 1 on the pixels that forward() picks: a strided 1x1 convolution over 3 channels corrupts
+                # memory in its backward pass on CPU in channels_last (torch 2.13, 2.14), and is no faster.
+                self.branch_scale = nn.Sequential(
+                    OrderedDict(conv=self._conv(1, 1, bias=False), norm=norm(out_channels))
+                )
+            self.branch_conv_list = nn.ModuleList(
+                nn.Sequential(OrderedDict(conv=self._conv(kernel_size, stride, bias=False), norm=norm(out_channels)))
+                for _ in range(num_conv_branches)
+            )
+        self.se = se(out_channels) if se else nn.Identity()
+        self.act = act()
+
+    def _conv(self, kernel_size: int, stride: int, bias: bool) -> nn.Conv2d:
+        padding = self.dilation * (kernel_size - 1) // 2
+        return nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            kernel_size,
+            stride,
+            padding,
+            self.dilation,
+            self.groups,
+            bias,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        linear = self.branch_reparam(x) if self.deploy else self._sum_branches(x)
+        return self.act(self.se(linear))
+
+    def _sum_branches(self, x: Tensor) -> Tensor:
+        out = 0
+        if self.branch_norm is not None:
+            out = self.branch_norm(x)
+        if self.branch_scale is not None:
+            out = out + self.branch_scale(x[:, :, :: self.stride, :: self.stride])
+        for branch in self.branch_conv_list:
+            out = out + branch(x)
+        return out
+
+    def fused_kernel(self) -> Kernel:
+        """The one kernel that computes what the branches do in eval mode."""
+        if self.deploy:
+            return Kernel(self.branch_reparam.weight, self.branch_reparam.bias)
+        return sum_kernels(self._branch_kernels())
+
+    def _branch_kernels(self) -> Iterator[Kernel]:
+        if self.branch_norm is not None:
+            like = self.branch_norm.running_mean
+            identity = identity_kernel(self.in_channels, self.groups, self.kernel_size, like)
+            yield fold_affine(identity, _running_affine(self.branch_norm))
+        if self.branch_scale is not None:
+            weight = pad_kernel(self.branch_scale.conv.weight, self.kernel_size)
+            yield fold_affine(weight, _running_affine(self.branch_scale.norm))
+        for branch in self.branch_conv_list:
+            yield fold_affine(branch.conv.weight, _running_affine(branch.norm))
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        """Replace the branches by their fused kernel, computed in float64.
+
+        Does nothing to a block that is fused already.
+        """
+        if self.deploy:
+            return
+        like = next(self.parameters())
+        kernel = Kernel(*(tensor.to(like) for tensor in copy.deepcopy(self).double().fused_kernel()))
+        with like.device:
+            self.branch_reparam = self._conv(self.kernel_size, self.stride, bias=True)
+        self.branch_reparam.load_state_dict(kernel._asdict(), assign=True)
+        self.branch_reparam.train(self.training).requires_grad_(like.requires_grad)
+        del self.branch_conv_list, self.branch_scale, self.branch_norm
+        self.deploy = True
+
+
+def _running_affine(norm: nn.Module):
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+        raise ValueError(f'{type(norm).__name__} cannot be fused: only batch norm with running statistics is linear')
+    return norm_affine(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)

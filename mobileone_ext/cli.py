@@ -1,0 +1,93 @@
+"""What every tool shares: the config it reads, and how it reports a user's mistake."""
+
+import argparse
+import difflib
+import inspect
+import os
+import sys
+import warnings
+from typing import Callable, Optional
+
+TRACEBACK_VARIABLE = 'MOBILEONE_TRACEBACK'
+
+# Keys read before or beside the Runner: by Config.fromfile, Runner.from_cfg and the tools.
+_KEYS_BESIDE_RUNNER = {'custom_imports', 'auto_scale_lr', 'runner_type', 'compile'}
+
+
+def run(main: Callable[[], Optional[int]]) -> None:
+    """Run a tool's ``main`` and exit with its code; a user's mistake becomes one line and exit code 1.
+
+    ValueError and OSError are mistakes of the user: a bad value, a missing or
+    unreadable file. ``MOBILEONE_TRACEBACK=1`` shows where they came from.
+    """
+    _silence_imports()
+    try:
+        sys.exit(main() or 0)
+    except (ValueError, OSError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        print(f'error: {_one_line(error)}', file=sys.stderr)
+        sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    """The message of ``error``; where a loader's worker wrapped it in a traceback, the innermost one."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if 'Traceback' not in str(error):
+        return ' '.join(line.strip() for line in lines)
+    return lines[-1].split('Error: ', 1)[-1]
+
+
+def _silence_imports() -> None:
+    # MobileOne needs none of mmcv's compiled operators, whose absence mmpretrain mentions at every start.
+    warnings.filterwarnings('ignore', message='Fail to import')
+    warnings.filterwarnings('ignore', category=DeprecationWarning)
+    warnings.filterwarnings('ignore', category=FutureWarning)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the positional CONFIG and ``--cfg-options k=v ...``."""
+    from mmengine.config import DictAction
+
+    parser.add_argument('config', help='a config file, e.g. configs/mobileone_s0_8xb32.py')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='K=V',
+        help='override values of the config, e.g. train_dataloader.batch_size=64',
+    )
+
+
+def load_config(path: str, options: Optional[dict] = None):
+    """The mmengine ``Config`` at ``path`` with ``options`` merged in.
+
+    Raises:
+        ValueError: for a top-level key that nothing reads, or an option that
+            does not fit; OSError if there is no such file.
+    """
+    from mmengine.config import Config
+
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'{path}: no such config file')
+    config = Config.fromfile(path)
+    if options:
+        config.merge_from_dict(options)
+    check_keys_are_read(config)
+    return config
+
+
+def check_keys_are_read(config) -> None:
+    """Raise ValueError for a top-level key that neither the Runner nor a tool reads.
+
+    mmengine ignores such a key, so a slip of the pen would train something else.
+    """
+    from mmengine.runner import Runner
+
+    known = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | _KEYS_BESIDE_RUNNER
+    for key in config:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f'did you mean {close[0]!r}?' if close else f'known keys are {", ".join(sorted(known))}'
+            raise ValueError(f'config key {key!r}: nothing reads it; {hint}')

@@ -1,0 +1,27 @@
+"""Measure training steps or latency: ``benchmark.py train|infer [options]``."""
+
+import argparse
+from importlib import import_module
+
+from mobileone_ext import cli
+
+COMMANDS = {
+    'train': 'time and memory of whole training steps, against mmpretrain and timm',
+    'infer': 'latency of deployed networks, against other mobile backbones',
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest='command', required=True)
+    for name, text in COMMANDS.items():
+        module = import_module(f'mobileone_ext.benchmark.{name}')
+        subparser = commands.add_parser(name, help=text, description=module.__doc__)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    args = parser.parse_args()
+    return args.run(args)
+
+
+if __name__ == '__main__':
+    cli.run(main)
