@@ -10,8 +10,16 @@ from typing import Callable, Optional
 
 TRACEBACK_VARIABLE = 'MOBILEONE_TRACEBACK'
 
-# Keys read before or beside the Runner: by Config.fromfile, Runner.from_cfg and the tools.
-_KEYS_BESIDE_RUNNER = {'custom_imports', 'auto_scale_lr', 'runner_type', 'compile'}
+# Keys that Config.fromfile reads, or the Runner from its `cfg`, beside the Runner's arguments.
+_KEYS_BESIDE_RUNNER = {
+    'activation_checkpointing',
+    'compile',
+    'custom_imports',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'sync_bn',
+}
 
 
 def run(main: Callable[[], Optional[int]]) -> None:
@@ -58,6 +66,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='K=V',
         help='override values of the config, e.g. train_dataloader.batch_size=64',
     )
+
+
+def add_launcher_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--launcher``, and accept the ``--local-rank`` that some launchers pass."""
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def load_config(path: str, options: Optional[dict] = None):

@@ -5,6 +5,9 @@ from mmpretrain import registry as mmpretrain
 
 SCOPE = 'mobileone_ext'
 
-MODELS = Registry('model', parent=mmpretrain.MODELS, scope=SCOPE, locations=['mobileone_ext.backbone'])
-HOOKS = Registry('hook', parent=mmpretrain.HOOKS, scope=SCOPE, locations=['mobileone_ext.recipe'])
-TRANSFORMS = Registry('transform', parent=mmpretrain.TRANSFORMS, scope=SCOPE, locations=['mobileone_ext.transforms'])
+HOOKS = Registry('hook', parent=mmpretrain.HOOKS, scope=SCOPE)
+MODELS = Registry('model', parent=mmpretrain.MODELS, scope=SCOPE)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor', parent=mmpretrain.OPTIM_WRAPPER_CONSTRUCTORS, scope=SCOPE
+)
+TRANSFORMS = Registry('transform', parent=mmpretrain.TRANSFORMS, scope=SCOPE)

@@ -1,0 +1,44 @@
+"""A small real data set: scikit-learn's digits as PNG files in class folders.
+
+1,797 scans of handwritten digits, 8 x 8 pixels (UCI Optical Recognition of
+Handwritten Digits, test part; ships with scikit-learn, no download).
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Union
+
+import numpy as np
+from PIL import Image
+
+NUM_TRAIN, NUM_TEST = 1437, 360
+
+
+def write_digits(root: Union[str, Path]) -> None:
+    """Write ``root/train/D/*.png`` (1,437) and ``root/val/D/*.png`` (360), split by a fixed seed.
+
+    Does nothing where ``root`` is there; else it appears whole or not at all.
+    """
+    from sklearn.datasets import load_digits
+
+    root = Path(root)
+    if root.exists():
+        return
+    digits = load_digits()
+    order = np.random.RandomState(0).permutation(len(digits.target))
+    split = {'train': order[:NUM_TRAIN], 'val': order[NUM_TRAIN:]}
+    root.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f'.{root.name}.', dir=root.parent))
+    part.chmod(0o755)
+    try:
+        for name, indices in split.items():
+            for index in indices:
+                folder = part / name / str(digits.target[index])
+                folder.mkdir(parents=True, exist_ok=True)
+                grey = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
+                Image.fromarray(grey).save(folder / f'{index:04d}.png')
+        os.replace(part, root)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,42 @@
+"""Files that are either whole or not there."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator, Union
+
+import torch
+
+
+@contextmanager
+def write_atomically(path: Union[str, Path]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it on success, remove it on failure.
+
+    Raises:
+        OSError: if ``path`` is a folder or cannot be written.
+    """
+    path = Path(path)
+    check_writable(path)
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_writable(path: Union[str, Path]) -> None:
+    """Raise OSError if a file cannot be written at ``path``: before an hour's work, not after it."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f'{path}: is a folder; name a file to write')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'{path.parent}: no such folder to write {path.name} in')
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f'{path.parent}: no permission to write {path.name} there')
+
+
+def save_checkpoint(checkpoint: dict, path: Union[str, Path]) -> None:
+    """``torch.save`` to ``path``, whole or not at all."""
+    with write_atomically(path) as part:
+        torch.save(checkpoint, part)

@@ -1,0 +1,41 @@
+"""mmengine's Runner with a console for people, and CPU processes for those without a GPU."""
+
+import logging
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner as _Runner
+
+# Lines of mmengine that say nothing to the person at the console; the log file has them.
+_NOISE = ('paramwise_options', 'Failed to search registry', 'Hooks will be executed', 'Checkpoints will be saved')
+
+
+class ConsoleFilter(logging.Filter):
+    """Lets one-line messages through; dumps of config, environment and hooks go to the file alone."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage().strip()
+        if record.levelno >= logging.ERROR:
+            return True
+        return '\n' not in message and not any(noise in message for noise in _NOISE)
+
+
+class Runner(_Runner):
+    """A Runner whose console shows progress alone, and whose ranks may be CPU processes (gloo)."""
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(ConsoleFilter())
+        return logger
+
+    def setup_env(self, env_cfg: dict) -> None:
+        if self.distributed and not torch.cuda.is_available():
+            torch.distributed.init_process_group('gloo')
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg, model):
+        if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
+            model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
+        return super().wrap_model(model_wrapper_cfg, model)

@@ -1,0 +1,51 @@
+"""Train a MobileOne: ``python tools/train.py configs/mobileone_s0_8xb32.py``."""
+
+import argparse
+
+from mobileone_ext import cli
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    cli.add_config_arguments(parser)
+    parser.add_argument('--work-dir', help='where logs and checkpoints go (work_dirs/CONFIG)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='latest',
+        metavar='CKPT',
+        help="go on from CKPT, or from the work dir's newest checkpoint; starts anew if there is none",
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
+    parser.add_argument('--auto-scale-lr', action='store_true', help="scale lr to this run's total batch size")
+    parser.add_argument('--no-validate', action='store_true', help='do not validate while training')
+    parser.add_argument('--seed', type=int, help='seed of weights, data order and augmentation')
+    cli.add_launcher_argument(parser)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    config = cli.load_config(args.config, args.cfg_options)
+    from mobileone_ext import training
+
+    training.use_work_dir(config, args.work_dir)
+    config.launcher = args.launcher
+    if args.amp:
+        training.use_amp(config)
+    if args.auto_scale_lr:
+        training.use_scaled_lr(config)
+    if args.no_validate:
+        training.skip_validation(config)
+    if args.seed is not None:
+        config.randomness.seed = args.seed
+    if args.resume:
+        explicit = args.resume != 'latest'
+        checkpoint = args.resume if explicit else training.latest_checkpoint(config.work_dir)
+        if checkpoint:
+            training.use_checkpoint(config, checkpoint)
+    training.train(config)
+
+
+if __name__ == '__main__':
+    cli.run(main)
