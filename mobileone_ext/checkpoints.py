@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -234,8 +234,19 @@ def _check_tensors(state: Dict[str, Tensor]) -> None:
 
 
 def _check_values(state: Dict[str, Tensor]) -> None:
+    variances = {key: tensor for key, tensor in state.items() if key.endswith('running_var')}
+    # All at once first: a thousand small reductions take a second on a busy machine.
+    if not torch.isfinite(_flat(state)).all():
+        _raise_first(state, lambda tensor: ~torch.isfinite(tensor), 'NaN or infinite values')
+    if variances and (_flat(variances) < 0).any():
+        _raise_first(variances, lambda tensor: tensor < 0, 'a negative variance')
+
+
+def _flat(state: Dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in state.values()])
+
+
+def _raise_first(state: Dict[str, Tensor], is_bad: Callable[[Tensor], Tensor], what: str) -> None:
     for key, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f'{key} holds NaN or infinite values')
-        if key.endswith('running_var') and (tensor < 0).any():
-            raise ValueError(f'{key} holds a negative variance')
+        if is_bad(tensor).any():
+            raise ValueError(f'{key} holds {what}')
