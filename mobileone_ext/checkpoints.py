@@ -1,0 +1,252 @@
+"""Read any MobileOne checkpoint safely, whatever wraps it, and load it strictly.
+
+Files come from this package, mmpretrain, Apple's ml-mobileone or timm, branched
+or fused, as torch or safetensors files. Torch and safetensors only.
+"""
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from .layouts import HEAD, some, to_layout, to_own
+from .structure import Structure, differences, read_structure, shapes_of
+
+__all__ = ['Weights', 'load_strict', 'load_weights', 'read_checkpoint', 'to_layout']
+
+EMA_CHOICES = ('auto', 'on', 'off')
+
+_RAW_KEYS = ('state_dict', 'model_state_dict', 'model')
+_EMA_KEYS = ('ema_state_dict', 'state_dict_ema', 'model_ema')
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_COUNTER = 'num_batches_tracked'
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of one MobileOne.
+
+    Attributes:
+        state: own names (mmpretrain's), ``backbone.`` and ``head.fc.``.
+        layout: the layout of the file: ``mmpretrain``, ``apple`` or ``timm``.
+        source: where in the file they were, e.g. ``'state_dict (EMA)'``.
+        ema: whether they are known to be an exponential moving average.
+        structure: the network that they belong to.
+    """
+
+    state: Dict[str, Tensor]
+    layout: str
+    source: str
+    ema: bool
+    structure: Structure
+
+    @property
+    def form(self) -> str:
+        """``'branched'`` or ``'fused'``."""
+        return self.structure.form
+
+    @property
+    def num_classes(self) -> Optional[int]:
+        """None without a head."""
+        return self.structure.num_classes
+
+
+def read_checkpoint(path: str, trust: bool = False) -> Any:
+    """What a torch or safetensors file holds, on the CPU.
+
+    No code of the file runs unless ``trust`` is set: then the file is unpickled
+    as it stands, which lets whoever wrote it do anything.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is damaged, not a checkpoint, or holds pickled code.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'{path}: no such checkpoint file')
+    with open(path, 'rb') as file:
+        head = file.read(9)
+    if not head:
+        raise ValueError(f'{path}: the file is empty')
+    try:
+        if head[8:] == b'{':
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if head.startswith(b'PK') and not trust:
+            _check_archive(path)
+        return torch.load(path, map_location='cpu', weights_only=not trust)
+    except Exception as error:  # a damaged file fails in torch, zipfile, pickle or safetensors, each in its own way
+        code = _pickled_code(error)
+        if code:
+            raise ValueError(
+                f'{path}: holds pickled code ({code}), refused; --trust-checkpoint reads it if you trust its origin'
+            ) from None
+        raise ValueError(f'{path}: damaged, or not a checkpoint ({_first_line(error)})') from error
+
+
+def load_weights(path: str, ema: str = 'auto', trust: bool = False) -> Weights:
+    """The weights in a checkpoint of any layout, form and wrapper, checked.
+
+    Args:
+        ema: which ones where a file holds two sets: ``auto`` and ``on`` take the
+            averaged ones, ``off`` the trained ones. ``on`` needs an averaged set.
+        trust: see :func:`read_checkpoint`.
+
+    Raises:
+        OSError, ValueError: for a file that cannot be read or is not a complete,
+            finite MobileOne; the message names what does not fit.
+    """
+    checkpoint = read_checkpoint(path, trust)
+    try:
+        found, source, averaged = _find_state(checkpoint, ema)
+        _check_tensors(found)
+        state, layout = to_own(found)
+        structure = read_structure(shapes_of(state))
+        _check_values(state)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+    return Weights(state, layout, source, averaged, structure)
+
+
+def load_strict(model: nn.Module, weights: Weights, name: str, backbone_only: bool = False) -> None:
+    """Load ``weights`` into an mmpretrain ``ImageClassifier``, every key or none.
+
+    Args:
+        name: of the file, for messages.
+        backbone_only: leave the model's head as it is, whatever head ``weights`` has.
+
+    Raises:
+        ValueError: if they don't fit: another form, variant or class count, or else the keys.
+    """
+    own = model.state_dict()
+    state = weights.state
+    if backbone_only:
+        state = {**{key: own[key] for key in own if key.startswith(HEAD)}, **_without_head(state)}
+    problems = differences(shapes_of(own), shapes_of(state))
+    if problems:
+        raise ValueError(f'{name}: {_mismatch(own, weights, backbone_only) or "; ".join(problems)}')
+    model.load_state_dict(state)
+
+
+def _without_head(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    return {key: tensor for key, tensor in state.items() if not key.startswith(HEAD)}
+
+
+def _mismatch(own: Dict[str, Tensor], weights: Weights, backbone_only: bool) -> Optional[str]:
+    """The one cause behind many differing keys, if there is one."""
+    try:
+        wanted = read_structure(shapes_of(own))
+    except ValueError:
+        return None
+    found = weights.structure
+    both = f'holds {found}; the config builds {wanted}'
+    if (found.variant, found.widths, found.num_blocks) != (wanted.variant, wanted.widths, wanted.num_blocks):
+        return f'another network: it {both}'
+    if found.form != wanted.form:
+        return f'another form: it {both}; tools/convert_checkpoint.py --branched un-fuses, tools/reparam.py fuses'
+    if found.num_classes != wanted.num_classes and not backbone_only:
+        return f'another head: it {both}'
+    return None
+
+
+def _check_archive(path: str) -> None:
+    """Refuse a torch zip file whose records are damaged or unpack to more than the file holds."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(record.file_size for record in archive.infolist()) > os.path.getsize(path):
+            raise ValueError('its records unpack to more than the file holds')
+        damaged = archive.testzip()  # torch itself doesn't look at the checksums
+        if damaged:
+            raise ValueError(f'wrong checksum of {damaged}')
+
+
+def _pickled_code(error: Exception) -> Optional[str]:
+    """The name of the code that safe unpickling met, None if it failed for another reason."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
+    named = re.search(r'GLOBAL (\S+) (?:was not an allowed|whose module)', str(error))
+    if named:
+        return named[1]
+    called = re.search(r'unrecognized function (.+)|Can only (?:build|create new object)', str(error))
+    return (called[1] or 'an object') if called else None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f'{type(error).__name__}: {lines[0][:200]}' if lines else type(error).__name__
+
+
+def _find_state(checkpoint: Any, ema: str) -> Tuple[Dict[str, Tensor], str, bool]:
+    """The chosen state dict in what a file holds, the name of its place, and whether it is averaged."""
+    if ema not in EMA_CHOICES:
+        raise ValueError(f'ema={ema!r}: allowed are {", ".join(EMA_CHOICES)}')
+    checkpoint = _as_state(checkpoint)
+    if checkpoint is None:
+        raise ValueError('holds no dict of tensors')
+    trained = next((key for key in _RAW_KEYS if _as_state(checkpoint.get(key)) is not None), None)
+    averaged = next((key for key in _EMA_KEYS if _as_state(checkpoint.get(key)) is not None), None)
+    if trained is None and averaged is None:
+        if ema == 'on':
+            raise ValueError('holds one set of weights, not marked as averaged (EMA)')
+        return dict(checkpoint), 'the file itself', False
+    # mmengine's EMAHook swaps the two sets when it saves; only its averaged model counts "steps".
+    if trained and averaged and 'steps' in checkpoint[averaged]:
+        trained, averaged = averaged, trained
+    if ema == 'on' and averaged is None:
+        raise ValueError(f'holds no averaged (EMA) weights, only {trained}')
+    if ema == 'off' and trained is None:
+        raise ValueError(f'holds averaged (EMA) weights alone, in {averaged}')
+    use_averaged = averaged is not None and ema != 'off'
+    key = averaged if use_averaged else trained
+    state = dict(_as_state(checkpoint[key]))
+    state.pop('steps', None)
+    return state, f'{key} (EMA)' if use_averaged else key, use_averaged
+
+
+def _as_state(value: Any) -> Optional[Mapping]:
+    if isinstance(value, nn.Module):
+        return value.state_dict()
+    return value if isinstance(value, Mapping) else None
+
+
+def _check_tensors(state: Dict[str, Tensor]) -> None:
+    """Refuse what is not a plain tensor of weights; looks at no value, so a huge one costs nothing."""
+    if not state:
+        raise ValueError('holds no weights')
+    strange = [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if strange:
+        raise ValueError(f'entries that are not tensors: {some(strange)}')
+    for key, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
+            raise ValueError(f'{key} is not a plain dense tensor')
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f'{key} has shape {list(tensor.shape)}, more than is stored')
+        if key.endswith(_COUNTER):
+            if tensor.dtype != torch.int64:
+                raise ValueError(f'{key} is {tensor.dtype} instead of torch.int64')
+        elif key != 'steps' and tensor.dtype not in _DTYPES:
+            raise ValueError(f'{key} is {tensor.dtype}; weights are {", ".join(map(str, _DTYPES))}')
+
+
+def _check_values(state: Dict[str, Tensor]) -> None:
+    variances = {key: tensor for key, tensor in state.items() if key.endswith('running_var')}
+    # All at once first: a thousand small reductions take a second on a busy machine.
+    if not torch.isfinite(_flat(state)).all():
+        _raise_first(state, lambda tensor: ~torch.isfinite(tensor), 'NaN or infinite values')
+    if variances and (_flat(variances) < 0).any():
+        _raise_first(variances, lambda tensor: tensor < 0, 'a negative variance')
+
+
+def _flat(state: Dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in state.values()])
+
+
+def _raise_first(state: Dict[str, Tensor], is_bad: Callable[[Tensor], Tensor], what: str) -> None:
+    for key, tensor in state.items():
+        if is_bad(tensor).any():
+            raise ValueError(f'{key} holds {what}')
