@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import inspect
+import logging
 import os
 import sys
 import warnings
@@ -49,8 +50,13 @@ def _one_line(error: Exception) -> str:
 def _silence_imports() -> None:
     # MobileOne needs none of mmcv's compiled operators, whose absence mmpretrain mentions at every start.
     warnings.filterwarnings('ignore', message='Fail to import')
+    # Configs are written for eight GPUs; fewer cores or no GPU is no fault.
+    warnings.filterwarnings('ignore', message='This DataLoader will create')
+    warnings.filterwarnings('ignore', message="'pin_memory' argument is set as true")
     warnings.filterwarnings('ignore', category=DeprecationWarning)
     warnings.filterwarnings('ignore', category=FutureWarning)
+    # A CUDA toolkit without a GPU, found while mmengine lists the environment.
+    logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +74,20 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the positional CHECKPOINT, ``--ema`` and ``--trust-checkpoint``."""
+    parser.add_argument('checkpoint', help='weights of any layout (ours, mmpretrain, Apple, timm), branched or fused')
+    parser.add_argument(
+        '--ema',
+        choices=['auto', 'on', 'off'],
+        default='auto',
+        help='which weights of a training checkpoint: the averaged ones if there are (auto), or else',
+    )
+    parser.add_argument(
+        '--trust-checkpoint', action='store_true', help='unpickle a file that holds code: it may do anything'
+    )
+
+
 def add_launcher_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--launcher``, and accept the ``--local-rank`` that some launchers pass."""
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
@@ -75,13 +95,14 @@ def add_launcher_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(path: str, options: Optional[dict] = None):
-    """The mmengine ``Config`` at ``path`` with ``options`` merged in.
+    """The mmengine ``Config`` at ``path`` with ``options`` merged in; its scope becomes the default.
 
     Raises:
         ValueError: for a top-level key that nothing reads, or an option that
             does not fit; OSError if there is no such file.
     """
     from mmengine.config import Config
+    from mmengine.registry import init_default_scope
 
     if not os.path.isfile(path):
         raise FileNotFoundError(f'{path}: no such config file')
@@ -89,6 +110,7 @@ def load_config(path: str, options: Optional[dict] = None):
     if options:
         config.merge_from_dict(options)
     check_keys_are_read(config)
+    init_default_scope(config.get('default_scope', 'mmpretrain'))
     return config
 
 

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Union
 
-import torch
-
 
 @contextmanager
 def write_atomically(path: Union[str, Path]) -> Iterator[Path]:
@@ -36,7 +34,7 @@ def check_writable(path: Union[str, Path]) -> None:
         raise PermissionError(f'{path.parent}: no permission to write {path.name} there')
 
 
-def save_checkpoint(checkpoint: dict, path: Union[str, Path]) -> None:
-    """``torch.save`` to ``path``, whole or not at all."""
+def write_text(text: str, path: Union[str, Path]) -> None:
+    """Write ``text`` to ``path``, whole or not at all."""
     with write_atomically(path) as part:
-        torch.save(checkpoint, part)
+        part.write_text(text, encoding='utf-8')

@@ -7,7 +7,15 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner as _Runner
 
 # Lines of mmengine that say nothing to the person at the console; the log file has them.
-_NOISE = ('paramwise_options', 'Failed to search registry', 'Hooks will be executed', 'Checkpoints will be saved')
+_NOISE = (
+    'Distributed training is not used',
+    'FileClient',
+    'HardDiskBackend',
+    'paramwise_options',
+    'Checkpoints will be saved',
+    'Exp name',
+    'previous best checkpoint',
+)
 
 
 class ConsoleFilter(logging.Filter):

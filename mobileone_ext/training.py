@@ -12,9 +12,9 @@ from .data import check_data
 from .runner import Runner
 
 
-def use_work_dir(config: Config, work_dir: Optional[str]) -> None:
-    """Set ``config.work_dir``: the option, else the config's, else ``work_dirs/CONFIG``."""
-    config.work_dir = work_dir or config.get('work_dir') or str(Path('work_dirs', Path(config.filename).stem))
+def use_work_dir(config: Config, work_dir: Optional[str], task: str = '') -> None:
+    """Set ``config.work_dir``: the option, else the config's, else ``work_dirs/CONFIG/task``."""
+    config.work_dir = work_dir or config.get('work_dir') or str(Path('work_dirs', Path(config.filename).stem, task))
     if Path(config.work_dir).is_file():
         raise ValueError(f'work dir {config.work_dir}: is a file; --work-dir names a folder')
 
@@ -76,14 +76,24 @@ def saved_checkpoints(work_dir: Union[str, Path]) -> Iterator[Path]:
 
 
 def latest_checkpoint(work_dir: Union[str, Path]) -> Optional[Path]:
-    """The newest checkpoint in ``work_dir`` that is whole, or None; broken ones are named and passed over."""
+    """The newest checkpoint in ``work_dir`` that is whole, None if there is none at all.
+
+    Broken ones are named and passed over.
+
+    Raises:
+        ValueError: if all are broken.
+    """
+    broken = 0
     for path in saved_checkpoints(work_dir):
         try:
             read_training_checkpoint(path)
         except (ValueError, OSError) as error:
             print(f'passed over: {error}')
+            broken += 1
         else:
             return path
+    if broken:
+        raise ValueError(f'{work_dir}: none of its {broken} checkpoints can be resumed from')
     return None
 
 

@@ -44,10 +44,10 @@ def to_plain(value: Any) -> Any:
     Raises:
         ValueError: for an object that has no such form.
     """
+    if isinstance(value, np.generic):  # first: np.float64 is a float
+        return value.item()
     if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
         return value
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, dict):

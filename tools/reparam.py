@@ -1,0 +1,39 @@
+"""Fuse a trained MobileOne and prove it: ``python tools/reparam.py CONFIG CHECKPOINT OUT``."""
+
+import argparse
+
+from mobileone_ext import cli
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    cli.add_config_arguments(parser)
+    cli.add_checkpoint_arguments(parser)
+    parser.add_argument('out', help='the fused checkpoint to write')
+    parser.add_argument('--report', metavar='JSON', help='write the comparison to this file')
+    parser.add_argument('--no-eval', action='store_true', help='fuse without comparing on the test set')
+    parser.add_argument('--max-flips', type=int, default=0, metavar='N', help='predictions that may change (0)')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    config = cli.load_config(args.config, args.cfg_options)
+    from mobileone_ext import conversion
+
+    report = conversion.convert(
+        config,
+        args.checkpoint,
+        args.out,
+        ema=args.ema,
+        trust=args.trust_checkpoint,
+        report_path=args.report,
+        evaluate=not args.no_eval,
+        max_flips=args.max_flips,
+    )
+    conversion.show(report)
+    return 0
+
+
+if __name__ == '__main__':
+    cli.run(main)
