@@ -1,7 +1,6 @@
 """What tools/reparam.py does: fuse a checkpoint, write it, read it back, hold it against its source."""
 
 import json
-from pathlib import Path
 from typing import Optional
 
 from mmengine.config import Config
@@ -15,7 +14,6 @@ from . import deploy
 from .checkpoints import load_weights
 from .data import check_data
 from .files import check_writable, write_atomically, write_text
-
 
 DEFAULT_SIZE = 224  # pixels, where no image tells
 

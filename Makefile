@@ -1,0 +1,26 @@
+# `make demo` and `make test` need Python 3.11 and nothing else: each makes its environment if it is missing.
+
+REQUIREMENTS ?= requirements.txt
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+VENV = .venv$(patsubst requirements%,%,$(basename $(REQUIREMENTS)))
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test test-slow lint
+
+demo: $(VENV)/installed
+	$(RUN) tools/demo.py
+
+test: $(VENV)/installed
+	$(RUN) -m pytest
+
+test-slow: $(VENV)/installed
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/installed: $(REQUIREMENTS) requirements-common.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --requirement $(REQUIREMENTS)
+	touch $@
