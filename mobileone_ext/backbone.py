@@ -4,8 +4,9 @@ MobileOne: An Improved One Millisecond Mobile Backbone, arXiv 2206.04040. A stem
 and four stages of depthwise + pointwise blocks; every stage halves the plane.
 """
 
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import List, Sequence, Tuple, Union
+from typing import ContextManager, Iterator, List, Sequence, Tuple, Union
 
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule, Sequential
@@ -109,7 +110,7 @@ class MobileOne(BaseModule):
         maps = []
         for index, stage in enumerate(self._stages()[1:]):
             if self.with_cp and self.training and x.requires_grad:
-                x = checkpoint(stage, x, use_reentrant=False)
+                x = checkpoint(stage, x, use_reentrant=False, context_fn=lambda stage=stage: _once_only(stage))
             else:
                 x = stage(x)
             if index in self.out_indices:
@@ -139,6 +140,21 @@ class MobileOne(BaseModule):
         for stage in self._stages()[: self.frozen_stages + 1]:
             stage.eval()
             stage.requires_grad_(False)
+
+
+def _once_only(stage: nn.Module) -> Tuple[ContextManager, ContextManager]:
+    """Contexts of a checkpointed forward and its repetition, which must not count in running statistics again."""
+    return nullcontext(), _keep_buffers(stage)
+
+
+@contextmanager
+def _keep_buffers(module: nn.Module) -> Iterator[None]:
+    kept = [buffer.clone() for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(module.buffers(), kept):
+            buffer.data.copy_(value)  # .data: batch norm's backward holds the buffer, without need
 
 
 def _per_stage(num_conv_branches: Union[int, Sequence[int], None], default: List[int]) -> List[int]:

@@ -128,9 +128,9 @@ class MobileOneBlock(nn.Module):
 
     def _branch_kernels(self) -> Iterator[Kernel]:
         if self.branch_norm is not None:
-            like = self.branch_norm.running_mean
-            identity = identity_kernel(self.in_channels, self.groups, self.kernel_size, like)
-            yield fold_affine(identity, _running_affine(self.branch_norm))
+            affine = _running_affine(self.branch_norm)
+            identity = identity_kernel(self.in_channels, self.groups, self.kernel_size, like=affine.scale)
+            yield fold_affine(identity, affine)
         if self.branch_scale is not None:
             weight = pad_kernel(self.branch_scale.conv.weight, self.kernel_size)
             yield fold_affine(weight, _running_affine(self.branch_scale.norm))

@@ -1,0 +1,93 @@
+"""Fixtures: the tools in this process, a tiny run on digits, images and weights kept outside the project."""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Callable, List
+
+import pytest
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = 'tests/configs/tiny_digits.py'
+
+
+@pytest.fixture(autouse=True)
+def in_project_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory) -> Path:
+    """The digits data set on disk."""
+    from mobileone_ext.digits import write_digits
+
+    root = tmp_path_factory.mktemp('data') / 'digits'
+    write_digits(root)
+    return root
+
+
+@pytest.fixture
+def shared() -> Callable[..., Path]:
+    """``shared('weights', 'x.pth')`` is a path below MOBILEONE_TEST_DATA (``../shared``); skips without it."""
+
+    def path(*parts: str) -> Path:
+        found = Path(os.environ.get('MOBILEONE_TEST_DATA', ROOT.parent / 'shared'), *parts)
+        if not found.exists():
+            pytest.skip(f'{found} is not there; MOBILEONE_TEST_DATA names the folder of test images and weights')
+        return found
+
+    return path
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    """``run_tool('train', ...)`` runs a tool in this process; returns its exit code and what it printed."""
+
+    def run(name: str, *arguments) -> 'tuple[int, str]':
+        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+        captured = capsys.readouterr()
+        return exit_.value.code, captured.out + captured.err
+
+    return run
+
+
+def data_options(root: Path) -> List[str]:
+    """``--cfg-options`` that point a config's three loaders at ``root``, read in this process."""
+    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    return [
+        *(f'{loader}.dataset.data_root={root}' for loader in loaders),
+        *(f'{loader}.{option}' for loader in loaders for option in ('num_workers=0', 'persistent_workers=False')),
+    ]
+
+
+@pytest.fixture(scope='session')
+def tiny_run(digits, tmp_path_factory) -> Path:
+    """Work dir of a finished tiny run with EMA."""
+    from mobileone_ext import cli, training
+
+    work_dir = tmp_path_factory.mktemp('tiny_run')
+    config = cli.load_config(str(ROOT / TINY), dict(option.split('=') for option in data_options(digits)[:3]))
+    config.train_dataloader.num_workers = config.val_dataloader.num_workers = 0
+    config.train_dataloader.persistent_workers = config.val_dataloader.persistent_workers = False
+    config.work_dir, config.randomness.seed = str(work_dir), 0
+    training.train(config)
+    return work_dir
+
+
+def randomise_norms(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random statistics and affine parameters in every batch norm, so that no term of the fusion is 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm):
+            with torch.no_grad():
+                norm.running_mean.uniform_(-1, 1, generator=generator)
+                norm.running_var.uniform_(0.5, 2, generator=generator)
+                norm.weight.uniform_(0.5, 1.5, generator=generator)
+                norm.bias.uniform_(-1, 1, generator=generator)
+    return module

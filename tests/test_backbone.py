@@ -1,0 +1,152 @@
+"""The backbone against mmpretrain's own, against published counts, and in its modes."""
+
+import copy
+
+import pytest
+import torch
+from conftest import randomise_norms
+from mmpretrain.models import MobileOne as MmpretrainMobileOne
+from torch import nn
+
+from mobileone_ext.arch import ARCHS
+from mobileone_ext.backbone import MobileOne
+from mobileone_ext.cli import load_config
+from mobileone_ext.deploy import build_model, count_multiply_adds, count_parameters
+
+PUBLISHED = ['s0', 's1', 's2', 's3', 's4']
+# mmpretrain's metafile: fused, 1000 classes, 224 px.
+FUSED_COUNTS = {
+    's0': (2_078_504, 274_136_576),
+    's1': (4_764_840, 823_839_744),
+    's2': (7_808_168, 1_296_478_848),
+    's3': (10_078_312, 1_893_842_944),
+    's4': (14_838_352, 2_979_222_528),
+}
+SMALL = dict(num_blocks=[1, 2, 2, 1], width_factor=[0.125] * 4, num_conv_branches=[2] * 4, num_se_blocks=[0, 0, 1, 1])
+
+
+def small(**options):
+    return MobileOne(**{'arch': SMALL, 'se_cfg': dict(ratio=2, divisor=1), **options})
+
+
+@pytest.mark.parametrize('arch', PUBLISHED)
+def test_branches_equal_mmpretrain_and_fuse_exactly(arch):
+    torch.manual_seed(0)
+    ours = randomise_norms(MobileOne(arch)).double().eval()
+    reference = MmpretrainMobileOne(arch).double()
+    reference.load_state_dict(ours.state_dict())
+    reference.eval()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected = reference(x)[0]
+        torch.testing.assert_close(ours(x)[0], expected, rtol=1e-12, atol=0)
+        single = copy.deepcopy(ours).float()
+        single_expected = single(x.float())[0]
+        for model in (ours, single):
+            model.switch_to_deploy()
+        difference = ours(x)[0] - expected
+        single_difference = single(x.float())[0] - single_expected
+    assert difference.abs().max() <= 1e-10 * expected.abs().max()
+    assert single_difference.abs().max() <= 1e-5 * single_expected.abs().max()
+
+
+@pytest.mark.parametrize('variant', PUBLISHED)
+def test_fused_parameters_and_multiply_adds_are_the_published(variant):
+    model = build_model(load_config(f'configs/mobileone_{variant}_8xb32.py'), 'fused')
+    assert (count_parameters(model), count_multiply_adds(model, 224)) == FUSED_COUNTS[variant]
+
+
+@pytest.mark.parametrize(('arch', 'branched', 'fused'), [('s0', 1323, 88), ('s4', 610, 136)])
+def test_number_of_keys_is_the_published(arch, branched, fused):
+    head = 2
+    assert len(MobileOne(arch).state_dict()) + head == branched
+    assert len(MobileOne(arch, deploy=True).state_dict()) + head == fused
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+def test_all_stages_come_out(deploy):
+    maps = MobileOne('s0', out_indices=(0, 1, 2, 3), deploy=deploy)(torch.randn(1, 3, 64, 96))
+    assert [tuple(m.shape) for m in maps] == [(1, 48, 16, 24), (1, 128, 8, 12), (1, 256, 4, 6), (1, 1024, 2, 3)]
+
+
+def test_negative_out_indices_count_from_the_end():
+    assert MobileOne('s0', out_indices=-1).out_indices == (3,)
+    assert small(out_indices=(-4, 3)).out_indices == (0, 3)
+
+
+@pytest.mark.parametrize('frozen_stages', range(-1, 5))
+def test_frozen_stages_neither_learn_nor_update_statistics(frozen_stages):
+    model = small(frozen_stages=frozen_stages).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad] or [torch.zeros(1)], lr=0.1)
+    out = model(torch.randn(4, 3, 64, 64))[0]
+    if out.requires_grad:
+        out.square().mean().backward()
+        optimizer.step()
+    changed = {key.split('.')[0] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {f'stage{i}' for i in range(frozen_stages + 1, 5)}
+
+
+def test_norm_eval_keeps_statistics_and_trains_weights():
+    model = small(norm_eval=True).train()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert model.training and norms and not any(norm.training for norm in norms)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_train_and_eval_return_the_model():
+    model = small()
+    assert model.eval() is model and model.train() is model and not model.eval().training
+
+
+@pytest.mark.parametrize('norm_cfg', [dict(type='BN'), dict(type='SyncBN')])
+def test_switch_to_deploy_keeps_outputs_and_trainability(norm_cfg):
+    model = randomise_norms(small(norm_cfg=norm_cfg, frozen_stages=1)).double().eval()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    expected = model(x)[0].detach()
+    model.switch_to_deploy()
+    model.switch_to_deploy()  # a second call does nothing
+    torch.testing.assert_close(model(x)[0].detach(), expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
+    trainable = {name.split('.')[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == {'stage2', 'stage3', 'stage4'}
+    assert small(deploy=True).state_dict().keys() == model.state_dict().keys()
+
+
+def test_checkpointing_changes_no_gradient():
+    torch.manual_seed(0)
+    plain, saving = small(), small(with_cp=True)
+    saving.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 3, 64, 64)
+    for model in (plain, saving):
+        model.train()(x)[0].square().mean().backward()
+    for expected, found in zip(plain.parameters(), saving.parameters()):
+        torch.testing.assert_close(found.grad, expected.grad)
+    torch.testing.assert_close(plain.state_dict(), saving.state_dict())
+
+
+def test_branches_of_each_stage_are_set_by_number():
+    model = small(num_conv_branches=[1, 2, 3, 4])
+    assert [len(getattr(model, f'stage{i}')[0].branch_conv_list) for i in range(1, 5)] == [1, 2, 3, 4]
+    assert len(model.stage0.branch_conv_list) == 1
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(arch='s9'), "arch='s9' is unknown; known are s0, s1"),
+        (dict(arch=dict(SMALL, widths=[1] * 4)), "unknown key 'widths'"),
+        (dict(arch=dict(num_blocks=[1] * 4)), "'width_factor' is missing"),
+        (dict(arch=dict(SMALL, num_blocks=[1, 1])), 'must list four numbers'),
+        (dict(arch=dict(SMALL, num_se_blocks=[9, 0, 0, 0])), 'num_se_blocks=9'),
+        (dict(out_indices=4), 'out_indices=4'),
+        (dict(frozen_stages=5), 'frozen_stages=5'),
+        (dict(num_conv_branches=[1, 2]), r'num_conv_branches=\[1, 2\]'),
+    ],
+)
+def test_bad_values_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+def test_every_arch_is_complete():
+    assert list(ARCHS)[:5] == PUBLISHED
