@@ -45,5 +45,5 @@ class Runner(_Runner):
 
     def wrap_model(self, model_wrapper_cfg, model):
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
-            model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
+            model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
         return super().wrap_model(model_wrapper_cfg, model)

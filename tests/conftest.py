@@ -88,6 +88,7 @@ def randomise_norms(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
             with torch.no_grad():
                 norm.running_mean.uniform_(-1, 1, generator=generator)
                 norm.running_var.uniform_(0.5, 2, generator=generator)
-                norm.weight.uniform_(0.5, 1.5, generator=generator)
-                norm.bias.uniform_(-1, 1, generator=generator)
+                if norm.affine:
+                    norm.weight.uniform_(0.5, 1.5, generator=generator)
+                    norm.bias.uniform_(-1, 1, generator=generator)
     return module

@@ -37,8 +37,7 @@ BLOCKS = {
 
 
 def make_block(**options):
-    block = MobileOneBlock(**options).eval()
-    return block if options.get('norm', None).__class__ is partial else randomise_norms(block)
+    return randomise_norms(MobileOneBlock(**options).eval())
 
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -48,7 +47,6 @@ def test_fused_equals_branched(options, dtype, tolerance):
     block = make_block(**options).to(dtype)
     x = torch.randn(2, block.in_channels, 9, 10, dtype=dtype)
     expected = block(x)
-    state = block.state_dict()
     block.switch_to_deploy()
     assert (block(x) - expected).abs().max() <= tolerance * expected.abs().max()
     assert {k for k in block.state_dict() if not k.startswith('se.')} == {
@@ -57,7 +55,6 @@ def test_fused_equals_branched(options, dtype, tolerance):
     }
     assert MobileOneBlock(**options, deploy=True).state_dict().keys() == block.state_dict().keys()
     assert all(parameter.requires_grad for parameter in block.parameters())
-    assert len(state) > 2
 
 
 def dropped_mean(mean, *rest):

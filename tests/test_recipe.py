@@ -1,0 +1,86 @@
+"""Seeding, parameter groups, and checkpoints made plain."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from torch import nn
+
+from mobileone_ext.files import write_text
+from mobileone_ext.recipe.checkpointing import AtomicBackend, restore_history, to_plain
+from mobileone_ext.recipe.param_groups import merge_groups
+from mobileone_ext.recipe.seeding import SampleSeeder, pipelines
+
+
+def draw():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_a_sample_has_its_own_stream_whatever_was_drawn_before():
+    seeder, streams = SampleSeeder(), {}
+    for seed, epoch, index in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]:
+        seeder.set(seed, epoch)
+        seeder(dict(sample_idx=index))
+        streams[seed, epoch, index] = draw()
+        draw()
+        seeder(dict(sample_idx=index))
+        assert draw() == streams[seed, epoch, index]
+    assert all(len(set(values)) == 4 for values in zip(*streams.values()))
+
+
+def test_pipelines_are_found_behind_wrappers():
+    class Wrapper:
+        def __init__(self, **attributes):
+            self.__dict__.update(attributes)
+
+    inner = [Wrapper(pipeline=name) for name in 'ab']
+    assert list(pipelines(Wrapper(dataset=Wrapper(datasets=inner)))) == ['a', 'b']
+
+
+def test_groups_with_equal_options_merge_in_order():
+    a, b, c, d = (nn.Parameter(torch.zeros(1)) for _ in range(4))
+    groups = [dict(params=[a], lr=1.0), dict(params=[b], lr=1.0, weight_decay=0.0), dict(params=[c], lr=1.0)]
+    assert merge_groups([*groups, dict(params=[d], lr=2.0)]) == [
+        dict(params=[a, c], lr=1.0),
+        dict(params=[b], lr=1.0, weight_decay=0.0),
+        dict(params=[d], lr=2.0),
+    ]
+
+
+def test_plain_values_survive_safe_reading(tmp_path):
+    value = dict(
+        best=np.float64(0.5),
+        count=np.int64(3),
+        names=('a', 'b'),
+        nested=[dict(array=np.arange(3)), None, True, 'text', 2.5],
+        loss=HistoryBuffer([1.0, 2.0], [1, 1], max_length=7),
+    )
+    torch.save(to_plain(value), tmp_path / 'plain.pth')
+    found = torch.load(tmp_path / 'plain.pth', weights_only=True)
+    assert found['best'] == 0.5 and found['count'] == 3 and found['names'] == ('a', 'b')
+    assert found['nested'][0]['array'].tolist() == [0, 1, 2] and found['nested'][1:] == [None, True, 'text', 2.5]
+    buffer = restore_history(found['loss'])
+    assert buffer.data[0].tolist() == [1.0, 2.0] and buffer.max_length == 7 and buffer.mean() == 1.5
+
+
+def test_values_without_plain_form_are_named():
+    with pytest.raises(ValueError, match='cannot hold a function'):
+        to_plain(dict(hook=draw))
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / 'epoch_1.pth'
+    AtomicBackend().put(b'old', path)
+    with pytest.raises(TypeError):
+        AtomicBackend().put('not bytes', path)
+    monkeypatch.setattr('os.replace', lambda *_: (_ for _ in ()).throw(OSError('disk full')))
+    with pytest.raises(OSError, match='disk full'):
+        write_text('new', path)
+    assert path.read_bytes() == b'old' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_not_overwritten(tmp_path):
+    with pytest.raises(IsADirectoryError, match='is a folder'):
+        write_text('text', tmp_path)
