@@ -33,7 +33,7 @@ class Weights:
     """The weights of one MobileOne.
 
     Attributes:
-        state: own names (mmpretrain's), ``backbone.`` and ``head.fc.``.
+        state: own names (mmpretrain's), ``backbone.`` and ``head.fc.``, in the order of the network.
         layout: the layout of the file: ``mmpretrain``, ``apple`` or ``timm``.
         source: where in the file they were, e.g. ``'state_dict (EMA)'``.
         ema: whether they are known to be an exponential moving average.
@@ -111,7 +111,7 @@ def load_weights(path: str, ema: str = 'auto', trust: bool = False) -> Weights:
         _check_values(state)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
-    return Weights(state, layout, source, averaged, structure)
+    return Weights({key: state[key] for key in structure.shapes()}, layout, source, averaged, structure)
 
 
 def load_strict(model: nn.Module, weights: Weights, name: str, backbone_only: bool = False) -> None:
@@ -127,14 +127,15 @@ def load_strict(model: nn.Module, weights: Weights, name: str, backbone_only: bo
     own = model.state_dict()
     state = weights.state
     if backbone_only:
-        state = {**{key: own[key] for key in own if key.startswith(HEAD)}, **_without_head(state)}
+        state = {**{key: own[key] for key in own if key.startswith(HEAD)}, **without_head(state)}
     problems = differences(shapes_of(own), shapes_of(state))
     if problems:
         raise ValueError(f'{name}: {_mismatch(own, weights, backbone_only) or "; ".join(problems)}')
     model.load_state_dict(state)
 
 
-def _without_head(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def without_head(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """``state`` (own names) without the classifier."""
     return {key: tensor for key, tensor in state.items() if not key.startswith(HEAD)}
 
 
@@ -234,10 +235,11 @@ def _check_tensors(state: Dict[str, Tensor]) -> None:
 
 
 def _check_values(state: Dict[str, Tensor]) -> None:
+    numbers = {key: tensor for key, tensor in state.items() if not key.endswith(_COUNTER)}
     variances = {key: tensor for key, tensor in state.items() if key.endswith('running_var')}
     # All at once first: a thousand small reductions take a second on a busy machine.
-    if not torch.isfinite(_flat(state)).all():
-        _raise_first(state, lambda tensor: ~torch.isfinite(tensor), 'NaN or infinite values')
+    if not torch.isfinite(_flat(numbers)).all():
+        _raise_first(numbers, lambda tensor: ~torch.isfinite(tensor), 'NaN or infinite values')
     if variances and (_flat(variances) < 0).any():
         _raise_first(variances, lambda tensor: tensor < 0, 'a negative variance')
 
