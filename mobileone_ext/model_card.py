@@ -28,11 +28,13 @@ def sha256(path: Union[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def model_card(path: Path, layout: str, weights: Weights, source: Path, original: Weights, note: Optional[str]) -> str:
+def model_card(
+    path: Path, layout: str, weights: Weights, source: str, digest: str, original: Weights, note: Optional[str]
+) -> str:
     """Markdown about the file at ``path``, which holds ``weights`` in ``layout``.
 
     Args:
-        source, original: the file that it was made from, and the weights that were in there.
+        source, digest, original: the file that it was made from, its sha256, and the weights that were in there.
         note: what else was done to them.
     """
     structure = weights.structure
@@ -47,8 +49,8 @@ def model_card(path: Path, layout: str, weights: Weights, source: Path, original
         'layout': f'{layout} (also that of mobileone_ext)' if layout == 'mmpretrain' else layout,
         'file': f'{path.name}, {os.path.getsize(path):,} bytes',
         'sha256': sha256(path),
-        'source': source.name,
-        'source sha256': sha256(source),
+        'source': source,
+        'source sha256': digest,
         'source layout': f'{original.layout}, {original.form}, taken from {original.source}',
         'done to it': note or 'renamed; every number is as it was',
         'written by': f'mobileone_ext {__version__}, torch {torch.__version__}',

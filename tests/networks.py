@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 import torch
+from conftest import randomise_norms
 from mmpretrain.registry import MODELS
 from torch import nn
 
@@ -29,27 +30,30 @@ def width(arch) -> int:
 
 
 @torch.no_grad()
-def randomise_norms(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random statistics and affine parameters in every batch norm; fresh ones would hide mistakes."""
+def spread_norms(model: nn.Module, images: torch.Tensor, seed: int = 0) -> nn.Module:
+    """Random affine parameters, and statistics near those of ``images``, in every batch norm.
+
+    Statistics that have nothing to do with the input let the activations of a deep
+    network grow until float32 compares badly.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    randomise_norms(model, seed)
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(images)
     generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low, high in (
-                (module.running_mean, -0.5, 0.5),
-                (module.running_var, 0.5, 1.5),
-                (module.weight, 0.5, 1.5),
-                (module.bias, -0.5, 0.5),
-            ):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
-            module.num_batches_tracked.fill_(7)
-    return model
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.running_mean.add_(norm.running_var.sqrt() * (torch.rand(len(norm.bias), generator=generator) - 0.5))
+        norm.running_var.mul_(torch.rand(len(norm.bias), generator=generator) + 0.5)
+    return model.eval()
 
 
 @lru_cache(maxsize=2)
 def random_state(variant: str, form: str) -> dict:
     """The state dict (own names) of a random classifier; don't write to it."""
     torch.manual_seed(0)
-    model = randomise_norms(classifier(variant))
+    model = spread_norms(classifier(variant), torch.randn(4, 3, 64, 64))
     if form == 'fused':
         model.backbone.switch_to_deploy()
     return model.state_dict()
