@@ -84,6 +84,7 @@ def read_checkpoint(path: str, trust: bool = False) -> Any:
     except Exception as error:  # a damaged file fails in torch, zipfile, pickle or safetensors, each in its own way
         code = _pickled_code(error)
         if code:
+            code = _printable(code, 100)
             raise ValueError(
                 f'{path}: holds pickled code ({code}), refused; --trust-checkpoint reads it if you trust its origin'
             ) from None
@@ -110,7 +111,7 @@ def load_weights(path: str, ema: str = 'auto', trust: bool = False) -> Weights:
         structure = read_structure(shapes_of(state))
         _check_values(state)
     except ValueError as error:
-        raise ValueError(f'{path}: {error}') from None
+        raise ValueError(f'{path}: {_printable(str(error))}') from None
     return Weights({key: state[key] for key in structure.shapes()}, layout, source, averaged, structure)
 
 
@@ -177,9 +178,15 @@ def _pickled_code(error: Exception) -> Optional[str]:
     return (called[1] or 'an object') if called else None
 
 
+def _printable(message: str, limit: int = 600) -> str:
+    """``message`` without control characters and not too long: it quotes keys of the file."""
+    clipped = message if len(message) <= limit else message[:limit] + ' ...'
+    return ''.join(character if character.isprintable() else '?' for character in clipped)
+
+
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f'{type(error).__name__}: {lines[0][:200]}' if lines else type(error).__name__
+    return _printable(f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__, 200)
 
 
 def _find_state(checkpoint: Any, ema: str) -> Tuple[Dict[str, Tensor], str, bool]:

@@ -270,7 +270,7 @@ def with_value(key, value):
         (without('head.fc.bias'), '1 key missing: head.fc.bias'),
         (lambda state: [state.pop(key) for key in list(state) if '.stage4.' in key], 'nothing of stage4'),
         (with_value(NORM + '.extra', lambda _: torch.zeros(8)), f'1 key too many: {NORM}.extra'),
-        (with_value('backbone.stage2.999999.branch_norm.bias', lambda _: torch.zeros(8)), 'too many: backbone.stage2.9'),
+        (with_value('backbone.stage2.999999.branch_norm.bias', lambda _: torch.zeros(8)), 'too many: backbone.stage2'),
         (with_value('head.fc.scale', lambda _: torch.zeros(4)), '1 key too many: head.fc.scale'),
         (with_value('neck.weight', lambda _: torch.zeros(4)), 'keys that are not of MobileOne .*: neck.weight'),
         (with_value('stage2.2.branch_norm.bias', lambda _: torch.zeros(16)), 'is there twice'),
