@@ -289,6 +289,7 @@ def with_value(key, value):
         (lambda state: state.clear(), 'holds no weights'),
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings('ignore:Validating sparse tensor')
 def test_what_does_not_fit_is_named(tmp_path, state, change, message):
     change(state)
     with pytest.raises(ValueError, match=f'file.pth: .*{message}'):
