@@ -9,14 +9,16 @@ from pathlib import Path
 
 from mobileone_ext import cli
 
+ARMS = ['fused', 'norm alone', 'branches']
+
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('weights', type=Path)
     parser.add_argument('data', type=Path)
     parser.add_argument('out', type=Path)
-    parser.add_argument('--arms', nargs='+', default=['fused', 'norm alone', 'branches'])
-    parser.add_argument('--lrs', type=float, nargs='+', default=[0.01, 0.03, 0.003])
+    parser.add_argument('--arms', nargs='+', choices=ARMS, default=ARMS, help='which of them (all)')
+    parser.add_argument('--lrs', type=float, nargs='+', help='learning rates to try (the chosen one of each arm)')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--epochs', type=int, default=2)
     parser.add_argument('--image-size', type=int, default=128)
