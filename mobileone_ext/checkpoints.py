@@ -33,7 +33,7 @@ class Weights:
     """The weights of one MobileOne.
 
     Attributes:
-        state: own names (mmpretrain's), ``backbone.`` and ``head.fc.``.
+        state: own names (mmpretrain's), ``backbone.`` and ``head.fc.``, in the order of the network.
         layout: the layout of the file: ``mmpretrain``, ``apple`` or ``timm``.
         source: where in the file they were, e.g. ``'state_dict (EMA)'``.
         ema: whether they are known to be an exponential moving average.
@@ -84,6 +84,7 @@ def read_checkpoint(path: str, trust: bool = False) -> Any:
     except Exception as error:  # a damaged file fails in torch, zipfile, pickle or safetensors, each in its own way
         code = _pickled_code(error)
         if code:
+            code = _printable(code, 100)
             raise ValueError(
                 f'{path}: holds pickled code ({code}), refused; --trust-checkpoint reads it if you trust its origin'
             ) from None
@@ -110,8 +111,8 @@ def load_weights(path: str, ema: str = 'auto', trust: bool = False) -> Weights:
         structure = read_structure(shapes_of(state))
         _check_values(state)
     except ValueError as error:
-        raise ValueError(f'{path}: {error}') from None
-    return Weights(state, layout, source, averaged, structure)
+        raise ValueError(f'{path}: {_printable(str(error))}') from None
+    return Weights({key: state[key] for key in structure.shapes()}, layout, source, averaged, structure)
 
 
 def load_strict(model: nn.Module, weights: Weights, name: str, backbone_only: bool = False) -> None:
@@ -127,14 +128,15 @@ def load_strict(model: nn.Module, weights: Weights, name: str, backbone_only: bo
     own = model.state_dict()
     state = weights.state
     if backbone_only:
-        state = {**{key: own[key] for key in own if key.startswith(HEAD)}, **_without_head(state)}
+        state = {**{key: own[key] for key in own if key.startswith(HEAD)}, **without_head(state)}
     problems = differences(shapes_of(own), shapes_of(state))
     if problems:
         raise ValueError(f'{name}: {_mismatch(own, weights, backbone_only) or "; ".join(problems)}')
     model.load_state_dict(state)
 
 
-def _without_head(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def without_head(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """``state`` (own names) without the classifier."""
     return {key: tensor for key, tensor in state.items() if not key.startswith(HEAD)}
 
 
@@ -176,9 +178,15 @@ def _pickled_code(error: Exception) -> Optional[str]:
     return (called[1] or 'an object') if called else None
 
 
+def _printable(message: str, limit: int = 600) -> str:
+    """``message`` without control characters and not too long: it quotes keys of the file."""
+    clipped = message if len(message) <= limit else message[:limit] + ' ...'
+    return ''.join(character if character.isprintable() else '?' for character in clipped)
+
+
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f'{type(error).__name__}: {lines[0][:200]}' if lines else type(error).__name__
+    return _printable(f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__, 200)
 
 
 def _find_state(checkpoint: Any, ema: str) -> Tuple[Dict[str, Tensor], str, bool]:
@@ -234,10 +242,11 @@ def _check_tensors(state: Dict[str, Tensor]) -> None:
 
 
 def _check_values(state: Dict[str, Tensor]) -> None:
+    numbers = {key: tensor for key, tensor in state.items() if not key.endswith(_COUNTER)}
     variances = {key: tensor for key, tensor in state.items() if key.endswith('running_var')}
     # All at once first: a thousand small reductions take a second on a busy machine.
-    if not torch.isfinite(_flat(state)).all():
-        _raise_first(state, lambda tensor: ~torch.isfinite(tensor), 'NaN or infinite values')
+    if not torch.isfinite(_flat(numbers)).all():
+        _raise_first(numbers, lambda tensor: ~torch.isfinite(tensor), 'NaN or infinite values')
     if variances and (_flat(variances) < 0).any():
         _raise_first(variances, lambda tensor: tensor < 0, 'a negative variance')
 

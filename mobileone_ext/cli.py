@@ -77,6 +77,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the positional CHECKPOINT, ``--ema`` and ``--trust-checkpoint``."""
     parser.add_argument('checkpoint', help='weights of any layout (ours, mmpretrain, Apple, timm), branched or fused')
+    add_weights_arguments(parser)
+
+
+def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--ema`` and ``--trust-checkpoint``: how to read a checkpoint."""
     parser.add_argument(
         '--ema',
         choices=['auto', 'on', 'off'],

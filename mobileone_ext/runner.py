@@ -4,7 +4,10 @@ import logging
 
 import torch
 from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner as _Runner
+
+from .checkpoints import load_strict, load_weights
 
 # Lines of mmengine that say nothing to the person at the console; the log file has them.
 _NOISE = (
@@ -29,7 +32,22 @@ class ConsoleFilter(logging.Filter):
 
 
 class Runner(_Runner):
-    """A Runner whose console shows progress alone, and whose ranks may be CPU processes (gloo)."""
+    """A Runner whose console shows progress alone, and whose ranks may be CPU processes (gloo).
+
+    ``load_from`` takes weights of any layout and loads them strictly; mmengine would
+    pass over what does not fit. A file without a head leaves the model's as it is.
+    """
+
+    def load_or_resume(self) -> None:
+        if self._resume or self._load_from is None or self._has_loaded:
+            return super().load_or_resume()
+        weights = load_weights(self._load_from)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        load_strict(model, weights, str(self._load_from), backbone_only=weights.num_classes is None)
+        self.call_hook('after_load_checkpoint', checkpoint=dict(state_dict=model.state_dict()))
+        self._has_loaded = True
+        self.logger.info(f'{self._load_from}: {weights.structure}, {weights.layout} layout, from {weights.source}')
+        return None
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)

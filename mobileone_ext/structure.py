@@ -152,6 +152,8 @@ def read_structure(shapes: Dict[str, Shape]) -> Structure:
         squeeze=squeeze,
         num_classes=_majority(s[0] for key, s in shapes.items() if s and key.startswith(HEAD)) or None,
     )
+    if not all((structure.in_channels, *structure.widths)):
+        raise ValueError(f'not every width can be read: image {structure.in_channels}, stages {structure.widths}')
     problems = differences(structure.shapes(), shapes)
     if problems:
         raise ValueError(f'looks like {structure}, but {"; ".join(problems)}')

@@ -1,0 +1,61 @@
+"""Convert a MobileOne checkpoint: ``convert_checkpoint.py SRC DST --to mmpretrain|apple|timm``.
+
+SRC may have any of the layouts, branched or fused, in a torch or safetensors
+file, wrapped or bare; which is found out. DST ends in .pth, .pt or .safetensors;
+a model card is written beside it, DST.md.
+"""
+
+import argparse
+from pathlib import Path
+
+from mobileone_ext import cli
+
+OWN_NAME = 'mobileone_ext'
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', metavar='SRC', type=Path)
+    parser.add_argument('destination', metavar='DST', type=Path)
+    parser.add_argument(
+        '--to',
+        required=True,
+        choices=[OWN_NAME, 'mmpretrain', 'apple', 'timm'],
+        help=f'layout of DST; {OWN_NAME} and mmpretrain are the same keys',
+    )
+    parser.add_argument(
+        '--branched', action='store_true', help='give a fused SRC its branches back, to train on; needs --images'
+    )
+    parser.add_argument('--images', type=Path, metavar='DIR', help='images to calibrate the branches with')
+    parser.add_argument('--num-images', type=int, default=128, help='how many of them (128)')
+    parser.add_argument('--image-size', type=int, default=224, help='their size, best the one to train with (224)')
+    parser.add_argument('--backbone-only', action='store_true', help='without the head; SRC need not have one')
+    cli.add_weights_arguments(parser)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    if args.branched and not args.images:
+        raise ValueError('--branched: needs --images DIR, the statistics of the branches come from images')
+    from mobileone_ext.convert_checkpoint import card_path, convert
+
+    layout = 'mmpretrain' if args.to == OWN_NAME else args.to
+    original, weights = convert(
+        args.source,
+        args.destination,
+        layout,
+        backbone_only=args.backbone_only,
+        images=args.images if args.branched else None,
+        num_images=args.num_images,
+        image_size=args.image_size,
+        ema=args.ema,
+        trust=args.trust_checkpoint,
+    )
+    print(f'{args.source}: {original.structure}, {original.layout} layout, from {original.source}')
+    print(f'{args.destination}: {weights.structure}, {layout} layout, {len(weights.state):,} tensors')
+    print(f'{card_path(args.destination)}: its model card')
+
+
+if __name__ == '__main__':
+    cli.run(main)
