@@ -8,7 +8,6 @@ from mobileone_ext import cli
 from mobileone_ext.checkpoints import load_weights
 from mobileone_ext.convert_checkpoint import convert
 
-
 # Two runners within one second share a name, which mmengine mentions.
 pytestmark = pytest.mark.filterwarnings('ignore:.*instance named of:UserWarning')
 
