@@ -161,20 +161,21 @@ class CurriculumHook(Hook):
                 dataset.pipeline = pipeline
             _restart_workers(runner.train_dataloader)
             self.current = stage
-            runner.logger.info(f'curriculum: from epoch {runner.epoch} on {describe(stage, self.sizes.get(stage))}')
+            name = describe(self.sizes.get(stage), stage.strength)
+            runner.logger.info(f'curriculum: epoch {runner.epoch} (from 0) trains at {name}')
         if stage.size is not None:
             runner.message_hub.update_scalar('train/image_size', self.sizes[stage])
         if stage.strength is not None:
             runner.message_hub.update_scalar('train/augment_strength', float(stage.strength))
 
 
-def describe(stage: Stage, size: Optional[int]) -> str:
+def describe(size: Optional[int], strength: Optional[float]) -> str:
     """``160 px, augmentation 0.3``, for console and plots; ``size`` in pixels."""
     parts = []
     if size is not None:
         parts.append(f'{size} px')
-    if stage.strength is not None:
-        parts.append(f'augmentation {stage.strength:g}')
+    if strength is not None:
+        parts.append(f'augmentation {strength:g}')
     return ', '.join(parts)
 
 
