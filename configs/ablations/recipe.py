@@ -27,7 +27,7 @@ _EMA = {'custom_hooks.EMAHook': dict(type='EMAHook', momentum=5e-4, update_buffe
 _AUGMENTATION = {
     'train_dataloader.dataset.pipeline': lambda config: [
         *config.train_dataloader.dataset.pipeline[:-1],
-        dict(type='AutoAugment', policies='imagenet'),
+        dict(type='AutoAugment', policies='imagenet', hparams=dict(pad_val=[104, 116, 124])),
         config.train_dataloader.dataset.pipeline[-1],
     ]
 }

@@ -7,6 +7,7 @@ A run with a report is finished and skipped; one without goes on from its newest
 """
 
 import json
+import pprint
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ class Run(NamedTuple):
 
     variant: str
     seed: int
-    config: Config
+    config_text: str
     folder: Path
 
     @property
@@ -61,11 +62,17 @@ def plan(study: Study, base: Config, seeds: Sequence[int], work_dir: Path) -> Li
             raise ValueError(f'study {study.name}, variant {variant!r}: {error}') from error
         for seed in seeds:
             seeded = override(config, {'randomness': dict(config.get('randomness', {}), seed=seed), **_ONE_CHECKPOINT})
-            run = Run(variant, seed, seeded, work_dir / folder_name(variant) / f'seed{seed}')
-            if run.config_file.exists() and run.config_file.read_text(encoding='utf-8') != seeded.pretty_text:
+            run = Run(variant, seed, config_text(seeded), work_dir / folder_name(variant) / f'seed{seed}')
+            if run.config_file.exists() and run.config_file.read_text(encoding='utf-8') != run.config_text:
                 raise ValueError(f'{run.folder}: holds a run of another config; remove it or give another --work-dir')
             runs.append(run)
     return runs
+
+
+def config_text(config: Config) -> str:
+    """``config`` as a Python file without bases."""
+    values = config.to_dict().items()
+    return ''.join(f'{key} = {pprint.pformat(value, width=120, sort_dicts=False)}\n' for key, value in values)
 
 
 def run_study(study: Study, base_name: str, runs: Sequence[Run], work_dir: Path, launcher: str, processes: int) -> int:
@@ -99,7 +106,7 @@ def execute(run: Run, launcher: str, processes: int) -> str:
     """Train and fuse; an empty string, or the reason of a failure."""
     run.folder.mkdir(parents=True, exist_ok=True)
     with write_atomically(run.config_file) as part:
-        part.write_text(run.config.pretty_text, encoding='utf-8')
+        part.write_text(run.config_text, encoding='utf-8')
     train = [*train_command(launcher, processes), run.config_file, '--work-dir', run.folder, '--resume']
     reason = _call([*train, '--no-validate'], run.folder / 'run.log')
     if reason:

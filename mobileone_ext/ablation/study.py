@@ -12,7 +12,6 @@ The first variant is the one that the others are compared with.
 
 import ast
 import re
-import runpy
 from pathlib import Path
 from typing import Any, Dict, NamedTuple
 
@@ -40,12 +39,13 @@ def read_study(path: str) -> Study:
     """
     source = Path(path).read_text(encoding='utf-8')
     try:
-        tree = ast.parse(source, path)
+        tree, code = ast.parse(source), compile(source, path, 'exec')
     except SyntaxError as error:
         raise ValueError(f'{path}: line {error.lineno}: {error.msg}') from error
     _check_no_duplicates(tree, path)
-
-    names = {name: value for name, value in runpy.run_path(path).items() if not name.startswith('_')}
+    namespace = {}
+    exec(code, namespace)
+    names = {name: value for name, value in namespace.items() if not name.startswith('_')}
     for name in names:
         if name not in _KEYS:
             raise ValueError(f'{path}: unknown name {name!r}; a study has {", ".join(_KEYS)}')

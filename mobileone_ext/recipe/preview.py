@@ -1,6 +1,7 @@
 """What a run will do, read from the objects that a config builds, without training a step."""
 
 import copy
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
@@ -58,8 +59,8 @@ def preview(config: Config, images: int = 8) -> Preview:
         images: how many training images to augment for each stage, the same ones.
     """
     config = copy.deepcopy(config)
-    stand_in = _use_stand_in_if_missing(config)
     with tempfile.TemporaryDirectory() as work_dir:
+        stand_in = _use_stand_in_if_missing(config, Path(work_dir, 'photographs'), images)
         runner = _build(config, work_dir)
         curriculum, ema, scheduler, seeder = (
             next((hook for hook in runner.hooks if isinstance(hook, kind)), None)
@@ -100,17 +101,20 @@ def preview(config: Config, images: int = 8) -> Preview:
     return Preview(epochs, stages, stand_in)
 
 
-def _use_stand_in_if_missing(config: Config) -> str:
-    """Let two photographs stand in for absent training images; what is missing, or an empty string."""
+def _use_stand_in_if_missing(config: Config, folder: Path, number: int) -> str:
+    """Let ``number`` photographs stand in for absent training images; what is missing, or an empty string."""
     try:
         check_data(config, 'train_dataloader')
     except ValueError as error:
         dataset = config.train_dataloader.dataset
         while 'dataset' in dataset:
             dataset = dataset['dataset']
-        photographs = str(Path(sklearn.__file__).parent / 'datasets/images')
+        photographs = sorted(Path(sklearn.__file__).parent.glob('datasets/images/*.jpg'))
+        folder.mkdir()
+        for index in range(number):
+            shutil.copy(photographs[index % len(photographs)], folder / f'{index}.jpg')
         config.train_dataloader.dataset = dict(
-            type='CustomDataset', data_root=photographs, with_label=False, pipeline=dataset['pipeline']
+            type='CustomDataset', data_root=str(folder), with_label=False, pipeline=dataset['pipeline']
         )
         return str(error).split(';')[0]
     return ''
@@ -129,7 +133,7 @@ def _build(config: Config, work_dir: str) -> Runner:
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     if runner.param_schedulers is not None:
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-    runner.optim_wrapper.optimizer.step()  # changes nothing without gradients; schedulers warn if none came first
+    runner.optim_wrapper.step()  # changes nothing without gradients; schedulers warn if none came first
     return runner
 
 
@@ -187,6 +191,9 @@ def draw(found: Preview, title: str, path: Path) -> None:
         axis.grid(alpha=0.3)
         if len(lines) > 1:
             axis.legend()
+        elif min(values) == max(values):
+            axis.set_ylim(0.999 * values[0], 1.001 * values[0])
+            axis.ticklabel_format(useOffset=False)
     largest = max(image.shape[0] for stage in found.stages for image in stage.images)
     cells = below.subplots(len(found.stages), columns, squeeze=False)
     for row, stage in zip(cells, found.stages):

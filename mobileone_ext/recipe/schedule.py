@@ -13,22 +13,23 @@ _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def named_groups(model: nn.Module, groups: List[dict]) -> Dict[str, dict]:
-    """One optimizer group for each kind of parameter and weight decay, by a name.
+    """One optimizer group for each weight decay, by the kinds of parameters that have it.
 
-    Names say what the group holds: ``norm``, ``weight``, ``bias`` or several
-    (``bias_weight``); where the same kinds have another decay, with a number.
+    Kinds are ``norm``, ``weight`` and ``bias``, joined where they share a decay
+    (``bias_weight``); a name that occurs twice gets a number.
     """
     norms = {id(p) for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
-    found = {}
+    kinds, first = {}, {}
     for group in groups:
-        kinds = {'norm' if id(p) in norms else 'bias' if p.dim() == 1 else 'weight' for p in group['params']}
         decay = group.get('initial_weight_decay', group['weight_decay'])
-        found.setdefault('_'.join(sorted(kinds)), {}).setdefault(decay, group)
-    return {
-        kinds if index == 0 else f'{kinds}{index + 1}': group
-        for kinds, by_decay in found.items()
-        for index, group in enumerate(by_decay.values())
-    }
+        found = {'norm' if id(p) in norms else 'bias' if p.dim() == 1 else 'weight' for p in group['params']}
+        kinds.setdefault(decay, set()).update(found)
+        first.setdefault(decay, group)
+    named = {}
+    for decay, group in first.items():
+        name = '_'.join(sorted(kinds[decay]))
+        named[name if name not in named else f'{name}{len(named)}'] = group
+    return named
 
 
 def ema_decay(hook: EMAHook, epoch: int, epoch_length: int) -> float:
@@ -39,8 +40,8 @@ def ema_decay(hook: EMAHook, epoch: int, epoch_length: int) -> float:
     step = epoch * epoch_length
     if epoch + 1 < hook.begin_epoch or step + 1 < hook.begin_iter:
         return 0.0
-    average = torch.ones(1)
-    hook.ema_model.avg_func(average, torch.zeros(1), step)
+    average = torch.ones(1, dtype=torch.float64)
+    hook.ema_model.avg_func(average, torch.zeros(1, dtype=torch.float64), step)
     return average.item()
 
 
