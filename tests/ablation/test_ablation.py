@@ -106,7 +106,7 @@ def test_an_unknown_override_key_stops_before_anything_runs(base, study_file, tm
 FAKE_TRAIN = """
 import sys, pathlib
 config, folder = pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[5])
-if 'use_skip=False' in config.read_text() and not pathlib.Path('{fixed}').exists():
+if "'use_skip': False" in config.read_text() and not pathlib.Path('{fixed}').exists():
     print('error: out of luck'); sys.exit(1)
 with open('{calls}', 'a') as file: file.write(str(folder) + '\\n')
 """
