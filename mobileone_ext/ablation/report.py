@@ -18,7 +18,7 @@ METRICS = (
     'changed_predictions',
     'params_before',
     'params_after',
-    'madds_after',
+    'multiply_adds_after',
     'latency_ms_before',
     'latency_ms_after',
 )
@@ -88,7 +88,7 @@ def markdown(study: Study, base: str, summaries: Sequence[Summary]) -> str:
             _difference(summary, summaries[0]),
             f'{study.numbers[summary.variant]:.1f}' if summary.variant in study.numbers else '',
             f'{int(row["params_after"]):,}' if 'params_after' in row else '',
-            f'{row["madds_after"] / 1e6:.1f} M' if 'madds_after' in row else '',
+            f'{row["multiply_adds_after"] / 1e6:.1f} M' if 'multiply_adds_after' in row else '',
             f'{row["latency_ms_after"]:.2f}' if 'latency_ms_after' in row else '',
         ]
         lines.append(f'| {" | ".join(cells)} |')
