@@ -2,7 +2,9 @@
 
 from . import (  # noqa: F401
     checkpointing,
+    compilation,
     curriculum,
+    distillation,
     freeze_norm,
     layout,
     param_groups,

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import TRANSFORMS
 from PIL import Image
 
+from mobileone_ext.recipe.checkpointing import PlainCheckpointHook
 from mobileone_ext.recipe.curriculum import CurriculumHook, read_stages, stage_at
 from mobileone_ext.recipe.pipeline import at_size, at_strength, output_size
 
@@ -164,7 +165,7 @@ def runner(tmp_path):
         (tmp_path / f'data/{index % 2}').mkdir(parents=True, exist_ok=True)
         Image.linear_gradient('L').resize((40, 36)).convert('RGB').save(tmp_path / f'data/{index % 2}/{index}.png')
 
-    def make(stages=STAGES, pipeline=PIPELINE, wrapper=None, **loader):
+    def make(stages=STAGES, pipeline=PIPELINE, wrapper=None, resume_from=None, **loader):
         dataset = dict(type='CustomDataset', data_root=str(tmp_path / 'data'), pipeline=pipeline)
         if wrapper:
             dataset = dict(type=wrapper, times=1, dataset=dataset)
@@ -174,10 +175,12 @@ def runner(tmp_path):
             train_dataloader=dict(dataset=dataset, batch_size=4, sampler=dict(type='DefaultSampler'), **loader),
             train_cfg=dict(by_epoch=True, max_epochs=7),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
-            default_hooks=dict(checkpoint=None),
-            custom_hooks=[CurriculumHook(stages), Record()],
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+            custom_hooks=[CurriculumHook(stages), PlainCheckpointHook(), Record()],
+            load_from=resume_from and str(tmp_path / 'work' / resume_from),
+            resume=resume_from is not None,
             default_scope='mmpretrain',
-            experiment_name=str(tmp_path / str(loader)),
+            experiment_name=f'{tmp_path.name}, {loader}, {resume_from}',
             log_level='WARNING',
             cfg=dict(train_dataloader=dict(dataset=dataset)),
         )
@@ -199,6 +202,14 @@ def test_batches_have_the_size_of_their_stage(runner, loader):
     run = runner(**loader)
     run.train()
     assert sizes_seen(run) == {epoch: {(size, size)} for epoch, size in SIZES.items()}
+
+
+def test_a_run_resumed_in_the_middle_of_a_stage_goes_on_in_it(runner):
+    runner(num_workers=0).train()
+    for epoch in (1, 3, 6):
+        run = runner(num_workers=2, persistent_workers=True, resume_from=f'epoch_{epoch}.pth')
+        run.train()
+        assert sizes_seen(run) == {later: {(size, size)} for later, size in SIZES.items() if later >= epoch}
 
 
 @pytest.mark.parametrize(
