@@ -35,7 +35,8 @@ class Runner(_Runner):
     """A Runner whose console shows progress alone, and whose ranks may be CPU processes (gloo).
 
     ``load_from`` takes weights of any layout and loads them strictly; mmengine would
-    pass over what does not fit. A file without a head leaves the model's as it is.
+    pass over what does not fit. A head of another class count, or none, leaves the
+    model's as it was initialised, and the console says so.
     """
 
     def load_or_resume(self) -> None:
@@ -43,10 +44,15 @@ class Runner(_Runner):
             return super().load_or_resume()
         weights = load_weights(self._load_from)
         model = self.model.module if is_model_wrapper(self.model) else self.model
-        load_strict(model, weights, str(self._load_from), backbone_only=weights.num_classes is None)
+        new_head = weights.num_classes != model.head.num_classes
+        load_strict(model, weights, str(self._load_from), backbone_only=new_head)
         self.call_hook('after_load_checkpoint', checkpoint=dict(state_dict=model.state_dict()))
         self._has_loaded = True
         self.logger.info(f'{self._load_from}: {weights.structure}, {weights.layout} layout, from {weights.source}')
+        if new_head:
+            self.logger.info(
+                f'the head is new, with {model.head.num_classes} classes; the file has {weights.num_classes}'
+            )
         return None
 
     def build_logger(self, *args, **kwargs) -> MMLogger:

@@ -38,6 +38,27 @@ def use_scaled_lr(config: Config) -> None:
     config.auto_scale_lr.enable = True
 
 
+def use_accumulation(config: Config, batches: int) -> None:
+    """Step the optimizer once in so many ``batches``; the moving average follows, and so does a scaled lr.
+
+    Raises:
+        ValueError: unless ``batches`` is 1 or more.
+    """
+    if batches < 1:
+        raise ValueError(f'--accumulate {batches}: must be 1 or more')
+    config.optim_wrapper.accumulative_counts = batches
+    for hook in config.get('custom_hooks', []):
+        if hook['type'] == 'EMAHook':
+            hook['interval'] = batches * hook.get('interval', 1)
+    if 'auto_scale_lr' in config:
+        config.auto_scale_lr.base_batch_size /= batches
+
+
+def use_compile(config: Config) -> None:
+    """Compile the backbone; the first step of each image size takes a minute or more."""
+    config.custom_hooks = [*config.get('custom_hooks', []), dict(type='mobileone_ext.CompileHook')]
+
+
 def skip_validation(config: Config) -> None:
     config.val_cfg = config.val_dataloader = config.val_evaluator = None
 

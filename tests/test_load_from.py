@@ -34,9 +34,32 @@ def test_load_from(digits, tiny_run, tmp_path, layout, headless):
         assert torch.equal(ema.state_dict()[key], tensor)
 
 
-def test_load_from_of_what_does_not_fit(digits, tiny_run, tmp_path):
-    state = torch.load(tiny_run / 'epoch_4.pth', weights_only=True)['state_dict']
-    state['head.fc.weight'], state['head.fc.bias'] = torch.zeros(7, 32), torch.zeros(7)
-    torch.save(state, tmp_path / 'seven.pth')
-    with pytest.raises(ValueError, match='seven.pth: another head: .* 7 classes; the config builds .* 10 classes'):
-        runner(digits, tmp_path, tmp_path / 'seven.pth').load_or_resume()
+@pytest.fixture
+def edited(tiny_run, tmp_path):
+    """Makes a checkpoint of the tiny run with some tensors replaced."""
+
+    def edit(**tensors):
+        state = torch.load(tiny_run / 'epoch_4.pth', weights_only=True)['state_dict']
+        state.update({key.replace('__', '.'): tensor for key, tensor in tensors.items()})
+        torch.save(state, tmp_path / 'edited.pth')
+        return tmp_path / 'edited.pth'
+
+    return edit
+
+
+def test_another_class_count_keeps_the_new_head(digits, edited, tmp_path):
+    source = edited(head__fc__weight=torch.zeros(7, 32), head__fc__bias=torch.zeros(7))
+    run = runner(digits, tmp_path, source)
+    run.call_hook('before_run')
+    run.load_or_resume()
+    state, stored = run.model.state_dict(), load_weights(source).state
+    assert state['head.fc.weight'].shape == (10, 32)
+    assert all(torch.equal(state[key], stored[key]) for key in stored if key.startswith('backbone.'))
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'the head is new, with 10 classes; the file has 7' in log.read_text()
+
+
+def test_load_from_of_what_does_not_fit(digits, edited, tmp_path):
+    key = 'backbone__stage1__0__branch_scale__conv__weight'
+    with pytest.raises(ValueError, match='edited.pth'):
+        runner(digits, tmp_path, edited(**{key: torch.zeros(8, 1, 3, 3)})).load_or_resume()

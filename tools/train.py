@@ -18,8 +18,12 @@ def parse_args():
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
     parser.add_argument('--auto-scale-lr', action='store_true', help="scale lr to this run's total batch size")
+    parser.add_argument('--accumulate', type=int, default=1, metavar='N', help='step once in N batches (1)')
+    parser.add_argument('--compile', action='store_true', help='torch.compile the backbone')
+    parser.add_argument('--no-channels-last', action='store_true', help='keep the NCHW memory layout')
     parser.add_argument('--no-validate', action='store_true', help='do not validate while training')
     parser.add_argument('--seed', type=int, help='seed of weights, data order and augmentation')
+    parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms alone (slower)')
     cli.add_launcher_argument(parser)
     return parser.parse_args()
 
@@ -35,10 +39,18 @@ def main():
         training.use_amp(config)
     if args.auto_scale_lr:
         training.use_scaled_lr(config)
+    if args.accumulate != 1:
+        training.use_accumulation(config, args.accumulate)
+    if args.compile:
+        training.use_compile(config)
+    if args.no_channels_last:
+        config.default_hooks.pop('channels_last', None)
     if args.no_validate:
         training.skip_validation(config)
     if args.seed is not None:
         config.randomness.seed = args.seed
+    if args.deterministic:
+        config.randomness.deterministic = True
     if args.resume:
         explicit = args.resume != 'latest'
         checkpoint = args.resume if explicit else training.latest_checkpoint(config.work_dir)

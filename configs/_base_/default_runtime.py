@@ -15,6 +15,7 @@ default_hooks = dict(
     seed_epoch=dict(type='mobileone_ext.SeedEpochHook'),
     plain_checkpoint=dict(type='mobileone_ext.PlainCheckpointHook'),
     channels_last=dict(type='mobileone_ext.ChannelsLastHook'),
+    weight_decay_log=dict(type='mobileone_ext.WeightDecayLogHook'),
     sync_statistics=dict(type='mobileone_ext.SyncStatisticsHook'),
 )
 env_cfg = dict(

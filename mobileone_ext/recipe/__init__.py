@@ -1,3 +1,14 @@
 """How a MobileOne is trained: the registered hooks and constructors that configs name."""
 
-from . import checkpointing, layout, param_groups, seeding, sync_buffers  # noqa: F401
+from . import (  # noqa: F401
+    checkpointing,
+    compilation,
+    curriculum,
+    distillation,
+    freeze_norm,
+    layout,
+    param_groups,
+    schedule,
+    seeding,
+    sync_buffers,
+)

@@ -1,0 +1,159 @@
+"""A study's results as a table and a plot: results.csv, results.md, results.png."""
+
+import csv
+import platform
+import statistics
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+from ..files import write_atomically
+from .study import Study
+
+# What a run brings home beside variant, seed, status and reason: the keys of the fusion's report.
+METRICS = (
+    'top1_before',
+    'top1_after',
+    'top5_after',
+    'num_images',
+    'changed_predictions',
+    'params_before',
+    'params_after',
+    'multiply_adds_after',
+    'latency_ms_before',
+    'latency_ms_after',
+)
+_COLUMNS = ('variant', 'seed', 'status', *METRICS, 'reason')
+
+
+class Summary(NamedTuple):
+    """A variant over its seeds: top-1 in percent, standard deviation of the sample (None for one run)."""
+
+    variant: str
+    mean: Optional[float]
+    std: Optional[float]
+    runs: int
+    row: Dict
+    failures: List[str]
+
+
+def summarise(variant: str, rows: Sequence[Dict]) -> Summary:
+    """The mean and spread over the finished runs of ``variant`` among ``rows``."""
+    own = [row for row in rows if row['variant'] == variant]
+    done = [row for row in own if row['status'] == 'done']
+    top1 = [row['top1_after'] for row in done]
+    return Summary(
+        variant,
+        statistics.mean(top1) if top1 else None,
+        statistics.stdev(top1) if len(top1) > 1 else None,
+        len(top1),
+        done[0] if done else {},
+        [f'seed {row["seed"]}: {row["reason"]}' for row in own if row['status'] == 'failed'],
+    )
+
+
+def write_results(study: Study, base: str, rows: Sequence[Dict], folder: Path) -> None:
+    """Write all three files of ``rows`` (one a variant and seed) into ``folder``."""
+    summaries = [summarise(variant, rows) for variant in study.variants]
+    with write_atomically(folder / 'results.csv') as part, open(part, 'w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, _COLUMNS, restval='', extrasaction='ignore')
+        writer.writeheader()
+        writer.writerows(rows)
+    with write_atomically(folder / 'results.md') as part:
+        part.write_text(markdown(study, base, summaries), encoding='utf-8')
+    if any(summary.runs for summary in summaries):
+        with write_atomically(folder / 'results.png') as part:
+            plot(study, summaries, rows, part)
+
+
+def markdown(study: Study, base: str, summaries: Sequence[Summary]) -> str:
+    """The study's table: mean, standard deviation, n, the paper's number beside ours."""
+    lines = [
+        f'# {study.title}',
+        '',
+        study.text,
+        '',
+        f'Base config: `{base}`. Top-1 in percent of the fused network, mean ± standard deviation of the sample over n '
+        f'seeds; difference to "{summaries[0].variant}"; parameters, multiply-adds and latency are the fused '
+        "network's.",
+        '',
+        '| variant | top-1 | n | difference | paper | parameters | multiply-adds | latency ms |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
+    for summary in summaries:
+        row = summary.row
+        cells = [
+            summary.variant,
+            _top1(summary),
+            str(summary.runs) + (f' ({len(summary.failures)} failed)' if summary.failures else ''),
+            _difference(summary, summaries[0]),
+            f'{study.numbers[summary.variant]:.1f}' if summary.variant in study.numbers else '',
+            f'{int(row["params_after"]):,}' if 'params_after' in row else '',
+            f'{row["multiply_adds_after"] / 1e6:.1f} M' if 'multiply_adds_after' in row else '',
+            f'{row["latency_ms_after"]:.2f}' if 'latency_ms_after' in row else '',
+        ]
+        lines.append(f'| {" | ".join(cells)} |')
+    failures = [f'- {s.variant}, {failure}' for s in summaries for failure in s.failures]
+    if failures:
+        lines += ['', 'Failed runs:', *failures]
+    if study.source:
+        lines += ['', f'The paper: {study.source}.']
+    counts = {summary.row['num_images'] for summary in summaries if 'num_images' in summary.row}
+    lines += ['', f'Evaluated on {", ".join(f"{count:g}" for count in sorted(counts))} images. {environment()}', '']
+    return '\n'.join(lines)
+
+
+def environment() -> str:
+    """What the numbers were made with: versions and hardware."""
+    import mmengine
+    import mmpretrain
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{platform.machine()} CPU'
+    return (
+        f'Python {platform.python_version()}, torch {torch.__version__}, mmengine {mmengine.__version__}, '
+        f'mmpretrain {mmpretrain.__version__}, {device}.'
+    )
+
+
+def plot(study: Study, summaries: Sequence[Summary], rows: Sequence[Dict], path: Path) -> None:
+    """A dot a run and a bar at the mean, one line a variant; the paper's numbers in a panel of their own."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    panels = 2 if study.numbers else 1
+    figure, axes = plt.subplots(
+        1, panels, figsize=(4.5 * panels + 1.5, 0.45 * len(summaries) + 1.6), sharey=True, squeeze=False
+    )
+    ours, *theirs = axes[0]
+    for y, summary in enumerate(summaries):
+        dots = [row['top1_after'] for row in rows if row['variant'] == summary.variant and row['status'] == 'done']
+        ours.plot(dots, [y] * len(dots), 'o', color='tab:blue', alpha=0.6)
+        if dots:
+            ours.plot([summary.mean], [y], '|', color='black', markersize=18, markeredgewidth=2)
+    ours.set(xlabel='top-1 in %: dots are seeds, bars means', title='measured here')
+    ours.set_yticks(range(len(summaries)), [summary.variant for summary in summaries])
+    ours.invert_yaxis()
+    for axis in theirs:
+        ys = [y for y, summary in enumerate(summaries) if summary.variant in study.numbers]
+        axis.plot([study.numbers[summaries[y].variant] for y in ys], ys, 's', color='tab:orange')
+        axis.set(xlabel='top-1 in %', title=f'paper: {study.source.split(",", 1)[-1].strip()}')
+    for axis in axes[0]:
+        axis.grid(axis='x', alpha=0.3)
+    figure.suptitle(study.title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120, format='png')
+    plt.close(figure)
+
+
+def _top1(summary: Summary) -> str:
+    if summary.mean is None:
+        return 'failed' if summary.failures else 'not run'
+    return f'{summary.mean:.2f}' + (f' ± {summary.std:.2f}' if summary.std is not None else '')
+
+
+def _difference(summary: Summary, first: Summary) -> str:
+    if summary.mean is None or first.mean is None or summary is first:
+        return ''
+    return f'{summary.mean - first.mean:+.2f}'

@@ -1,0 +1,83 @@
+"""A study file: a title, named variants of a config, and the paper's numbers where there are some.
+
+    title = 'Re-parameterisable branches'
+    variants = {
+        'all': {},
+        'no skip': {'model.backbone.use_skip': False},
+    }
+    paper = dict(source='arXiv 2206.04040, Table 5, ImageNet top-1', numbers={'all': 71.4})
+
+The first variant is the one that the others are compared with.
+"""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any, Dict, NamedTuple
+
+_KEYS = ('title', 'variants', 'paper')
+
+
+class Study(NamedTuple):
+    """A study as read from its file; ``numbers`` are the paper's, by variant."""
+
+    name: str
+    title: str
+    text: str
+    variants: Dict[str, Dict[str, Any]]
+    source: str
+    numbers: Dict[str, float]
+
+
+def read_study(path: str) -> Study:
+    """The checked study in the Python file ``path``; its docstring becomes ``text``.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: for a name given twice (Python itself would keep the
+            second), an unknown name, or a study without variants.
+    """
+    source = Path(path).read_text(encoding='utf-8')
+    try:
+        tree, code = ast.parse(source), compile(source, path, 'exec')
+    except SyntaxError as error:
+        raise ValueError(f'{path}: line {error.lineno}: {error.msg}') from error
+    _check_no_duplicates(tree, path)
+    namespace = {}
+    exec(code, namespace)
+    names = {name: value for name, value in namespace.items() if not name.startswith('_')}
+    for name in names:
+        if name not in _KEYS:
+            raise ValueError(f'{path}: unknown name {name!r}; a study has {", ".join(_KEYS)}')
+    for name in ('title', 'variants'):
+        if not names.get(name):
+            raise ValueError(f'{path}: {name} is missing')
+    variants, paper = names['variants'], names.get('paper', dict(source='', numbers={}))
+    for name, overrides in variants.items():
+        if not isinstance(overrides, dict):
+            raise ValueError(f'{path}: variant {name!r} must be a dict of overrides')
+    unknown = [key for key in paper if key not in ('source', 'numbers')]
+    unknown += [variant for variant in paper.get('numbers', {}) if variant not in variants]
+    if unknown:
+        raise ValueError(f'{path}: paper: {unknown[0]!r} is neither source, numbers nor a variant')
+    folders = {folder_name(name) for name in variants}
+    if len(folders) < len(variants):
+        raise ValueError(f'{path}: two variants would share a folder; make their names differ in letters or digits')
+    text = ast.get_docstring(tree) or ''
+    return Study(
+        Path(path).stem, names['title'], text, variants, paper.get('source', ''), dict(paper.get('numbers', {}))
+    )
+
+
+def _check_no_duplicates(tree: ast.AST, path: str) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+            twice = [key for key in keys if keys.count(key) > 1]
+            if twice:
+                raise ValueError(f'{path}: line {node.lineno}: {twice[0]!r} is given twice')
+
+
+def folder_name(variant: str) -> str:
+    """The folder of a variant: its name in plain characters."""
+    return re.sub(r'[^A-Za-z0-9.+=-]+', '_', variant).strip('_')

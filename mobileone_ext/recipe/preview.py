@@ -1,0 +1,207 @@
+"""What a run will do, read from the objects that a config builds, without training a step."""
+
+import copy
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional
+
+import numpy as np
+import sklearn
+from mmengine.config import Config
+from mmengine.hooks import EMAHook, ParamSchedulerHook
+from mmengine.runner import Runner
+
+from ..data import check_data
+from .curriculum import CurriculumHook, describe, pipelines, stage_at
+from .pipeline import output_size
+from .schedule import ema_decay, named_groups
+from .seeding import SeedEpochHook
+
+# Schedules that go by iterations are stepped so often in an epoch, however many images there are.
+STEPS = 20
+
+
+class Epoch(NamedTuple):
+    """An epoch's start: learning rate, weight decay by group, EMA decay, image size in pixels, strength."""
+
+    lr: float
+    weight_decay: Dict[str, float]
+    ema: Optional[float]
+    size: Optional[int]
+    strength: Optional[float]
+
+
+class Stage(NamedTuple):
+    """Epochs ``first`` .. ``last`` (from 0) with one pipeline, and images from it (H, W, 3), uint8, RGB."""
+
+    first: int
+    last: int
+    name: str
+    images: List[np.ndarray]
+
+
+class Preview(NamedTuple):
+    """The epochs and stages of a run; ``stand_in`` says what data was missing, or is empty."""
+
+    epochs: List[Epoch]
+    stages: List[Stage]
+    stand_in: str
+
+
+def preview(config: Config, images: int = 8) -> Preview:
+    """Build the run of ``config`` and walk through its epochs.
+
+    Where the training images are missing, two photographs that come with
+    scikit-learn stand in.
+
+    Args:
+        images: how many training images to augment for each stage, the same ones.
+    """
+    config = copy.deepcopy(config)
+    with tempfile.TemporaryDirectory() as work_dir:
+        stand_in = _use_stand_in_if_missing(config, Path(work_dir, 'photographs'), images)
+        runner = _build(config, work_dir)
+        curriculum, ema, scheduler, seeder = (
+            next((hook for hook in runner.hooks if isinstance(hook, kind)), None)
+            for kind in (CurriculumHook, EMAHook, ParamSchedulerHook, SeedEpochHook)
+        )
+        if curriculum:
+            curriculum.before_train(runner)
+        if ema:
+            ema.before_run(runner)
+        loader = runner.train_dataloader
+        dataset, own_pipeline = next(pipelines(loader.dataset, config.train_dataloader.dataset))
+        own_size = _size_or_none(own_pipeline)
+        groups = named_groups(runner.model, runner.optim_wrapper.param_groups)
+        epochs, stages = [], []
+        for epoch in range(runner.max_epochs):
+            runner.train_loop._epoch = epoch
+            stage = stage_at(epoch, curriculum.stages) if curriculum else None
+            size = curriculum.sizes.get(stage, own_size) if curriculum else own_size
+            if epoch == 0 or (stage and stage.epoch == epoch):
+                for hook in filter(None, (curriculum, seeder)):
+                    hook.before_train_epoch(runner)
+                pictures = [_rgb(dataset[i % len(dataset)], runner.model.data_preprocessor) for i in range(images)]
+                stages.append(Stage(epoch, epoch, describe(size, stage.strength if stage else None), pictures))
+            stages[-1] = stages[-1]._replace(last=epoch)
+            epochs.append(
+                Epoch(
+                    runner.optim_wrapper.param_groups[0]['lr'],
+                    {name: group['weight_decay'] for name, group in groups.items()},
+                    ema_decay(ema, epoch, -(-len(dataset) // loader.batch_size)) if ema else None,
+                    size,
+                    stage.strength if stage else None,
+                )
+            )
+            if scheduler:
+                for step in range(STEPS):
+                    scheduler.after_train_iter(runner, step)
+                scheduler.after_train_epoch(runner)
+    return Preview(epochs, stages, stand_in)
+
+
+def _use_stand_in_if_missing(config: Config, folder: Path, number: int) -> str:
+    """Let ``number`` photographs stand in for absent training images; what is missing, or an empty string."""
+    try:
+        check_data(config, 'train_dataloader')
+    except ValueError as error:
+        dataset = config.train_dataloader.dataset
+        while 'dataset' in dataset:
+            dataset = dataset['dataset']
+        photographs = sorted(Path(sklearn.__file__).parent.glob('datasets/images/*.jpg'))
+        folder.mkdir()
+        for index in range(number):
+            shutil.copy(photographs[index % len(photographs)], folder / f'{index}.jpg')
+        config.train_dataloader.dataset = dict(
+            type='CustomDataset', data_root=str(folder), with_label=False, pipeline=dataset['pipeline']
+        )
+        return str(error).split(';')[0]
+    return ''
+
+
+def _build(config: Config, work_dir: str) -> Runner:
+    """A Runner with what training needs built, as ``Runner.train`` does it."""
+    config.work_dir, config.log_level, config.visualizer = work_dir, 'WARNING', None
+    config.train_dataloader.update(num_workers=0, persistent_workers=False, num_batch_per_epoch=STEPS)
+    config.setdefault('randomness', {})
+    if config.randomness.get('seed') is None:
+        config.randomness.seed = 0
+    runner = Runner.from_cfg(config)
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    if runner.param_schedulers is not None:
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    runner.optim_wrapper.step()  # changes nothing without gradients; schedulers warn if none came first
+    return runner
+
+
+def _size_or_none(pipeline: List[dict]) -> Optional[int]:
+    try:
+        return output_size(pipeline)
+    except ValueError:
+        return None
+
+
+def _rgb(sample: dict, preprocessor) -> np.ndarray:
+    """A packed sample's image (H, W, 3) in RGB."""
+    image = sample['inputs'].numpy().transpose(1, 2, 0)
+    return image[..., ::-1] if preprocessor.to_rgb else image
+
+
+def summary(found: Preview) -> List[str]:
+    """A line for each stage: its epochs, image size, strength, learning rate and weight decay from first to last."""
+    lines = []
+    for stage in found.stages:
+        first, last = found.epochs[stage.first], found.epochs[stage.last]
+        decay = ', '.join(
+            f'{name} {first.weight_decay[name]:.2e} -> {last.weight_decay[name]:.2e}' for name in first.weight_decay
+        )
+        lines.append(
+            f'epochs {stage.first}-{stage.last}: {stage.name or "own pipeline"}; lr {first.lr:.2e} -> {last.lr:.2e}; '
+            f'weight decay {decay}; EMA decay {"none" if last.ema is None else f"{last.ema:.4f}"}'
+        )
+    return lines
+
+
+def draw(found: Preview, title: str, path: Path) -> None:
+    """Curves over the epochs above, a row of augmented images for each stage below; a PNG at ``path``."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    epochs = range(len(found.epochs))
+    curves = {
+        'learning rate': {'': [epoch.lr for epoch in found.epochs]},
+        'weight decay': {n: [e.weight_decay[n] for e in found.epochs] for n in found.epochs[0].weight_decay},
+        'EMA decay': {'': [epoch.ema for epoch in found.epochs]},
+        'image size in px': {'': [epoch.size for epoch in found.epochs]},
+        'augmentation strength': {'': [epoch.strength for epoch in found.epochs]},
+    }
+    curves = {name: lines for name, lines in curves.items() if None not in next(iter(lines.values()))}
+    columns = len(found.stages[0].images)
+    figure = plt.figure(figsize=(13, 3.2 + 1.8 * len(found.stages)), layout='constrained')
+    above, below = figure.subfigures(2, 1, height_ratios=[3.2, 1.8 * len(found.stages)])
+    for axis, (name, lines) in zip(above.subplots(1, len(curves), squeeze=False)[0], curves.items()):
+        for label, values in lines.items():
+            axis.step(epochs, values, where='post', label=label)
+        axis.set(title=name, xlabel='epoch')
+        axis.grid(alpha=0.3)
+        if len(lines) > 1:
+            axis.legend()
+        elif min(values) == max(values):
+            axis.set_ylim(0.999 * values[0], 1.001 * values[0])
+            axis.ticklabel_format(useOffset=False)
+    largest = max(image.shape[0] for stage in found.stages for image in stage.images)
+    cells = below.subplots(len(found.stages), columns, squeeze=False)
+    for row, stage in zip(cells, found.stages):
+        row[0].set_title(f'epochs {stage.first}-{stage.last}: {stage.name}', loc='left', fontsize=10)
+        for cell, image in zip(row, stage.images):
+            cell.imshow(image)
+            cell.set(xlim=(0, largest), ylim=(largest, 0))
+            cell.axis('off')
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100, format='png')
+    plt.close(figure)

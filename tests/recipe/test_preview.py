@@ -1,0 +1,63 @@
+"""The paper's schedule, read from built optimizers, schedulers, hooks and pipelines; and its picture."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mobileone_ext import cli
+from mobileone_ext.recipe.preview import draw, preview, summary
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+
+# Epoch, learning rate, weight decay of weights and biases at the start of the epoch. By hand from the paper's
+# schedule: cosine from epoch 5 to 300 between 0.1 and 1e-6, cosine from 0 to 300 between 1e-4 and 1e-5. Epoch 4
+# lies in the warm-up: 80 of 99 steps from 1e-4 to 0.1 at 20 steps an epoch.
+PAPER = [
+    (0, 1e-4, 1e-4),
+    (4, 0.0808272727, 9.9960527e-5),
+    (5, 0.1, 9.9938329e-5),
+    (37, 0.0971246927, 9.6664176e-5),
+    (112, 0.0709030506, 7.2438201e-5),
+    (150, 0.0513315128, 5.5e-5),
+    (299, 3.8352233e-6, 1.00024674e-5),
+]
+SIZES = {0: 160, 4: 160, 5: 160, 37: 192, 112: 224, 150: 224, 299: 224}
+
+
+@pytest.fixture(scope='module', params=['s0', 's1', 's2', 's3', 's4'])
+def variant(request):
+    config = cli.load_config(str(CONFIGS / f'mobileone_{request.param}_8xb32.py'))
+    return request.param, preview(config, images=1)
+
+
+def test_schedule_of_the_paper(variant):
+    name, found = variant
+    assert len(found.epochs) == 300
+    for epoch, lr, weight_decay in PAPER:
+        at = found.epochs[epoch]
+        assert at.lr == pytest.approx(lr, rel=1e-7)
+        assert at.weight_decay == {'bias_weight': pytest.approx(weight_decay, rel=1e-7), 'norm': 0}
+        assert at.ema == pytest.approx(0.9995)
+        assert at.size == SIZES[epoch]
+        assert at.strength == (None if name in ('s0', 's1') else {160: 0.3, 192: 0.7, 224: 1.0}[at.size])
+    assert all(epoch.weight_decay['norm'] == 0 for epoch in found.epochs)
+    assert [(stage.first, stage.last) for stage in found.stages] == [(0, 36), (37, 111), (112, 299)]
+    assert [stage.images[0].shape for stage in found.stages] == [(size, size, 3) for size in (160, 192, 224)]
+
+
+def test_absent_data_is_named_and_the_plot_drawn(variant, tmp_path):
+    name, found = variant
+    assert 'data/imagenet' in found.stand_in
+    lines = summary(found)
+    assert [line.split(':')[0] for line in lines] == ['epochs 0-36', 'epochs 37-111', 'epochs 112-299']
+    assert '192 px' in lines[1]
+    if name == 's2':
+        draw(found, name, tmp_path / 'recipe.png')
+        assert Image.open(tmp_path / 'recipe.png').size[0] > 1000
+
+
+def test_a_config_without_a_curriculum_has_one_stage():
+    (stage,) = preview(cli.load_config(str(CONFIGS / 'mobileone_s0_digits.py')), images=2).stages
+    assert (stage.first, stage.last, stage.name) == (0, 11, '64 px')
+    assert [image.shape for image in stage.images] == [(64, 64, 3)] * 2

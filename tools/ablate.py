@@ -1,0 +1,49 @@
+"""Run an ablation study: ``python tools/ablate.py configs/ablations/branches.py``.
+
+Every variant is trained, fused and evaluated with every seed; finished runs are
+skipped, an interrupted one goes on. The table and the plot lie in the work dir.
+"""
+
+import argparse
+from pathlib import Path
+
+from mobileone_ext import cli
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('study', help='a study file, e.g. configs/ablations/branches.py')
+    parser.add_argument('--base', default='configs/mobileone_s0_digits.py', help='the config to vary (%(default)s)')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='one run a variant and seed (0 1 2)')
+    parser.add_argument('--work-dir', help='where runs and results go (work_dirs/ablations/STUDY)')
+    parser.add_argument('--dry-run', action='store_true', help='check and list the runs, and stop')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument('--processes', type=int, default=1, help='processes of the launcher, one a GPU (%(default)s)')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    from mobileone_ext.ablation.run import plan, run_study
+    from mobileone_ext.ablation.study import read_study
+
+    study = read_study(args.study)
+    base = cli.load_config(args.base)
+    if len(set(args.seeds)) < len(args.seeds):
+        raise ValueError(f'--seeds {args.seeds}: a seed is given twice')
+    work_dir = Path(args.work_dir or Path('work_dirs/ablations', study.name))
+    runs = plan(study, base, args.seeds, work_dir)
+    if args.dry_run:
+        for run in runs:
+            state = 'finished' if run.report.exists() else 'to run'
+            print(f'{run.variant}, seed {run.seed}: {state}; {study.variants[run.variant] or "the base config"}')
+        return 0
+    failed = run_study(study, args.base, runs, work_dir, args.launcher, args.processes)
+    print(f'{work_dir}/results.md, .csv, .png')
+    if failed:
+        raise ValueError(f'{failed} of {len(runs)} runs failed; results.md says why')
+    return 0
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,38 @@
+"""Draw what a run will do: ``python tools/plot_recipe.py configs/mobileone_s2_8xb32.py``.
+
+Learning rate, weight decay by group, EMA decay, image size and augmentation
+strength over the epochs, and augmented training images of each stage.
+"""
+
+import argparse
+from pathlib import Path
+
+from mobileone_ext import cli
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_config_arguments(parser)
+    parser.add_argument('--out', type=Path, help='the PNG file (work_dirs/CONFIG_recipe.png)')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    config = cli.load_config(args.config, args.cfg_options)
+    from mobileone_ext.files import check_writable, write_atomically
+    from mobileone_ext.recipe.preview import draw, preview, summary
+
+    out = args.out or Path('work_dirs', f'{Path(args.config).stem}_recipe.png')
+    check_writable(out)
+    found = preview(config)
+    if found.stand_in:
+        print(f'{found.stand_in}: photographs of scikit-learn stand in for the training images')
+    print('\n'.join(summary(found)))
+    with write_atomically(out) as part:
+        draw(found, args.config, part)
+    print(out)
+
+
+if __name__ == '__main__':
+    cli.run(main)
