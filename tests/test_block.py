@@ -38,7 +38,7 @@ BLOCKS = {
 
 def make_block(**options):
     block = MobileOneBlock(**options).eval()
-    return block if options.get('norm', None).__class__ is partial else randomise_norms(block)
+    return block if options.get('norm').__class__ is partial else randomise_norms(block)
 
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
