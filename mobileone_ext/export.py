@@ -170,9 +170,9 @@ def _write_openvino(proto, path: Path, metadata: Dict[str, str]) -> None:
 
 
 def _write_coreml(net: nn.Module, path: Path, image: Tensor, dynamic_batch: bool, metadata: Dict[str, str]) -> None:
+    logging.getLogger('coremltools').setLevel(logging.CRITICAL)  # it misses its macOS library at import
     import coremltools
 
-    logging.getLogger('coremltools').setLevel(logging.ERROR)
     batch = coremltools.RangeDim(1, 64) if dynamic_batch else 1
     with redirect_stderr(io.StringIO()):  # its progress bars
         converted = coremltools.convert(

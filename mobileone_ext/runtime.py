@@ -11,11 +11,12 @@ class Network:
 
     Attributes:
         fixed_batch: it takes one image at a time.
+        num_classes: None if the file does not say.
         metadata: what the file says about itself, see :func:`mobileone_ext.export.describe`.
     """
 
-    def __init__(self, call, fixed_batch: bool, metadata: dict):
-        self._call, self.fixed_batch, self.metadata = call, fixed_batch, metadata
+    def __init__(self, call, fixed_batch: bool, num_classes: Optional[int], metadata: dict):
+        self._call, self.fixed_batch, self.num_classes, self.metadata = call, fixed_batch, num_classes, metadata
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         if self.fixed_batch and len(images) > 1:
@@ -59,6 +60,7 @@ def _open_onnx(path: Path, threads: Optional[int]) -> Network:
     return Network(
         lambda images: session.run(None, {image.name: images})[0],
         isinstance(image.shape[0], int),
+        session.get_outputs()[0].shape[-1],
         session.get_modelmeta().custom_metadata_map,
     )
 
@@ -77,7 +79,7 @@ def _open_torchscript(path: Path, threads: Optional[int]) -> Network:
     def call(images):
         return module(torch.from_numpy(images)).numpy()
 
-    return Network(call, False, json.loads(extra['metadata.json'] or '{}'))
+    return Network(call, False, None, json.loads(extra['metadata.json'] or '{}'))
 
 
 def _open_openvino(path: Path, threads: Optional[int]) -> Network:
@@ -90,4 +92,5 @@ def _open_openvino(path: Path, threads: Optional[int]) -> Network:
         settings['INFERENCE_NUM_THREADS'] = threads
     compiled = openvino.Core().compile_model(model, 'CPU', settings)
     metadata = dict(model.get_rt_info(['mobileone']).value) if model.has_rt_info(['mobileone']) else {}
-    return Network(lambda images: compiled(images)[0], model.input(0).partial_shape[0].is_static, metadata)
+    batch, classes = model.input(0).partial_shape[0], model.output(0).partial_shape[1]
+    return Network(lambda images: compiled(images)[0], batch.is_static, classes.get_length(), metadata)
