@@ -58,7 +58,7 @@ def read_images(config: Config, paths: Sequence[Path], skipped: List[str]) -> It
         try:
             pixels = pipeline(dict(img_path=str(path)))['inputs']
         except (ValueError, OSError) as error:
-            skipped.append(str(error))
+            skipped.append(str(error) if isinstance(error, FileNotFoundError) else f'{path}: not a readable image')
             continue
         yield path, (pixels.flip(0) if flip else pixels).float()
 
