@@ -4,6 +4,7 @@ The simulation computes in float32 what an int8 runtime computes in integers.
 """
 
 import copy
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -19,6 +20,7 @@ from .ranges import METHODS, Grid, choose_grid
 POSITIONS = 64  # pixels of each image that a layer's moments are taken at
 GRID_PIXELS = 14  # an activation's range is chosen on at most about this many rows and columns
 INPUT, POOLED = 'input', 'pooled'
+HEAD_RIDGE = 1.0
 DEFAULT_BALANCE = {True: 0.75, False: 0.5}  # per channel, per tensor
 
 
@@ -31,7 +33,7 @@ class Options:
         equalise: see equalisation.py. balance: of its ranges; None takes ``DEFAULT_BALANCE``.
         absorb_bias: move what a depthwise channel always exceeds into the next layer's bias.
         correct_bias: fit each bias to the means of the float network.
-        compensate: least squares and compensated rounding instead of rounding to nearest.
+        compensate: least squares and compensated rounding instead of rounding to nearest; fits the bias too.
         ranges: of activations, one of ``METHODS``.
         ridge: holds least squares to the given weights; the classifier, whose inputs are many, is held tighter.
         keep: names of layers that stay in float.
@@ -138,7 +140,7 @@ def quantise(model: nn.Module, images: Tensor, options: Options = Options()) -> 
         wanted, found = wanted.mean((2, 3)), found.mean((2, 3))
         _add_grid(result, POOLED, found, _importance(head), options)
         inputs, outputs = result.grids[POOLED].apply(found)[None], head.linear(wanted)[None]
-        _quantise_layer(result, int8_head, inputs, outputs, options, ridge=max(options.ridge, 1.0))
+        _quantise_layer(result, int8_head, inputs, outputs, options, ridge=max(options.ridge, HEAD_RIDGE))
     return result
 
 
@@ -198,7 +200,7 @@ def _quantise_layer(
     else:
         scales = rounding.choose_scales(weight, stats.inputs, options.per_channel, clips=(1.0,))
         weight = rounding.to_grid(weight, scales[..., None])
-    if options.correct_bias:
+    if options.correct_bias or options.compensate:
         layer.linear.bias.copy_(rounding.fitted_bias(weight, stats))
     layer.linear.weight.copy_(weight.reshape(layer.linear.weight.shape))
     result.weight_scales[layer.name] = scales.flatten().float()
@@ -244,7 +246,8 @@ def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Te
     Args:
         images, held_out: normalised; the divergence is measured on ``held_out``.
     """
-    full = quantise(model, images, options)
+    # A fitted layer makes up for the int8 layers before it, which are float here: round to nearest.
+    full = quantise(model, images, dataclasses.replace(options, compensate=False, correct_bias=False))
     reference = copy.deepcopy(model).eval()
     if options.equalise:
         equalise(

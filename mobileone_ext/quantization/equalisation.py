@@ -27,8 +27,11 @@ def channel_scales(activation: Tensor, weight_out: Tensor, weight_in: Tensor, ba
 
 
 def _floored(values: Tensor) -> Tensor:
-    median = values.median()
-    return torch.maximum(values, FLOOR * median) / median
+    """``values`` over the median of the positive ones, none below ``FLOOR``."""
+    positive = values[values > 0]
+    if not len(positive):
+        return torch.ones_like(values)
+    return (values / positive.median()).clamp_min(FLOOR)
 
 
 def outgoing_range(linear: nn.Module) -> Tensor:
