@@ -1,5 +1,6 @@
 """The latency benchmark: turns, statistics, tables and a small real run."""
 
+import argparse
 import csv
 
 import numpy as np
@@ -34,12 +35,15 @@ def test_statistics_and_tables():
     assert (first['published_top1'], first['published_by']) == ('71.4', 'MobileOne, Table 9')
 
 
-def test_small_run_writes_tables_and_picture(run_tool, tmp_path):
-    code, text = run_tool(
-        *('benchmark', 'infer', '--networks', 'mobileone_s0', 'timm_mobileone_s0', '--rounds', 1),
-        *('--batches', 1, '--threads', 1, '--out', tmp_path),
-    )
-    assert code == 0, text
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    infer.add_arguments(parser)
+    infer.run(parser.parse_args(list(map(str, arguments))))
+
+
+def test_small_run_writes_tables_and_picture(tmp_path):
+    networks = ('--networks', 'mobileone_s0', 'timm_mobileone_s0')
+    run(*networks, '--rounds', 1, '--batches', 1, '--threads', 1, '--out', tmp_path)
     rows = list(csv.DictReader((tmp_path / 'latency.csv').open()))
     assert [(row['network'], row['form']) for row in rows] == [
         *(('mobileone_s0', form) for form in infer.FORMS),
@@ -49,7 +53,14 @@ def test_small_run_writes_tables_and_picture(run_tool, tmp_path):
     assert 'onnxruntime' in (tmp_path / 'latency.md').read_text()
 
 
-def test_unknown_network_is_named(run_tool, tmp_path):
-    code, text = run_tool('benchmark', 'infer', '--networks', 'resnet50', '--out', tmp_path)
-    assert code == 1
-    assert "'resnet50' is not known; allowed are mobileone_s0" in text
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('--networks', 'resnet50'), "'resnet50' is not known; allowed are mobileone_s0"),
+        (('--forms', 'tflite'), "'tflite' is not known; allowed are branched"),
+        (('--rounds', '-1'), 'at least 1'),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(*arguments, '--out', tmp_path)

@@ -91,7 +91,8 @@ def test_opset_and_batch_are_as_asked(s0, opset, dynamic_batch, tmp_path):
     assert network.fixed_batch != dynamic_batch
     images = np.random.default_rng(0).standard_normal((2, 3, 64, 64), np.float32)
     with torch.no_grad():
-        np.testing.assert_allclose(network(images), net(torch.from_numpy(images)), rtol=1e-3, atol=1e-3)
+        expected = net(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(network(images), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_coreml_program(s0, tmp_path):
@@ -139,7 +140,7 @@ def test_refused_file_does_not_take_its_place(s0, tmp_path):
     net = export.DeployNet(export.load_fused(config, str(checkpoint)))
     other = export.DeployNet(export.load_fused(config, str(checkpoint)))
     with torch.no_grad():
-        other.fc.bias[0] += 1e3 * other.fc.bias.abs().max()
+        other.fc.bias[7] = 1e9
     images = write_images(tmp_path / 'images')
     out = tmp_path / 'net.onnx'
     out.write_text('older')
