@@ -26,6 +26,7 @@ def parse_args():
     parser.add_argument('--normalise', action='store_true', help='take pixels 0..255: normalisation inside the file')
     parser.add_argument('--softmax', action='store_true', help='return probabilities instead of logits')
     parser.add_argument('--evaluate', action='store_true', help="measure float and int8 on the config's test set")
+    parser.add_argument('--steps', action='store_true', help='measure what each step is worth as well')
     parser.add_argument('--report', metavar='JSON', help='write what was measured to this file')
     return parser.parse_args()
 

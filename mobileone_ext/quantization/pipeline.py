@@ -1,9 +1,12 @@
 """What tools/quantize.py does: read images, quantise, write the ONNX file, measure it."""
 
 import argparse
+import dataclasses
 import json
+import tempfile
+import warnings
 from pathlib import Path
-from typing import List, Tuple
+from typing import Dict, Iterator, List, Tuple
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import export
 from ..data import check_data
-from ..deploy import top_accuracies
+from ..deploy import top_accuracies, with_progress
 from ..files import check_writable, write_atomically, write_text
 from ..images import Normalise, find_images, read_images
 from ..runner import Runner
@@ -32,7 +35,7 @@ def run(config: Config, args: argparse.Namespace, options: Options) -> None:
     export.check_request(args.out, 'onnx', args.opset)
     if args.report:
         check_writable(args.report)
-    if args.evaluate:
+    if args.evaluate or args.steps:
         check_data(config, 'test_dataloader')
     model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
     images, skipped = read_calibration(config, args.calib, args.num_calib)
@@ -44,18 +47,32 @@ def run(config: Config, args: argparse.Namespace, options: Options) -> None:
     if args.sensitivity:
         report['sensitivity'] = sensitivity(model, images[::2], options, images[1::2])
         show_sensitivity(report['sensitivity'])
-    int8 = quantise(model, images, options)
-    write(config, int8, args)
+    with write_atomically(args.out) as part:
+        write(config, quantise(model, images, options), part, args)
     print(f'{args.out}: written')
-    if args.evaluate:
-        report.update(evaluate(config, model, open_network(args.out), args.normalise))
-        print(
-            f'{report["num_images"]} images: top-1 {report["top1_float"]:.2f} float, {report["top1_int8"]:.2f} int8; '
-            f'top-5 {report["top5_float"]:.2f}, {report["top5_int8"]:.2f}; '
-            f'{report["changed_predictions"]} predictions changed'
-        )
+    if args.evaluate or args.steps:
+        with tempfile.TemporaryDirectory() as folder:
+            networks = {}
+            for name, partial in steps_to(options) if args.steps else ():
+                write(config, quantise(model, images, partial), Path(folder, f'{name}.onnx'), args)
+                networks[name] = open_network(Path(folder, f'{name}.onnx'))
+            networks['int8'] = open_network(args.out)
+            report['accuracy'] = evaluate(config, model, networks, args.normalise)
+        show_accuracy(report['accuracy'])
     if args.report:
         write_text(json.dumps(report, indent=2) + '\n', args.report)
+
+
+def steps_to(options: Options) -> Iterator[Tuple[str, Options]]:
+    """From plain min-max quantisation towards ``options``, one step more each time, with the step's name."""
+    plain = dict(equalise=False, absorb_bias=False, correct_bias=False, compensate=False, ranges='minmax')
+    current = dataclasses.replace(options, **plain)
+    yield 'naive', current
+    for step in ('equalise', 'absorb_bias', 'ranges', 'correct_bias', 'compensate'):
+        if getattr(options, step) != plain[step]:
+            current = dataclasses.replace(current, **{step: getattr(options, step)})
+            if current != options:
+                yield f'+ {step}', current
 
 
 def read_calibration(config: Config, folder: str, count: int) -> Tuple[Tensor, List[str]]:
@@ -76,34 +93,53 @@ def read_calibration(config: Config, folder: str, count: int) -> Tuple[Tensor, L
     return Normalise(config)(torch.stack(pixels)), skipped
 
 
-def write(config: Config, int8: Int8, args: argparse.Namespace) -> None:
-    """Write the ONNX file ``args.out``."""
+def write(config: Config, int8: Int8, path: Path, args: argparse.Namespace) -> None:
+    """Write the ONNX file of ``int8``."""
     net = export.DeployNet(int8.model, Normalise(config) if args.normalise else None, args.softmax)
     image = torch.zeros(2, net.backbone.stage0.in_channels, args.size, args.size)
-    proto = insert_qdq(export.onnx_proto(net, image, args.opset, dynamic_batch=True), int8)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the exporter announces its successor
+        proto = insert_qdq(export.onnx_proto(net, image, args.opset, dynamic_batch=True), int8)
     metadata = export.describe(config, args.checkpoint, args.normalise, args.softmax)
-    with write_atomically(args.out) as part:
-        export.write_onnx(proto, Path(part), {**metadata, 'precision': 'int8'})
+    export.write_onnx(proto, path, {**metadata, 'precision': 'int8'})
 
 
 @torch.no_grad()
-def evaluate(config: Config, model: nn.Module, network: Network, normalised_inside: bool) -> dict:
-    """Top-1 and top-5 (percent) of the float model and the int8 file on the config's test set, and the flips."""
+def evaluate(
+    config: Config, model: nn.Module, networks: Dict[str, Network], normalised_inside: bool = False
+) -> List[dict]:
+    """Float model and int8 files on the config's test set: rows with ``name``, ``top1``, ``top5`` (percent),
+    ``flips`` (predictions unlike the float model's) and ``num_images``."""
     normalise = Normalise(config)
-    before, after, labels = [], [], []
-    for batch in Runner.build_dataloader(config.test_dataloader):
-        pixels = torch.stack(batch['inputs']).float()
-        if config.model.data_preprocessor.get('to_rgb', False):
-            pixels = pixels.flip(1)
+    flip = config.model.data_preprocessor.get('to_rgb', False)
+    outputs = {'float': [], **{name: [] for name in networks}}
+    labels = []
+    for batch in with_progress(Runner.build_dataloader(config.test_dataloader), 'evaluate'):
+        pixels = torch.stack(list(batch['inputs'])).float()
+        pixels = pixels.flip(1) if flip else pixels
         images = normalise(pixels)
-        before.append(model(images))
-        after.append(torch.from_numpy(network((pixels if normalised_inside else images).numpy())))
+        outputs['float'].append(model(images))
+        for name, network in networks.items():
+            found = network((pixels if normalised_inside else images).numpy())
+            outputs[name].append(torch.from_numpy(np.array(found)))
         labels.extend(sample.gt_label for sample in batch['data_samples'])
-    before, after, labels = (torch.cat(parts) for parts in (before, after, labels))
-    report = dict(num_images=len(labels), changed_predictions=int((before.argmax(1) != after.argmax(1)).sum()))
-    report['top1_float'], report['top5_float'] = top_accuracies(before, labels)
-    report['top1_int8'], report['top5_int8'] = top_accuracies(after, labels)
-    return report
+    labels, expected = torch.cat(labels), torch.cat(outputs['float']).argmax(1)
+    rows = []
+    for name, parts in outputs.items():
+        found = torch.cat(parts)
+        top1, top5 = top_accuracies(found, labels)
+        flips = int((found.argmax(1) != expected).sum())
+        rows.append(dict(name=name, top1=top1, top5=top5, flips=flips, num_images=len(labels)))
+    return rows
+
+
+def show_accuracy(rows: List[dict]) -> None:
+    table = Table(title=f'{rows[0]["num_images"]} images')
+    for column in ('', 'top-1', 'top-5', 'flips'):
+        table.add_column(column, justify='right' if column else 'left')
+    for row in rows:
+        table.add_row(row['name'], f'{row["top1"]:.2f}', f'{row["top5"]:.2f}', str(row['flips']))
+    Console().print(table)
 
 
 def show_sensitivity(costs: List[Tuple[str, float]]) -> None:
