@@ -1,0 +1,319 @@
+"""Latency of deployed networks: MobileOne in every form, and the paper's peers folded and exported the same way.
+
+All cases take turns in one run, so a slow minute of the machine slows all of them. Weights are random: they
+cost the same time as trained ones.
+"""
+
+import argparse
+import copy
+import csv
+import io
+import platform
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from statistics import median
+from typing import Callable, Dict, List, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..arch import ARCHS, stage_widths
+from ..backbone import MobileOne
+from ..files import check_writable, write_atomically, write_text
+from ..runtime import open_network
+
+FORMS = ('branched', 'fused', 'onnx', 'int8', 'openvino')
+SIZE = 224
+QUICK = ('mobileone_s0', 'mobileone_s1', 'mobilenetv2_100', 'mobilenetv3_small_100', 'efficientnet_b0')
+
+# Published ImageNet top-1 and whose number it is.
+PUBLISHED = {
+    **{
+        f'mobileone_{name}': (top1, 'MobileOne, Table 9')
+        for name, top1 in dict(s0=71.4, s1=75.9, s2=77.4, s3=78.1, s4=79.4).items()
+    },
+    'timm_mobileone_s0': (71.4, 'MobileOne, Table 9'),
+    'mobilenetv2_100': (72.0, 'Sandler et al. 2018'),
+    'mobilenetv3_large_100': (75.2, 'Howard et al. 2019'),
+    'mobilenetv3_small_100': (67.4, 'Howard et al. 2019'),
+    'efficientnet_b0': (77.1, 'Tan & Le 2019'),
+    'mnasnet_a1': (75.2, 'Tan et al. 2019'),
+    'repvgg_a0': (72.41, 'Ding et al. 2021'),
+    'shufflenet_v2_x1_0': (69.4, 'Ma et al. 2018'),
+}
+NETWORKS = tuple(PUBLISHED)
+
+
+class Case(NamedTuple):
+    network: str
+    form: str
+    batch: int
+    threads: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--quick', action='store_true', help='five networks and few rounds: about two minutes')
+    parser.add_argument('--networks', nargs='+', metavar='NAME', help=f'some of {", ".join(NETWORKS)} (all)')
+    parser.add_argument('--forms', nargs='+', default=FORMS, metavar='FORM', help=f'some of {", ".join(FORMS)} (all)')
+    parser.add_argument('--batches', nargs='+', type=int, default=[1, 32], metavar='N', help='images at a time (1 32)')
+    parser.add_argument('--threads', nargs='+', type=int, default=[1, 2], metavar='N', help='(1 2)')
+    parser.add_argument('--rounds', type=int, metavar='N', help='calls of each case at batch 1 (100; quick: 30)')
+    parser.add_argument(
+        '--out', default='work_dirs/benchmark_infer', metavar='DIR', help='for latency.csv, .md and .png'
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table and write it with its picture to ``args.out``."""
+    networks = args.networks or (QUICK if args.quick else NETWORKS)
+    for name, allowed in ((networks, NETWORKS), (args.forms, FORMS)):
+        for value in name:
+            if value not in allowed:
+                raise ValueError(f'{value!r} is not known; allowed are {", ".join(allowed)}')
+    rounds = args.rounds or (30 if args.quick else 100)
+    if min(rounds, *args.batches, *args.threads) < 1:
+        raise ValueError('--rounds, --batches and --threads: at least 1')
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out / 'latency.csv')
+
+    print(machine())
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        built = {name: prepare(name, args.forms, Path(folder)) for name in networks}
+        for batch in args.batches:
+            calls = {
+                Case(name, form, batch, threads): open_form(threads)
+                for name, forms in built.items()
+                for form, open_form in forms.items()
+                for threads in args.threads
+            }
+            images = np.random.default_rng(0).standard_normal((batch, 3, SIZE, SIZE), np.float32)
+            rows += summarise(measure(calls, images, max(3, rounds // (batch if batch < 8 else 12))))
+            del calls
+    report = f'{machine()}\n\n{as_markdown(rows)}'
+    print(report)
+    write_text(as_csv(rows), out / 'latency.csv')
+    write_text(report, out / 'latency.md')
+    draw(rows, out / 'latency.png')
+    print(f'written: {out}/latency.csv, .md, .png')
+
+
+def machine() -> str:
+    """Processor and versions, in a line."""
+    import onnxruntime
+    import openvino
+    import timm
+
+    cpuinfo = Path('/proc/cpuinfo')
+    names = [line.split(':')[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith('model name')]
+    processor = names[0] if names else platform.processor()
+    return (
+        f'{processor}, {len(names)} cores; torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, '
+        f'openvino {openvino.__version__.split("-")[0]}, timm {timm.__version__}; {SIZE} px'
+    )
+
+
+def measure(
+    calls: Dict[Case, Callable[[np.ndarray], object]], images: np.ndarray, rounds: int
+) -> Dict[Case, List[float]]:
+    """Milliseconds of each call, ``rounds`` times in turns, after a warm-up of two calls each."""
+    times = {case: [] for case in calls}
+    for number in range(rounds + 2):
+        for case, call in calls.items():
+            start = time.perf_counter()
+            call(images)
+            if number >= 2:
+                times[case].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def summarise(times: Dict[Case, List[float]]) -> List[dict]:
+    """A row for each case: median, 5th and 95th percentile in ms, and the number of calls."""
+    return [
+        dict(
+            **case._asdict(),
+            median_ms=float(median(values)),
+            p5_ms=float(np.percentile(values, 5)),
+            p95_ms=float(np.percentile(values, 95)),
+            calls=len(values),
+        )
+        for case, values in times.items()
+    ]
+
+
+def prepare(name: str, forms: Sequence[str], folder: Path) -> Dict[str, Callable[[int], Callable]]:
+    """For each form that the network has: a function that opens it with a number of threads."""
+    branched = build(name)
+    net = fold(name, branched)
+    own = name.startswith('mobileone_')
+    openers = {}
+    if 'branched' in forms and own:
+        openers['branched'] = lambda threads: _torch_call(branched, threads)
+    if 'fused' in forms:
+        openers['fused'] = lambda threads: _torch_call(net, threads)
+    onnx_file = folder / f'{name}.onnx'
+    if 'onnx' in forms or 'openvino' in forms:
+        _export(net, onnx_file)
+    if 'onnx' in forms:
+        openers['onnx'] = lambda threads: open_network(onnx_file, threads)
+    if 'int8' in forms and own:
+        int8_file = folder / f'{name}_int8.onnx'
+        _export_int8(net, int8_file)
+        openers['int8'] = lambda threads: open_network(int8_file, threads)
+    if 'openvino' in forms:
+        import openvino
+
+        openvino_file = folder / f'{name}.xml'
+        openvino.save_model(openvino.convert_model(onnx_file), openvino_file, compress_to_fp16=False)
+        openers['openvino'] = lambda threads: open_network(openvino_file, threads)
+    return openers
+
+
+class _Classifier(nn.Module):
+    """A MobileOne classifier with the attributes of mmpretrain's, which export and int8 read."""
+
+    def __init__(self, arch: str):
+        super().__init__()
+        self.backbone = MobileOne(arch)
+        self.head = nn.Module()
+        self.head.fc = nn.Linear(stage_widths(ARCHS[arch])[-1], 1000)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head.fc(self.backbone(images)[-1].mean((2, 3)))
+
+
+def build(name: str) -> nn.Module:
+    """The network as it is trained, in eval mode."""
+    torch.manual_seed(0)
+    if name.startswith('mobileone_'):
+        return _Classifier(name.split('_')[1]).eval()
+    if name == 'shufflenet_v2_x1_0':
+        import torchvision
+
+        return torchvision.models.shufflenet_v2_x1_0().eval()
+    import timm
+
+    # timm calls the search result MNASNet-A1 by its other name.
+    names = {'timm_mobileone_s0': 'mobileone_s0', 'mnasnet_a1': 'semnasnet_100'}
+    return timm.create_model(names.get(name, name)).eval()
+
+
+def fold(name: str, net: nn.Module) -> nn.Module:
+    """The network as it is deployed: branches fused, batch norm folded into convolutions."""
+    if name.startswith('mobileone_'):
+        net = copy.deepcopy(net)
+        net.backbone.switch_to_deploy()
+        return net
+    from timm.utils.model import reparameterize_model
+    from torch.fx.experimental.optimization import fuse as fold_batch_norm
+
+    if name.startswith(('timm_mobileone', 'repvgg')):
+        net = reparameterize_model(net)
+    return fold_batch_norm(net)
+
+
+@torch.no_grad()
+def _export(net: nn.Module, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the exporter announces its successor
+        torch.onnx.export(
+            net,
+            (torch.zeros(2, 3, SIZE, SIZE),),
+            str(path),
+            input_names=['image'],
+            output_names=['output'],
+            opset_version=17,
+            dynamo=False,
+            dynamic_axes={'image': {0: 'batch'}, 'output': {0: 'batch'}},
+        )
+
+
+def _export_int8(net: nn.Module, path: Path) -> None:
+    from .. import export
+    from ..quantization.calibrate import Options, quantise
+    from ..quantization.qdq import insert_qdq
+
+    # Rounded to nearest: the time of an int8 kernel does not depend on its numbers.
+    int8 = quantise(net, torch.randn(2, 3, SIZE, SIZE), Options(equalise=False, compensate=False, ranges='minmax'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        proto = export.onnx_proto(export.DeployNet(int8.model), torch.zeros(2, 3, SIZE, SIZE), 17, True)
+    export.write_onnx(insert_qdq(proto, int8), path, {})
+
+
+def _torch_call(net: nn.Module, threads: int) -> Callable[[np.ndarray], Tensor]:
+    @torch.inference_mode()
+    def call(images: np.ndarray) -> Tensor:
+        torch.set_num_threads(threads)
+        return net(torch.from_numpy(images))
+
+    return call
+
+
+COLUMNS = (*Case._fields, 'median_ms', 'p5_ms', 'p95_ms', 'calls', 'published_top1', 'published_by')
+
+
+def as_csv(rows: List[dict]) -> str:
+    """One line a case, with ``COLUMNS``."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    for row in rows:
+        top1, author = PUBLISHED[row['network']]
+        rounded = {key: f'{row[key]:.3f}' for key in ('median_ms', 'p5_ms', 'p95_ms')}
+        writer.writerow({**row, **rounded, 'published_top1': top1, 'published_by': author})
+    return text.getvalue()
+
+
+def as_markdown(rows: List[dict]) -> str:
+    """A table with a line for each network and form, a column for each batch and thread count."""
+    settings = sorted({(row['batch'], row['threads']) for row in rows})
+    lines = [
+        'Milliseconds a call: median (5th to 95th percentile).',
+        '',
+        '| network | form | ' + ' | '.join(f'batch {batch}, {threads} thr.' for batch, threads in settings) + ' |',
+        '|---' * (2 + len(settings)) + '|',
+    ]
+    cells = {tuple(row[key] for key in Case._fields): row for row in rows}
+    for network, form in dict.fromkeys((row['network'], row['form']) for row in rows):
+        found = (cells[(network, form, *setting)] for setting in settings)
+        texts = (f'{row["median_ms"]:.2f} ({row["p5_ms"]:.2f} to {row["p95_ms"]:.2f})' for row in found)
+        lines.append(f'| {network} | {form} | ' + ' | '.join(texts) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def draw(rows: List[dict], path: Path) -> None:
+    """The paper's picture: published top-1 over the latency of one image on one thread, for each form."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    batch, threads = min((row['batch'], row['threads']) for row in rows)
+    rows = [row for row in rows if (row['batch'], row['threads']) == (batch, threads)]
+    forms = [form for form in ('onnx', 'int8', 'openvino', 'fused', 'branched') if any(r['form'] == form for r in rows)]
+    figure, axes = plt.subplots(figsize=(9, 6), layout='constrained')
+    main = forms[0]
+    for own, colour in ((True, 'tab:red'), (False, 'tab:blue')):
+        chosen = [r for r in rows if r['form'] == main and r['network'].startswith('mobileone_') == own]
+        points = [(r['median_ms'], PUBLISHED[r['network']][0]) for r in chosen]
+        if points:
+            label = f'{"MobileOne" if own else "others"}, {main}'
+            axes.plot(*zip(*points), 'o-' if own else 'o', color=colour, label=label)
+        for row, point in zip(chosen, points):
+            axes.annotate(row['network'], point, textcoords='offset points', xytext=(6, -11), fontsize=8)
+    if main != 'int8' and 'int8' in forms:
+        points = [(r['median_ms'], PUBLISHED[r['network']][0]) for r in rows if r['form'] == 'int8']
+        axes.plot(*zip(*points), 's--', color='tab:orange', label="MobileOne, int8 (the float network's top-1)")
+    axes.set(
+        xscale='log', xlabel=f'milliseconds, batch {batch}, {threads} thread(s)', ylabel='published ImageNet top-1, %'
+    )
+    axes.grid(alpha=0.3, which='both')
+    axes.legend(loc='lower right')
+    with write_atomically(path) as part:
+        figure.savefig(part, dpi=120, format='png')
+    plt.close(figure)

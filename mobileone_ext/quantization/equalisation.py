@@ -1,0 +1,63 @@
+"""Cross-layer equalisation: channels between two layers brought to one range, the function unchanged.
+
+ReLU(x / s) = ReLU(x) / s for s > 0, so layer a may return channel c divided by s[c] if layer b multiplies
+it back (Nagel et al. 2019, arXiv 1906.04721, section 4.1). There s balances the weights of a and b alone;
+here it balances the range of the activation too, since it has one scale for all channels whatever the weights have.
+"""
+
+import torch
+from torch import Tensor, nn
+
+FLOOR = 0.1  # of the median; keeps a channel that is silent on the calibration images from a huge weight
+
+
+def channel_scales(activation: Tensor, weight_out: Tensor, weight_in: Tensor, balance: float) -> Tensor:
+    """What to divide each of C channels by; all arguments (C,), their median 1 in the result.
+
+    Args:
+        activation: largest value of the channel on the calibration images.
+        weight_out: largest weight of the layer before that makes the channel.
+        weight_in: largest weight of the layer after that reads it.
+        balance: 1 brings the activations to one range, 0 makes the weights alike in both layers.
+    """
+    activation = _floored(activation)
+    weights = (_floored(weight_out) / _floored(weight_in)).sqrt()
+    scales = activation**balance * (weights / weights.median()) ** (1 - balance)
+    return scales / scales.median()
+
+
+def _floored(values: Tensor) -> Tensor:
+    """``values`` over the median of the positive ones, none below ``FLOOR``."""
+    positive = values[values > 0]
+    if not len(positive):
+        return torch.ones_like(values)
+    return (values / positive.median()).clamp_min(FLOOR)
+
+
+def outgoing_range(linear: nn.Module) -> Tensor:
+    """Largest absolute weight behind each output channel, (O,)."""
+    return linear.weight.abs().flatten(1).amax(1)
+
+
+def incoming_range(linear: nn.Module) -> Tensor:
+    """Largest absolute weight on each input channel, (C,)."""
+    weight = linear.weight.abs()
+    if getattr(linear, 'groups', 1) > 1:
+        return weight.flatten(1).amax(1)
+    return weight.transpose(0, 1).flatten(1).amax(1)
+
+
+@torch.no_grad()
+def divide_outputs(linear: nn.Module, scales: Tensor) -> None:
+    """Make a layer return its outputs divided by ``scales`` (O,), in place."""
+    linear.weight.div_(scales.reshape(-1, *[1] * (linear.weight.dim() - 1)))
+    linear.bias.div_(scales)
+
+
+@torch.no_grad()
+def multiply_inputs(linear: nn.Module, scales: Tensor) -> None:
+    """Make a layer expect its inputs divided by ``scales`` (C,), in place."""
+    channel_axis = 0 if getattr(linear, 'groups', 1) > 1 else 1
+    shape = [1] * linear.weight.dim()
+    shape[channel_axis] = -1
+    linear.weight.mul_(scales.reshape(shape))

@@ -1,0 +1,123 @@
+"""A quantised classifier as an ONNX file with QuantizeLinear / DequantizeLinear pairs.
+
+Weights are stored as int8, biases as int32, activations are uint8: runtimes turn the pairs into integer kernels.
+"""
+
+from typing import Dict, List
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from .calibrate import INPUT, POOLED, Int8
+from .chain import layers_of
+
+
+def insert_qdq(proto: onnx.ModelProto, int8: Int8) -> onnx.ModelProto:
+    """The exported float graph of ``int8.model`` with quantisation at every grid of ``int8``.
+
+    Raises:
+        ValueError: if the graph is not the model's.
+    """
+    return _Writer(proto, int8).write()
+
+
+class _Writer:
+    def __init__(self, proto: onnx.ModelProto, int8: Int8):
+        self.proto, self.int8 = proto, int8
+        self.initialisers = {item.name: item for item in proto.graph.initializer}
+        self.nodes: List[onnx.NodeProto] = []
+        self.replaced: Dict[str, str] = {}  # tensor -> its rounded self
+        self.grid_of: Dict[str, str] = {}  # tensor -> name of its grid
+
+    def write(self) -> onnx.ModelProto:
+        layers = layers_of(self.int8.model)
+        by_weight = dict(zip(self._weight_names(layers), layers))
+        ends = self._ends(by_weight)
+        previous = INPUT
+        for node in self.proto.graph.node:
+            layer = by_weight.get(node.input[1]) if len(node.input) > 2 else None
+            if layer is not None:
+                if previous == INPUT:
+                    self._round(node.input[0], INPUT)
+                previous = layer.name
+            self._use_rounded(node)
+            if layer is not None and layer.name in self.int8.weight_scales:
+                self._quantise_weights(node, layer.name)
+            self.nodes.append(node)
+            for name in ends.get(node.output[0], ()):
+                self._round(node.output[0], name)
+        del self.proto.graph.node[:]
+        self.proto.graph.node.extend(self.nodes)
+        used = {name for node in self.nodes for name in node.input}
+        kept = [item for name, item in self.initialisers.items() if name in used]
+        del self.proto.graph.initializer[:]
+        self.proto.graph.initializer.extend(kept)
+        del self.proto.graph.value_info[:]
+        return self.proto
+
+    def _weight_names(self, layers) -> List[str]:
+        """Names of the layers' weights, in order: the graph has them in the order of the network."""
+        chain = [
+            node.input[1]
+            for node in self.proto.graph.node
+            if node.op_type == 'Gemm' or (node.op_type == 'Conv' and '.se.' not in node.input[1])
+        ]
+        if len(chain) != len(layers):
+            raise ValueError(f'the graph has {len(chain)} layers, the network {len(layers)}')
+        return chain
+
+    def _ends(self, by_weight) -> Dict[str, List[str]]:
+        """Which grid belongs to which tensor: a layer's own output, its activation's, and the pooled map."""
+        ends, last = {}, None
+        for node in self.proto.graph.node:
+            layer = by_weight.get(node.input[1]) if len(node.input) > 2 else None
+            if layer is not None:
+                last = layer
+                if layer.has_se:
+                    ends[node.output[0]] = [f'{layer.name}.linear']
+            elif node.op_type == 'Relu' and '/se/' not in node.name:
+                ends[node.output[0]] = [last.name]
+            elif node.op_type == 'GlobalAveragePool' and '/se/' not in node.name:
+                ends[node.output[0]] = [POOLED]
+        return ends
+
+    def _round(self, tensor: str, grid_name: str) -> None:
+        if grid_name not in self.int8.grids:
+            return
+        grid = self.int8.grids[grid_name]
+        scale = self._constant(f'{tensor}_scale', np.float32(grid.scale))
+        zero_point = self._constant(f'{tensor}_zero_point', np.uint8(grid.zero_point))
+        self.nodes.append(helper.make_node('QuantizeLinear', [tensor, scale, zero_point], [f'{tensor}_q']))
+        self.nodes.append(helper.make_node('DequantizeLinear', [f'{tensor}_q', scale, zero_point], [f'{tensor}_dq']))
+        self.replaced[tensor], self.grid_of[f'{tensor}_dq'] = f'{tensor}_dq', grid_name
+
+    def _use_rounded(self, node: onnx.NodeProto) -> None:
+        for index, name in enumerate(node.input):
+            node.input[index] = self.replaced.get(name, name)
+
+    def _quantise_weights(self, node: onnx.NodeProto, layer_name: str) -> None:
+        weight = numpy_helper.to_array(self.initialisers[node.input[1]])
+        bias = numpy_helper.to_array(self.initialisers[node.input[2]])
+        scales = self.int8.weight_scales[layer_name].numpy()
+        if (scales == scales[0]).all():
+            scales = scales[0]
+        # Flatten stands between the pooled map and the classifier.
+        source = self.grid_of.get(node.input[0], POOLED)
+        bias_scales = np.float64(self.int8.grids[source].scale) * scales
+        shape = (-1, *[1] * (weight.ndim - 1)) if np.ndim(scales) else ()
+        node.input[1] = self._dequantised(node.input[1], np.round(weight / scales.reshape(shape)), np.int8, scales)
+        node.input[2] = self._dequantised(node.input[2], np.round(bias / bias_scales), np.int32, bias_scales)
+
+    def _dequantised(self, name: str, integers: np.ndarray, dtype, scales: np.ndarray) -> str:
+        limits = np.iinfo(dtype)
+        values = self._constant(f'{name}_q', integers.clip(limits.min, limits.max).astype(dtype))
+        scale = self._constant(f'{name}_scale', np.asarray(scales, np.float32))
+        zero_point = self._constant(f'{name}_zero_point', np.zeros(np.shape(scales), dtype))
+        axis = dict(axis=0) if np.ndim(scales) else {}
+        self.nodes.append(helper.make_node('DequantizeLinear', [values, scale, zero_point], [f'{name}_dq'], **axis))
+        return f'{name}_dq'
+
+    def _constant(self, name: str, value: np.ndarray) -> str:
+        self.initialisers[name] = numpy_helper.from_array(np.asarray(value), name)
+        return name

@@ -1,0 +1,92 @@
+"""Weights to the int8 grid by closed formulas on the statistics of their inputs.
+
+1. Least squares: weights that make the float network's outputs out of the inputs that the int8 network has.
+2. Rounding column by column, each column's error made up for by the columns still to come (Frantar et al.
+   2022, "GPTQ", arXiv 2210.17323, section 3; after Hassibi & Stork's optimal brain surgeon).
+The bias that makes the means agree is "bias correction" (Nagel et al. 2019, arXiv 1906.04721, section 4.2).
+
+Shapes: W weights (G, O, I), H second moments of the centred inputs (G, I, I), scales (G, O).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LEVELS = 127  # symmetric int8: -127 .. 127
+DAMPING = 0.01  # of the mean diagonal, as in GPTQ
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
+
+
+class Moments(NamedTuple):
+    """Of n samples, in float64: ``mean_in`` (G, 1, I), ``mean_out`` (G, 1, O), ``inputs`` (G, I, I) and
+    ``cross`` (G, I, O), the second moments of centred inputs with themselves and with the wanted outputs."""
+
+    mean_in: Tensor
+    mean_out: Tensor
+    inputs: Tensor
+    cross: Tensor
+
+
+def moments(inputs: Tensor, outputs: Tensor) -> Moments:
+    """Moments of ``inputs`` (G, n, I) and the wanted ``outputs`` (G, n, O)."""
+    inputs, outputs = inputs.double(), outputs.double()
+    mean_in, mean_out = inputs.mean(1, keepdim=True), outputs.mean(1, keepdim=True)
+    centred = inputs - mean_in
+    transposed = centred.transpose(1, 2) / inputs.shape[1]
+    return Moments(mean_in, mean_out, transposed @ centred, transposed @ (outputs - mean_out))
+
+
+def damped(second_moments: Tensor, amount: float) -> Tensor:
+    """``second_moments`` plus ``amount`` times its mean diagonal on the diagonal."""
+    mean = second_moments.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+    identity = torch.eye(second_moments.shape[-1], dtype=second_moments.dtype)
+    return second_moments + amount * mean[:, None, None] * identity
+
+
+def least_squares(weight: Tensor, stats: Moments, ridge: float) -> Tensor:
+    """The weights nearest to the wanted outputs, held to ``weight`` by ``ridge`` (of the mean input moment)."""
+    residual = stats.cross - stats.inputs @ weight.transpose(1, 2)
+    return weight + torch.linalg.solve(damped(stats.inputs, ridge), residual).transpose(1, 2)
+
+
+def fitted_bias(weight: Tensor, stats: Moments) -> Tensor:
+    """The bias (G * O,) that gives the outputs their wanted mean."""
+    return (stats.mean_out - stats.mean_in @ weight.transpose(1, 2)).flatten()
+
+
+def to_grid(weight: Tensor, scales: Tensor) -> Tensor:
+    """``weight`` rounded to multiples of ``scales`` within the int8 range."""
+    return (weight / scales).round().clamp(-LEVELS, LEVELS) * scales
+
+
+def choose_scales(weight: Tensor, second_moments: Tensor, per_channel: bool, clips=CLIPS) -> Tensor:
+    """The scales (G, O), out of some that clip the largest weights, whose rounding disturbs the outputs least."""
+    largest = weight.abs().amax(2)
+    largest = (largest if per_channel else largest.max().expand_as(largest)).clamp_min(1e-10)
+    best_scales, best_error = None, None
+    for clip in clips:
+        scales = largest * clip / LEVELS
+        change = to_grid(weight, scales[..., None]) - weight
+        error = ((change @ second_moments) * change).sum(2)
+        if not per_channel:
+            error = error.sum().expand_as(error)
+        if best_error is None:
+            best_scales, best_error = scales, error
+        else:
+            better = error < best_error
+            best_scales = torch.where(better, scales, best_scales)
+            best_error = torch.where(better, error, best_error)
+    return best_scales
+
+
+def round_with_compensation(weight: Tensor, second_moments: Tensor, scales: Tensor) -> Tensor:
+    """``weight`` on the grid of ``scales``, its outputs' squared error kept small by GPTQ."""
+    factor = torch.linalg.cholesky(damped(second_moments, DAMPING))
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+    left, rounded = weight.clone(), torch.empty_like(weight)
+    for column in range(weight.shape[2]):
+        rounded[:, :, column] = to_grid(left[:, :, column], scales)
+        error = (left[:, :, column] - rounded[:, :, column]) / upper[:, None, column, column]
+        left[:, :, column:] -= error[:, :, None] * upper[:, None, column, column:]
+    return rounded

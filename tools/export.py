@@ -1,0 +1,55 @@
+"""Write a trained network for a device: ``python tools/export.py CONFIG CHECKPOINT OUT --format onnx``."""
+
+import argparse
+
+from mobileone_ext import cli
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    cli.add_config_arguments(parser)
+    cli.add_checkpoint_arguments(parser)
+    parser.add_argument('out', help='the file to write: *.onnx, *.pt, *.xml (with *.bin) or *.mlpackage')
+    parser.add_argument('--format', default='onnx', help='onnx, torchscript, openvino or coreml (onnx)')
+    parser.add_argument('--opset', type=int, default=17, help='of the ONNX file, 13 .. 21 (17)')
+    parser.add_argument('--size', type=int, default=224, help='height and width of the images in pixels (224)')
+    parser.add_argument('--fixed-batch', action='store_true', help='one image at a time instead of any number')
+    parser.add_argument('--normalise', action='store_true', help='take pixels 0..255: normalisation inside the file')
+    parser.add_argument('--softmax', action='store_true', help='return probabilities instead of logits')
+    parser.add_argument('--images', metavar='DIR', help='compare the written file with PyTorch on these images')
+    parser.add_argument('--num-images', type=int, default=1300, metavar='N', help='how many of them at most (1300)')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    config = cli.load_config(args.config, args.cfg_options)
+    from mobileone_ext import export
+    from mobileone_ext.images import Normalise
+    from mobileone_ext.runtime import open_network
+
+    export.check_request(args.out, args.format, args.opset)
+    model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
+    net = export.DeployNet(model, Normalise(config) if args.normalise else None, args.softmax)
+    metadata = export.describe(config, args.checkpoint, args.normalise, args.softmax)
+    compare = None
+    if args.images and args.format != 'coreml':
+
+        def compare(path):
+            return export.compare(config, net, open_network(path), args.images, args.num_images)
+
+    report = export.export(net, args.out, args.format, args.size, args.opset, not args.fixed_batch, metadata, compare)
+    print(f'{args.out}: written')
+    if args.format == 'coreml':
+        print('CoreML runs on macOS alone: compare it with PyTorch there')
+    if report:
+        for message in report['skipped']:
+            print(f'skipped {message}')
+        print(
+            f'{report["num_images"]} images: {report["changed_predictions"]} predictions changed, '
+            f'outputs within {report["max_rel_diff"]:.1e} of the largest'
+        )
+
+
+if __name__ == '__main__':
+    cli.run(main)

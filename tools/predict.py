@@ -1,0 +1,55 @@
+"""Classify images: ``python tools/predict.py CONFIG CHECKPOINT IMAGE...|DIR``."""
+
+import argparse
+from pathlib import Path
+
+from mobileone_ext import cli
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    cli.add_config_arguments(parser)
+    cli.add_checkpoint_arguments(parser)
+    parser.add_argument('images', nargs='+', help='image files or folders')
+    parser.add_argument('--top', type=int, default=5, metavar='K', help='classes to show for each image (5)')
+    parser.add_argument('--out', metavar='FILE', help='write all results to *.json or *.csv')
+    parser.add_argument('--draw', metavar='DIR', help='write annotated pictures to this folder')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    config = cli.load_config(args.config, args.cfg_options)
+    from mobileone_ext import files, predict
+    from mobileone_ext.images import find_images
+
+    if args.out:
+        predict.check_format(args.out)
+        files.check_writable(args.out)
+    paths = find_images(args.images)
+    classify = predict.open_classifier(config, args.checkpoint, args.ema, args.trust_checkpoint)
+    if args.draw:
+        Path(args.draw).mkdir(parents=True, exist_ok=True)
+
+    results, skipped = [], []
+    for number, result in enumerate(predict.predict(config, classify, paths, skipped, args.top)):
+        results.append(result)
+        print(result['image'])
+        for best in result['predictions']:
+            print(f'  {best["score"]:6.1%}  {best["label"]}')
+        if args.draw:
+            picture = Path(args.draw, f'{number:04d}_{Path(result["image"]).stem}.png')
+            with files.write_atomically(picture) as part:
+                predict.draw(result).save(part, 'png')
+    for message in skipped:
+        print(f'skipped {message}')
+    if skipped:
+        print(f'{len(skipped)} of {len(paths)} files are not readable images')
+    if not results:
+        raise ValueError('none of the files is a readable image')
+    if args.out:
+        files.write_text(predict.FORMATS[Path(args.out).suffix](results), args.out)
+
+
+if __name__ == '__main__':
+    cli.run(main)

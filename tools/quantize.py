@@ -1,0 +1,54 @@
+"""Static int8 of a trained network, without labels: ``python tools/quantize.py CONFIG CHECKPOINT OUT --calib DIR``."""
+
+import argparse
+
+from mobileone_ext import cli
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    cli.add_config_arguments(parser)
+    cli.add_checkpoint_arguments(parser)
+    parser.add_argument('out', help='the int8 ONNX file to write')
+    parser.add_argument('--calib', metavar='DIR', required=True, help='calibration images, not those to be measured on')
+    parser.add_argument('--num-calib', type=int, default=200, metavar='N', help='how many of them, spread evenly (200)')
+    parser.add_argument('--per-tensor', action='store_true', help='one weight scale for each layer, not each channel')
+    parser.add_argument('--no-equalise', action='store_true', help='leave the ranges of channels as they are')
+    parser.add_argument('--balance', type=float, help='of equalisation: 1 activations .. 0 weights alone')
+    parser.add_argument('--absorb-bias', action='store_true', help='high-bias absorption')
+    parser.add_argument('--no-bias-correction', action='store_true')
+    parser.add_argument('--round-to-nearest', action='store_true', help='no least squares, no compensated rounding')
+    parser.add_argument('--ranges', default='mse', help='of activations: minmax, percentile or mse (mse)')
+    parser.add_argument('--keep', nargs='+', default=[], metavar='LAYER', help='layers that stay in float')
+    parser.add_argument('--sensitivity', action='store_true', help='print what each layer costs when it alone is int8')
+    parser.add_argument('--opset', type=int, default=17, help='of the ONNX file, 13 .. 21 (17)')
+    parser.add_argument('--size', type=int, default=224, help='height and width of the images in pixels (224)')
+    parser.add_argument('--normalise', action='store_true', help='take pixels 0..255: normalisation inside the file')
+    parser.add_argument('--softmax', action='store_true', help='return probabilities instead of logits')
+    parser.add_argument('--evaluate', action='store_true', help="measure float and int8 on the config's test set")
+    parser.add_argument('--steps', action='store_true', help='measure what each step is worth as well')
+    parser.add_argument('--report', metavar='JSON', help='write what was measured to this file')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    config = cli.load_config(args.config, args.cfg_options)
+    from mobileone_ext.quantization import pipeline
+    from mobileone_ext.quantization.calibrate import Options
+
+    options = Options(
+        per_channel=not args.per_tensor,
+        equalise=not args.no_equalise,
+        balance=args.balance,
+        absorb_bias=args.absorb_bias,
+        correct_bias=not args.no_bias_correction,
+        compensate=not args.round_to_nearest,
+        ranges=args.ranges,
+        keep=tuple(args.keep),
+    )
+    pipeline.run(config, args, options)
+
+
+if __name__ == '__main__':
+    cli.run(main)
