@@ -1,4 +1,15 @@
-"""MobileOne-S0 with all its branches on handwritten digits: minutes on two CPU cores."""
+"""MobileOne-S0 with all its branches on handwritten digits: minutes on two CPU cores.
+
+    make demo
+
+Expected: at least 95 % top-1 on the 360 test images. Why these settings: at 64 px
+the last stage still sees 2 x 2 pixels (at 32 px a single one); batch 32 gives 45
+steps an epoch, 540 in all, where larger batches give too few; the warm-up lets
+batch norm find its statistics before lr reaches 0.05; the cosine to 0 settles
+them, so the last epoch is among the best. No EMA and no label smoothing: 540 steps
+are too short for an average over 2,000, and ten clean classes gain nothing from
+softer targets.
+"""
 
 _base_ = ['./_base_/models/mobileone_s0.py', './_base_/datasets/digits.py', './_base_/default_runtime.py']
 

