@@ -32,14 +32,14 @@ def main():
     from mobileone_ext.digits import write_digits
 
     if DATA.exists():
-        print(f'digits: {DATA} (there already)')
+        print(f'digits: {DATA} (there already)', flush=True)
     else:
         write_digits(DATA)
-        print(f'digits: {DATA} (written)')
+        print(f'digits: {DATA} (written)', flush=True)
 
     last = WORK_DIR / f'epoch_{Config.fromfile(CONFIG).train_cfg.max_epochs}.pth'
     if last.exists():
-        print(f'trained: {last} (there already)')
+        print(f'trained: {last} (there already)', flush=True)
     else:
         tool('tools/train.py', CONFIG, '--work-dir', WORK_DIR, '--seed', 0, '--resume')
     if FUSED.exists() and REPORT.exists():
