@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .moments import batch_kernel, input_moments, is_covered, pays, pool_processes, update_running
+from .moments import batch_kernel, batch_statistics, count_patches, is_covered, pays, pool_processes
 from .reparam import Kernel, fold_affine, identity_kernel, norm_affine, pad_kernel, sum_kernels
 
 TRAIN_IMPLS = ('branches', 'moments', 'auto')
@@ -145,16 +145,22 @@ class MobileOneBlock(nn.Module):
 
     def _one_convolution(self, x: Tensor) -> Tensor:
         """What ``_sum_branches`` returns in training mode, and the same change of the running statistics."""
-        convs, norms = list(self.branch_conv_list), self._norms()
-        weights = [branch.conv.weight for branch in convs]
+        norms = self._norms()
+        weights = [branch.conv.weight for branch in self.branch_conv_list]
+        pixel_weights = []
         if self.branch_scale is not None:
-            weights.append(pad_kernel(self.branch_scale.conv.weight, self.kernel_size))
-        x, moments = input_moments(x, self.kernel_size, self.stride, self.groups)
+            weight = self.branch_scale.conv.weight
+            if self.groups == 1:
+                weights.append(pad_kernel(weight, self.kernel_size))
+            else:
+                pixel_weights.append(weight.flatten())
+        if self.branch_norm is not None:
+            pixel_weights.append(torch.ones_like(self.branch_norm.weight))
+        x, statistics = batch_statistics(x, torch.stack(weights), self.stride, self.groups)
         if isinstance(norms[0], nn.SyncBatchNorm) and dist.is_initialized():
-            moments = pool_processes(moments, norms[0].process_group)
+            statistics = pool_processes(statistics, norms[0].process_group)
         with torch.autocast(x.device.type, enabled=False):
-            kernel, mean, var = batch_kernel(torch.stack(weights), moments, norms, self.branch_norm is not None)
-            update_running(norms, mean, var, moments.count)
+            kernel = batch_kernel(torch.stack(weights), pixel_weights, statistics, norms)
         return F.conv2d(x, *kernel, self.stride, self.kernel_size // 2, groups=self.groups)
 
     def _norms(self) -> List[nn.Module]:
@@ -170,10 +176,10 @@ class MobileOneBlock(nn.Module):
         """Why this block can only train by its branches; None if it can do otherwise."""
         if self.deploy:
             return 'it is fused'
-        if not is_covered(self.kernel_size, self.stride, self.dilation, self.groups, self.in_channels):
-            return f'kernel_size={self.kernel_size}, dilation={self.dilation}, groups={self.groups} is not covered'
-        if self.out_channels % self.groups or not (len(self.branch_conv_list) or self.branch_scale is not None):
-            return 'there is no convolution'
+        if not is_covered(self.in_channels, self.out_channels, self.dilation, self.groups):
+            return f'dilation={self.dilation}, groups={self.groups} is neither dense nor depthwise without dilation'
+        if not len(self.branch_conv_list):
+            return 'it has no convolution of full size'
         for norm in self._norms():
             if not isinstance(norm, _BatchNorm) or not (norm.affine and norm.track_running_stats):
                 return f'{type(norm).__name__} is not batch norm with affine parameters and running statistics'
@@ -184,8 +190,7 @@ class MobileOneBlock(nn.Module):
             return False
         if not all(norm.training for norm in self._norms()):
             return False
-        patches = x.shape[0] * -(-x.shape[2] // self.stride) * -(-x.shape[3] // self.stride)
-        if patches < 2:
+        if count_patches(x, self.stride) < 2:
             return False  # batch norm refuses this; let it say so
         return self.train_impl == 'moments' or pays(self, x)
 

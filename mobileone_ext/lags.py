@@ -1,21 +1,17 @@
-"""Second moments of depthwise 3x3 patches, and their adjoints.
+"""Second moments of depthwise 3x3 patches at stride 1, and their adjoints.
 
-The patch of a pixel q has nine taps p_i(q) = x(stride * q + i), i in {-1, 0, 1}^2, zero outside the plane.
-Wanted per channel are S(i) = sum_q p_i and M(i, j) = sum_q p_i p_j. A depthwise weight gradient computes nine
-correlations of two maps in one pass, so a few such calls give all 81 entries.
-
-Stride 1: M(i, j) depends on the lag j - i alone, but for the borders. With A(d) = sum_u x(u) x(u + d),
+The patch of a pixel q has nine taps p_i(q) = x(q + i), i in {-1, 0, 1}^2, zero outside the plane. Wanted per
+channel are S(i) = sum_q p_i and M(i, j) = sum_q p_i p_j. M depends on the lag j - i alone, but for the borders:
+with A(d) = sum_u x(u) x(u + d),
 
     M(i, j) = A(j - i) - [i_y = j_y != 0] R(j_x - i_x) - [i_x = j_x != 0] K(j_y - i_y) + [both] corner^2
 
 where R and K are the autocorrelations of the border row and column that tap i never reaches: the top row for
-i_y = +1, the bottom row for i_y = -1, and so on. Two weight gradients give A on half the plane of lags; the
-other half is its mirror image. What is linear in such sums is written as one constant matrix (``_table``), and
-the adjoint uses its transpose.
+i_y = +1, the bottom row for i_y = -1, and so on. A depthwise weight gradient computes nine lags in one pass, so
+two of them give A on half the plane of lags; the other half is its mirror image. What is linear in such sums is
+written as one constant matrix (``_tables``), and the adjoint uses its transpose.
 
-Stride 2: column j of M is the weight gradient with output gradient p_j, exactly.
-
-Legend: N images, C channels, H x W plane, Q = output plane, 9 taps in row-major order.
+Legend: N images, C channels, H x W plane, 9 taps in row-major order.
 """
 
 from functools import lru_cache
@@ -29,61 +25,21 @@ TAPS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
 _HALF_PLANE = [(y, x) for y in (0, 1, 2) for x in (-2, -1, 0, 1, 2)]
 
 
-def correlate_taps(x: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
-    """sum_q grad(q) x(stride * q + tap - padding) for the 3x3 taps: (N, C, H, W), (N, C, Q) -> (C, 9)."""
+def correlate(x: Tensor, grad: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
+    """sum_q grad(q) x(stride * q + tap - padding) of a depthwise kernel: (N, C, H, W), (N, C, Q) -> (C, K * K)."""
     channels = x.shape[1]
-    shape = x.new_empty(channels, 1, 3, 3)
+    weight = x.new_empty(channels, 1, kernel_size, kernel_size)
     geometry = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], channels)
-    _, out, _ = torch.ops.aten.convolution_backward(grad, x, shape, None, *geometry, [False, True, False])
-    return out.reshape(channels, 9)
-
-
-def tap(x: Tensor, position: Tuple[int, int], stride: int) -> Tensor:
-    """One tap of every patch, p_i: (N, C, H, W) -> (N, C, Q)."""
-    (rows, top, bottom), (columns, left, right) = (
-        _tap_range(offset, size, stride) for offset, size in zip(position, x.shape[2:])
-    )
-    zeros = (left, right, top, bottom)
-    return F.pad(x[:, :, rows, columns], zeros) if any(zeros) else x[:, :, rows, columns]
-
-
-def _tap_range(offset: int, size: int, stride: int) -> Tuple[slice, int, int]:
-    """Where a tap falls inside the plane along one axis: the slice, and the zeros before and after it."""
-    outputs = -(-size // stride)
-    before = min(-(offset // stride), outputs)  # so many outputs have their tap before the plane
-    inside = slice(offset + before * stride, min(offset + outputs * stride, size), stride)
-    return inside, before, outputs - before - len(range(size)[inside])
-
-
-def strided_moments(x: Tensor, stride: int) -> Tuple[Tensor, Tensor]:
-    """S (C, 9) and M (C, 9, 9) for any stride, one weight gradient a tap."""
-    taps = (tap(x, position, stride) for position in TAPS)
-    sums, columns = zip(*((p.sum((0, 2, 3)), correlate_taps(x, p, stride, padding=1)) for p in taps))
-    return torch.stack(sums, 1), torch.stack(columns, 2)
-
-
-def strided_moments_grad(dx: Tensor, x: Tensor, stride: int, grad_sum: Tensor, grad_square: Tensor) -> None:
-    """Add to ``dx`` (N, C, H, W) the gradient of ``strided_moments``.
-
-    ``grad_sum`` (C, 9); ``grad_square`` (C, 9, 9), already symmetrised: G + G^T.
-    """
-    channels = x.shape[1]
-    for index, position in enumerate(TAPS):
-        weight = grad_square[:, index].reshape(channels, 1, 3, 3).to(x)
-        (rows, top, _), (columns, left, _) = (
-            _tap_range(offset, size, stride) for offset, size in zip(position, x.shape[2:])
-        )
-        target = dx[:, :, rows, columns]
-        source = F.conv2d(x, weight, grad_sum[:, index].to(x), stride, 1, groups=channels)
-        target.add_(source[:, :, top : top + target.shape[2], left : left + target.shape[3]])
+    _, out, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, [False, True, False])
+    return out.flatten(1)
 
 
 def plane_moments(x: Tensor) -> Tuple[Tensor, Tensor]:
     """S (C, 9) and M (C, 9, 9) at stride 1."""
     rows, columns, corners = _borders(x)
     sums = [x.sum((0, 2, 3))[:, None], rows.sum((1, 3)).t(), columns.sum((1, 3)).t(), _by_channel(corners.sum(1))]
-    right = correlate_taps(F.pad(x, (0, 2, 0, 2)), x, 1, padding=0).reshape(-1, 3, 3)
-    left = correlate_taps(F.pad(x, (2, 0, 0, 2)), x, 1, padding=0).reshape(-1, 3, 3)
+    right = correlate(F.pad(x, (0, 2, 0, 2)), x, 3, 1, padding=0).reshape(-1, 3, 3)
+    left = correlate(F.pad(x, (2, 0, 0, 2)), x, 3, 1, padding=0).reshape(-1, 3, 3)
     squares = [
         torch.cat([left[:, :, :2], right], 2).flatten(1),
         _by_channel(_autocorrelation(rows)),
@@ -95,9 +51,9 @@ def plane_moments(x: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 def plane_moments_grad(dx: Tensor, x: Tensor, grad_sum: Tensor, grad_square: Tensor) -> None:
-    """Add to ``dx`` (N, C, H, W) the gradient of ``plane_moments``; arguments as in ``strided_moments_grad``.
+    """Add to ``dx`` (N, C, H, W) the gradient of ``plane_moments``; for ``grad_sum`` (C, 9), ``grad_square`` (C, 9, 9).
 
-    The symmetrised G counts every lag from both of its ends, hence the halves.
+    ``grad_square`` is symmetrised already, G + G^T, and so counts every lag from both of its ends.
     """
     channels = x.shape[1]
     sum_table, square_table = _tables(grad_sum.dtype, x.device)
