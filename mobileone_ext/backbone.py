@@ -39,6 +39,8 @@ class MobileOne(BaseModule):
         frozen_stages: -1 freezes nothing, 0 the stem, i also stages 1 .. i.
         norm_eval: keep batch norm in eval mode while training.
         deploy: build the fused form.
+        train_impl: ``'branches'``, ``'moments'`` or ``'auto'``: how the blocks compute
+            their training forward, see :class:`mobileone_ext.block.MobileOneBlock`.
         with_cp: activation checkpointing of each stage (less memory, more time).
         init_cfg: mmengine initialisation; default Kaiming for convolutions.
 
@@ -63,6 +65,7 @@ class MobileOne(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         deploy: bool = False,
+        train_impl: str = 'auto',
         with_cp: bool = False,
         init_cfg: Union[dict, List[dict], None] = (
             dict(type='Kaiming', layer=['Conv2d']),
@@ -87,6 +90,7 @@ class MobileOne(BaseModule):
             norm=lambda channels: build_norm_layer(norm_cfg, channels)[1],
             act=partial(build_activation_layer, act_cfg),
             deploy=deploy,
+            train_impl=train_impl,
         )
         squeeze = partial(SELayer, **se_cfg)
         stem_width, *widths = stage_widths(arch)

@@ -9,18 +9,26 @@ names follow mmpretrain's, so its published weights load as they are:
     branch_reparam                    KxK conv with bias, the fused form
     se, act                           shared by both forms
 
+In training the sum of branches can be computed as one convolution, see moments.py.
+
 Shapes: x (N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride)).
 """
 
 import copy
+import warnings
 from collections import OrderedDict
-from typing import Callable, Iterator, Optional
+from typing import Callable, Iterator, List, Optional
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .moments import batch_kernel, batch_statistics, count_patches, is_covered, pays, pool_processes
 from .reparam import Kernel, fold_affine, identity_kernel, norm_affine, pad_kernel, sum_kernels
+
+TRAIN_IMPLS = ('branches', 'moments', 'auto')
 
 
 class MobileOneBlock(nn.Module):
@@ -37,10 +45,15 @@ class MobileOneBlock(nn.Module):
         act: makes the activation.
         se: makes the squeeze-and-excitation layer for a channel count.
         deploy: build the fused form.
+        train_impl: how to compute the training forward, with the same result:
+            every branch by itself (``'branches'``), one convolution from moments
+            of the input (``'moments'``), or for each input what is faster
+            (``'auto'``). A block that moments don't cover takes its branches; its
+            repr says why.
 
     Raises:
-        ValueError: for an even kernel, channels not divisible by groups, or a
-            block left without any branch.
+        ValueError: for an even kernel, channels not divisible by groups, an
+            unknown ``train_impl``, or a block left without any branch.
     """
 
     def __init__(
@@ -58,15 +71,18 @@ class MobileOneBlock(nn.Module):
         act: Callable[[], nn.Module] = nn.ReLU,
         se: Optional[Callable[[int], nn.Module]] = None,
         deploy: bool = False,
+        train_impl: str = 'auto',
     ):
         super().__init__()
+        if train_impl not in TRAIN_IMPLS:
+            raise ValueError(f'train_impl={train_impl!r}: allowed are {", ".join(TRAIN_IMPLS)}')
         if kernel_size % 2 == 0:
             raise ValueError(f'kernel_size={kernel_size}: an odd number is needed')
         if in_channels % groups or out_channels % groups:
             raise ValueError(f'groups={groups} does not divide channels {in_channels} -> {out_channels}')
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.dilation, self.groups = kernel_size, stride, dilation, groups
-        self.deploy = deploy
+        self.deploy, self.train_impl = deploy, train_impl
 
         has_scale = use_scale and kernel_size > 1
         has_skip = use_skip and in_channels == out_channels and stride == 1
@@ -92,6 +108,8 @@ class MobileOneBlock(nn.Module):
             )
         self.se = se(out_channels) if se else nn.Identity()
         self.act = act()
+        if train_impl == 'moments' and self.moments_obstacle():
+            warnings.warn(f'train_impl=\'moments\' takes the branches here: {self.moments_obstacle()}', stacklevel=2)
 
     def _conv(self, kernel_size: int, stride: int, bias: bool) -> nn.Conv2d:
         padding = self.dilation * (kernel_size - 1) // 2
@@ -107,7 +125,12 @@ class MobileOneBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        linear = self.branch_reparam(x) if self.deploy else self._sum_branches(x)
+        if self.deploy:
+            linear = self.branch_reparam(x)
+        elif self._takes_moments(x):
+            linear = self._one_convolution(x)
+        else:
+            linear = self._sum_branches(x)
         return self.act(self.se(linear))
 
     def _sum_branches(self, x: Tensor) -> Tensor:
@@ -119,6 +142,63 @@ class MobileOneBlock(nn.Module):
         for branch in self.branch_conv_list:
             out = out + branch(x)
         return out
+
+    def _one_convolution(self, x: Tensor) -> Tensor:
+        """What ``_sum_branches`` returns in training mode, and the same change of the running statistics."""
+        norms = self._norms()
+        weights = [branch.conv.weight for branch in self.branch_conv_list]
+        pixel_weights = []
+        if self.branch_scale is not None:
+            weight = self.branch_scale.conv.weight
+            if self.groups == 1:
+                weights.append(pad_kernel(weight, self.kernel_size))
+            else:
+                pixel_weights.append(weight.flatten())
+        if self.branch_norm is not None:
+            pixel_weights.append(torch.ones_like(self.branch_norm.weight))
+        x, statistics = batch_statistics(x, torch.stack(weights), self.stride, self.groups)
+        if isinstance(norms[0], nn.SyncBatchNorm) and dist.is_initialized():
+            statistics = pool_processes(statistics, norms[0].process_group)
+        with torch.autocast(x.device.type, enabled=False):
+            kernel = batch_kernel(torch.stack(weights), pixel_weights, statistics, norms)
+        return F.conv2d(x, *kernel, self.stride, self.kernel_size // 2, groups=self.groups)
+
+    def _norms(self) -> List[nn.Module]:
+        """The normalisation layers: of the kernels, the scale and the skip branch."""
+        norms = [branch.norm for branch in self.branch_conv_list]
+        if self.branch_scale is not None:
+            norms.append(self.branch_scale.norm)
+        if self.branch_norm is not None:
+            norms.append(self.branch_norm)
+        return norms
+
+    def moments_obstacle(self) -> Optional[str]:
+        """Why this block can only train by its branches; None if it can do otherwise."""
+        if self.deploy:
+            return 'it is fused'
+        if not is_covered(self.in_channels, self.out_channels, self.dilation, self.groups):
+            return f'dilation={self.dilation}, groups={self.groups} is neither dense nor depthwise without dilation'
+        if not len(self.branch_conv_list):
+            return 'it has no convolution of full size'
+        for norm in self._norms():
+            if not isinstance(norm, _BatchNorm) or not (norm.affine and norm.track_running_stats):
+                return f'{type(norm).__name__} is not batch norm with affine parameters and running statistics'
+        return None
+
+    def _takes_moments(self, x: Tensor) -> bool:
+        if self.train_impl == 'branches' or not self.training or self.moments_obstacle():
+            return False
+        if not all(norm.training for norm in self._norms()):
+            return False
+        if count_patches(x, self.stride) < 2:
+            return False  # batch norm refuses this; let it say so
+        return self.train_impl == 'moments' or pays(self, x)
+
+    def extra_repr(self) -> str:
+        if self.deploy:
+            return 'deploy=True'
+        obstacle = self.moments_obstacle()
+        return f'train_impl={self.train_impl}' + (f', takes the branches: {obstacle}' if obstacle else '')
 
     def fused_kernel(self) -> Kernel:
         """The one kernel that computes what the branches do in eval mode."""

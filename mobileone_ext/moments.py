@@ -1,0 +1,337 @@
+"""Batch statistics of parallel convolutions, without keeping or even computing them all.
+
+A train-time MobileOne block (arXiv 2206.04040, section 3.2) is a sum of
+BN_b(W_b * x). With p the input patch under the kernel, zero padding included,
+the statistics that batch norm takes from z_b = W_b * x are
+
+    mean_b = W_b m,      m = E[p]
+    var_b  = W_b q_b,    q_b = C W_b,    C = E[p p^T] - m m^T
+
+so with a_b = gamma_b / sqrt(var_b + eps) the block trains as one convolution,
+sum_b a_b W_b. Nothing is approximated: gradients flow through the statistics.
+
+Three ways lead to q_b. Dense kernels: C is one matrix product. Depthwise 3x3 at
+stride 1: C from the lags of the input (lags.py). Any other depthwise kernel: q_b
+is the weight gradient of the convolution at z_b, and z_b is dropped again.
+
+Legend: N images, I = C_in input channels, G groups, T = I / G * K * K taps of a
+patch, P = N * H_out * W_out patches, B branches, O output channels, R = B * O / G.
+"""
+
+from typing import NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from .lags import correlate, plane_moments, plane_moments_grad
+from .reparam import Affine, Kernel, norm_affine, pad_kernel
+
+# Patches worked on at a time: few enough for the cache, so that centring them costs no memory traffic.
+_CHUNK_PATCHES = 2048
+# The lags cost about as much as two branches by themselves.
+_LAGS_FROM_BRANCHES = 2
+
+
+class Statistics(NamedTuple):
+    """What batch norm takes from a batch.
+
+    ``mean`` and biased ``var`` (B, O) of every branch's output; ``pixel_mean`` and
+    ``pixel_var`` (I,) of the pixels under the kernel's centre, which is all that a
+    skip or a depthwise 1x1 branch needs; ``count`` P, a number or a scalar tensor.
+    """
+
+    mean: Tensor
+    var: Tensor
+    pixel_mean: Tensor
+    pixel_var: Tensor
+    count: Union[int, Tensor]
+
+
+def is_covered(in_channels: int, out_channels: int, dilation: int, groups: int) -> bool:
+    """Whether ``batch_statistics`` knows such a convolution: dense or depthwise, dilation 1."""
+    return dilation == 1 and (groups == 1 or groups == in_channels == out_channels)
+
+
+def count_patches(x: Tensor, stride: int) -> int:
+    """P: the patches of a "same" convolution over x (N, I, H, W)."""
+    return x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
+
+
+def batch_statistics(x: Tensor, weights: Tensor, stride: int, groups: int) -> Tuple[Tensor, Statistics]:
+    """``x`` (N, I, H, W) itself, and what batch norm takes from its "same" convolutions.
+
+    ``weights`` (B, O, I / G, K, K), G = ``groups`` = 1 or I. Hand the returned ``x``
+    to the convolution: its gradient then arrives here and the share of the
+    statistics is added in place, without another map of that size. Statistics of
+    half precision are computed in float32.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x, *statistics = _BatchStatistics.apply(x, weights, stride, groups)
+    return x, Statistics(*statistics, count_patches(x, stride))
+
+
+class _BatchStatistics(Function):
+    """``batch_statistics`` with its gradient.
+
+    d var_b / d W_b = 2 q_b. With g_b the gradients of var_b, x receives patch by
+    patch slope (p - m), where slope = sum_b 2 g_b W_b W_b^T / P.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weights: Tensor, stride: int, groups: int):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        matrix = _to_matrix(weights, groups).to(wide.dtype)
+        centre = _centre_taps(weights)
+        if groups == 1 or _has_lags(weights, stride):
+            mean, cov = patch_moments(wide, weights.shape[-1], stride) if groups == 1 else lag_moments(wide)
+            q = matrix @ cov
+            pixel_var = cov.diagonal(0, 1, 2)[:, centre].flatten()
+        else:
+            mean, q, pixel_var = depthwise_moments(wide, matrix, weights.shape[-1], stride)
+        ctx.save_for_backward(x, weights, mean, q)
+        ctx.geometry = stride, groups
+        ctx.set_materialize_grads(False)
+        branch_mean = (matrix @ mean[..., None])[..., 0]
+        branch_var = (matrix * q).sum(2).clamp_(min=0)
+        branch_mean, branch_var = (_to_branches(value, len(weights)) for value in (branch_mean, branch_var))
+        return x.view_as(x), branch_mean, branch_var, mean[:, centre].flatten(), pixel_var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dx: Optional[Tensor], *grads: Optional[Tensor]):
+        x, weights, mean, q = ctx.saved_tensors
+        (stride, groups), kernel_size = ctx.geometry, weights.shape[-1]
+        if all(grad is None for grad in grads):
+            return dx, None, None, None
+        shapes = [(len(weights), weights.shape[1])] * 2 + [(x.shape[1],)] * 2
+        grads = [mean.new_zeros(shape) if grad is None else grad for grad, shape in zip(grads, shapes)]
+        grad_mean, grad_var = (_to_matrix(grad[..., None], groups)[..., 0] for grad in grads[:2])  # (G, R)
+        grad_pixel_mean, grad_pixel_var = grads[2:]
+
+        dw = grad_mean[..., None] * mean[:, None] + 2 * grad_var[..., None] * q
+        dw = _to_branches(dw, len(weights)).reshape(weights.shape).to(weights)
+        if not ctx.needs_input_grad[0]:
+            return None, dw, None, None
+
+        dx = torch.zeros_like(x) if dx is None else dx
+        patches = count_patches(x, stride)
+        matrix = _to_matrix(weights, groups).to(mean.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            if groups == 1 or _has_lags(weights, stride):
+                centre = _centre_taps(weights)
+                slope = matrix.transpose(1, 2) @ (2 * grad_var[..., None] * matrix)
+                slope.diagonal(0, 1, 2)[:, centre] += 2 * grad_pixel_var.reshape(groups, -1)
+                offset = (grad_mean[:, None] @ matrix)[:, 0] - (slope @ mean[..., None])[..., 0]
+                offset[:, centre] += grad_pixel_mean.reshape(groups, -1)
+                if groups == 1:
+                    patch_moments_grad(dx, x, kernel_size, stride, slope[0] / patches, offset[0] / patches)
+                else:
+                    plane_moments_grad(dx, x, offset / patches, slope / patches)
+            else:
+                slope = 2 * grad_var / patches
+                offset = grad_mean / patches - slope * (matrix @ mean[..., None])[..., 0]
+                depthwise_moments_grad(dx, x, weights, stride, slope, offset)
+                slope = 2 * grad_pixel_var / patches
+                offset = grad_pixel_mean / patches - slope * mean[:, _centre_taps(weights)].flatten()
+                pixels = (slice(None), slice(None), slice(None, None, stride), slice(None, None, stride))
+                dx[pixels] += torch.addcmul(_per_channel(offset), x[pixels], _per_channel(slope)).to(dx)
+        return dx, dw, None, None
+
+
+def _to_matrix(weights: Tensor, groups: int) -> Tensor:
+    """(B, O, ...) -> (G, R, ...): one matrix of kernels a group."""
+    branches = len(weights)
+    return weights.reshape(branches, groups, -1, weights[0, 0].numel()).transpose(0, 1).flatten(1, 2)
+
+
+def _to_branches(values: Tensor, branches: int) -> Tensor:
+    """(G, R, ...) -> (B, O, ...): the inverse of ``_to_matrix``."""
+    return values.unflatten(1, (branches, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def _centre_taps(weights: Tensor) -> slice:
+    """Where the centre taps are among the T taps of a patch."""
+    size = weights.shape[-1] ** 2
+    return slice(size // 2, None, size)
+
+
+def _has_lags(weights: Tensor, stride: int) -> bool:
+    return weights.shape[-1] == 3 and stride == 1 and len(weights) >= _LAGS_FROM_BRANCHES
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values.reshape(-1, 1, 1)
+
+
+def patch_moments(x: Tensor, kernel_size: int, stride: int) -> Tuple[Tensor, Tensor]:
+    """m (1, T) and C (1, T, T) of dense patches.
+
+    Subtracting the channel's mean from every tap first keeps the digits where the
+    mean is large against the deviation; a shift changes no covariance.
+    """
+    shift = x.mean((0, 2, 3)).repeat_interleave(kernel_size**2)[:, None]  # (T, 1)
+    taps = len(shift)
+    sums, squares = x.new_zeros(taps, 1), x.new_zeros(taps, taps)
+    for images in x.split(_chunk_images(x, stride)):
+        patches = _patches(images, kernel_size, stride) - shift  # (T, P)
+        sums += patches.sum(1, keepdim=True)
+        squares.addmm_(patches, patches.t())
+    count = count_patches(x, stride)
+    sums /= count
+    squares /= count
+    return (shift + sums).t(), squares.sub_(sums @ sums.t())[None]
+
+
+def patch_moments_grad(dx: Tensor, x: Tensor, kernel_size: int, stride: int, slope: Tensor, offset: Tensor) -> None:
+    """Add ``slope`` (T, T) @ patch + ``offset`` (T,) of every patch to ``dx``, where the patch lies."""
+    slope, offset = slope.to(x), offset.to(x)
+    if kernel_size == stride == 1:
+        dx += F.conv2d(x, slope[:, :, None, None], offset)
+        return
+    size = _chunk_images(x, stride)
+    geometry = dict(kernel_size=kernel_size, padding=kernel_size // 2, stride=stride)
+    for target, images in zip(dx.split(size), x.split(size)):
+        patches = F.unfold(images, **geometry)  # (n, T, H_out * W_out)
+        target += F.fold(slope @ patches + offset[:, None], images.shape[2:], **geometry)
+
+
+def _chunk_images(x: Tensor, stride: int) -> int:
+    return max(_CHUNK_PATCHES // count_patches(x[:1], stride), 1)
+
+
+def _patches(x: Tensor, kernel_size: int, stride: int) -> Tensor:
+    """(n, I, H, W) -> (T, P); for 1x1 patches of a channels-last map a view."""
+    if kernel_size == stride == 1:
+        return x.transpose(0, 1).flatten(1)
+    return F.unfold(x, kernel_size, padding=kernel_size // 2, stride=stride).transpose(0, 1).flatten(1)
+
+
+def lag_moments(x: Tensor) -> Tuple[Tensor, Tensor]:
+    """m (I, 9) and C (I, 9, 9) of depthwise 3x3 patches at stride 1."""
+    sums, squares = plane_moments(x)
+    count = count_patches(x, 1)
+    mean = sums / count
+    cov = squares / count - mean[:, :, None] * mean[:, None]
+    # Skip and 1x1 branch see the centre tap alone: take its variance without that cancellation.
+    mean[:, 4], cov[:, 4, 4] = torch.batch_norm_update_stats(x, None, None, 0)
+    return mean, cov
+
+
+def depthwise_moments(x: Tensor, matrix: Tensor, kernel_size: int, stride: int) -> Tuple[Tensor, Tensor, Tensor]:
+    """m (I, T), q (I, B, T) and the pixels' variance (I,) of depthwise patches, for kernels (I, B, T)."""
+    count, padding = count_patches(x, stride), kernel_size // 2
+    pixels = x[:, :, ::stride, ::stride].contiguous(memory_format=_memory_format(x))
+    pixel_mean, pixel_var = torch.batch_norm_update_stats(pixels, None, None, 0)
+    mean = correlate(x, torch.ones_like(pixels), kernel_size, stride, padding) / count
+    mean[:, kernel_size**2 // 2] = pixel_mean
+    q = []
+    for kernel in matrix.unbind(1):
+        z = F.conv2d(x, kernel.reshape(-1, 1, kernel_size, kernel_size), None, stride, padding, groups=len(kernel))
+        # Centred, so that q keeps its digits where the mean is large.
+        z -= _per_channel((kernel * mean).sum(1))
+        q.append(correlate(x, z, kernel_size, stride, padding) / count)
+    return mean, torch.stack(q, 1), pixel_var
+
+
+def depthwise_moments_grad(
+    dx: Tensor, x: Tensor, weights: Tensor, stride: int, slope: Tensor, offset: Tensor
+) -> None:
+    """Add to ``dx`` the transposed convolution of every ``slope`` z_b + ``offset``, both (I, B)."""
+    kernel_size, channels = weights.shape[-1], x.shape[1]
+    padding = kernel_size // 2
+    margins = [(size + 2 * padding - kernel_size) % stride for size in x.shape[2:]]
+    for weight, slopes, offsets in zip(weights.to(x), slope.t().to(x), offset.t().to(x)):
+        scaled = weight * slopes.reshape(-1, 1, 1, 1)
+        size = max(len(x) // 4, 1)  # keeps what is allocated small, hence in memory that is mapped already
+        for target, images in zip(dx.split(size), x.split(size)):
+            z = F.conv2d(images, scaled, offsets, stride, padding, groups=channels)
+            target += F.conv_transpose2d(z, weight, None, stride, padding, margins, channels)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def pool_processes(statistics: Statistics, group: Optional[dist.ProcessGroup] = None) -> Statistics:
+    """The statistics of the batches of all processes together, as SyncBN takes them."""
+    count = statistics.mean.new_full((1,), statistics.count)
+    mean = torch.cat([statistics.mean.flatten(), statistics.pixel_mean])
+    var = torch.cat([statistics.var.flatten(), statistics.pixel_var])
+    totals = _AllReduce.apply(torch.cat([count, count * mean]), group)
+    total, mean_of_all = totals[0], totals[1:] / totals[0]
+    var = _AllReduce.apply(count * (var + (mean - mean_of_all).square()), group) / total
+
+    branches = statistics.mean.shape
+    sizes = [branches.numel(), len(mean) - branches.numel()]
+    (mean, pixel_mean), (var, pixel_var) = mean_of_all.split(sizes), var.split(sizes)
+    return Statistics(mean.reshape(branches), var.reshape(branches), pixel_mean, pixel_var, total)
+
+
+class _AllReduce(Function):
+    """The sum over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: Optional[dist.ProcessGroup]) -> Tensor:
+        ctx.group = group
+        x = x.clone()
+        dist.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        grad = grad.clone()
+        dist.all_reduce(grad, group=ctx.group)
+        return grad, None
+
+
+def batch_kernel(
+    weights: Tensor, pixel_weights: Sequence[Tensor], statistics: Statistics, norms: Sequence[nn.Module]
+) -> Kernel:
+    """The one kernel that computes what the branches and their batch norms do to this batch.
+
+    ``weights`` (B, O, I / G, K, K); ``pixel_weights``, one (I,) for each branch that
+    only scales the pixel under the centre; ``norms`` of the former, then of the
+    latter. Their running statistics move as in ``nn.BatchNorm2d``.
+    """
+    mean, var, pixel_mean, pixel_var, count = statistics
+    if pixel_weights:
+        pixel_weights = torch.stack(pixel_weights)
+        mean = torch.cat([mean, pixel_weights * pixel_mean])
+        var = torch.cat([var, pixel_weights.square() * pixel_var])
+    scale, shift = _batch_norm_affine(norms, mean, var, count)
+    kernel = torch.einsum('bo,boikl->oikl', scale[: len(weights)], weights)
+    if len(scale) > len(weights):
+        diagonal = (scale[len(weights) :] * pixel_weights).sum(0)
+        per_group, kernel_size = kernel.shape[1], kernel.shape[-1]
+        identity = torch.eye(per_group, dtype=kernel.dtype, device=kernel.device).repeat(len(kernel) // per_group, 1)
+        kernel = kernel + pad_kernel((identity * diagonal[:, None])[..., None, None], kernel_size)
+    return Kernel(kernel, shift.sum(0))
+
+
+def _batch_norm_affine(norms: Sequence[nn.Module], mean: Tensor, var: Tensor, count: Union[int, Tensor]) -> Affine:
+    """What batch norms do to their channels in training mode: scale and shift (B, O).
+
+    ``mean`` and biased ``var`` (B, O) of the batch, ``count`` values a channel. The
+    running statistics follow, as in ``nn.BatchNorm2d``.
+    """
+    with torch.no_grad():
+        unbiased = var * (count / (count - 1))
+        for norm, batch_mean, batch_var in zip(norms, mean, unbiased):
+            norm.num_batches_tracked += 1
+            momentum = norm.momentum
+            if momentum is None:  # a cumulative average
+                momentum = 1 / norm.num_batches_tracked.to(batch_mean)
+            norm.running_mean.lerp_(batch_mean.to(norm.running_mean), momentum)
+            norm.running_var.lerp_(batch_var.to(norm.running_var), momentum)
+    gamma, beta = (torch.stack(values).to(mean) for values in zip(*((norm.weight, norm.bias) for norm in norms)))
+    return norm_affine(mean, var, gamma, beta, var.new_tensor([[norm.eps] for norm in norms]))
+
+
+def pays(block, x):
+    return True
