@@ -71,7 +71,7 @@ class MobileOneBlock(nn.Module):
         act: Callable[[], nn.Module] = nn.ReLU,
         se: Optional[Callable[[int], nn.Module]] = None,
         deploy: bool = False,
-        train_impl: str = 'auto',
+        train_impl: str = 'branches',
     ):
         super().__init__()
         if train_impl not in TRAIN_IMPLS:
@@ -109,7 +109,7 @@ class MobileOneBlock(nn.Module):
         self.se = se(out_channels) if se else nn.Identity()
         self.act = act()
         if train_impl == 'moments' and self.moments_obstacle():
-            warnings.warn(f'train_impl=\'moments\' takes the branches here: {self.moments_obstacle()}', stacklevel=2)
+            warnings.warn(f"train_impl='moments' takes the branches here: {self.moments_obstacle()}", stacklevel=2)
 
     def _conv(self, kernel_size: int, stride: int, bias: bool) -> nn.Conv2d:
         padding = self.dilation * (kernel_size - 1) // 2

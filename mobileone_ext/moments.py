@@ -237,9 +237,7 @@ def depthwise_moments(x: Tensor, matrix: Tensor, kernel_size: int, stride: int) 
     return mean, torch.stack(q, 1), pixel_var
 
 
-def depthwise_moments_grad(
-    dx: Tensor, x: Tensor, weights: Tensor, stride: int, slope: Tensor, offset: Tensor
-) -> None:
+def depthwise_moments_grad(dx: Tensor, x: Tensor, weights: Tensor, stride: int, slope: Tensor, offset: Tensor) -> None:
     """Add to ``dx`` the transposed convolution of every ``slope`` z_b + ``offset``, both (I, B)."""
     kernel_size, channels = weights.shape[-1], x.shape[1]
     padding = kernel_size // 2
