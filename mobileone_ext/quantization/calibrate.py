@@ -20,7 +20,6 @@ from .ranges import METHODS, Grid, choose_grid
 POSITIONS = 64  # pixels of each image that a layer's moments are taken at
 GRID_PIXELS = 14  # an activation's range is chosen on at most about this many rows and columns
 INPUT, POOLED = 'input', 'pooled'
-HEAD_RIDGE = 1.0
 DEFAULT_BALANCE = {True: 0.75, False: 0.5}  # per channel, per tensor
 
 
@@ -35,7 +34,7 @@ class Options:
         correct_bias: fit each bias to the means of the float network.
         compensate: least squares and compensated rounding instead of rounding to nearest; fits the bias too.
         ranges: of activations, one of ``METHODS``.
-        ridge: holds least squares to the given weights; the classifier, whose inputs are many, is held tighter.
+        ridge: holds least squares to the given weights, see rounding.py.
         keep: names of layers that stay in float.
     """
 
@@ -46,7 +45,7 @@ class Options:
     correct_bias: bool = True
     compensate: bool = True
     ranges: str = 'mse'
-    ridge: float = 0.1
+    ridge: float = 1.0
     keep: Tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -140,7 +139,7 @@ def quantise(model: nn.Module, images: Tensor, options: Options = Options()) -> 
         wanted, found = wanted.mean((2, 3)), found.mean((2, 3))
         _add_grid(result, POOLED, found, _importance(head), options)
         inputs, outputs = result.grids[POOLED].apply(found)[None], head.linear(wanted)[None]
-        _quantise_layer(result, int8_head, inputs, outputs, options, ridge=max(options.ridge, HEAD_RIDGE))
+        _quantise_layer(result, int8_head, inputs, outputs, options)
     return result
 
 
@@ -187,14 +186,12 @@ def absorb_bias(model: nn.Module, images: Tensor) -> None:
             x = x - shift.reshape(1, -1, 1, 1)
 
 
-def _quantise_layer(
-    result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor, options: Options, ridge: Optional[float] = None
-) -> None:
+def _quantise_layer(result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor, options: Options) -> None:
     """Put ``layer``'s weights on a grid, given samples of its inputs (G, n, I) and the wanted outputs (G, n, O)."""
     stats = rounding.moments(inputs, outputs)
     weight = layer.grouped_weight().double()
     if options.compensate:
-        weight = rounding.least_squares(weight, stats, options.ridge if ridge is None else ridge)
+        weight = rounding.least_squares(weight, stats, options.ridge)
         scales = rounding.choose_scales(weight, stats.inputs, options.per_channel)
         weight = rounding.round_with_compensation(weight, stats.inputs, scales)
     else:
