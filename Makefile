@@ -11,7 +11,8 @@ demo: $(VENV)/installed
 	$(RUN) tools/demo.py
 
 test: $(VENV)/installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest --ignore=tests/deployment
+	$(RUN) -m pytest tests/deployment  # a process of their own: OpenVINO and ONNX Runtime bring threads along
 
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow
