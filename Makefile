@@ -11,8 +11,9 @@ demo: $(VENV)/installed
 	$(RUN) tools/demo.py
 
 test: $(VENV)/installed
-	$(RUN) -m pytest --ignore=tests/deployment
-	$(RUN) -m pytest tests/deployment  # a process of their own: OpenVINO and ONNX Runtime bring threads along
+	$(RUN) -m pytest --ignore=tests/deployment --ignore=tests/recipe --ignore=tests/ablation
+	$(RUN) -m pytest tests/ablation tests/recipe
+	$(RUN) -m pytest tests/deployment  # apart: OpenVINO and ONNX Runtime after compiled training crashed a process
 
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow
