@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(RUN) -m pytest --ignore=tests/deployment --ignore=tests/recipe --ignore=tests/ablation
 	$(RUN) -m pytest tests/ablation tests/recipe
-	$(RUN) -m pytest tests/deployment  # apart: OpenVINO and ONNX Runtime after compiled training crashed a process
+	$(RUN) -m pytest tests/deployment  # apart: in one process with the recipe tests they crash
 
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow
