@@ -1,7 +1,8 @@
 """Run a study: train and fuse every variant with every seed, each in a folder and processes of its own.
 
     WORK_DIR/results.{csv,md,png}
-    WORK_DIR/VARIANT/seedN/{config.py,run.log,epoch_*.pth,fused.pth,report.json}
+    WORK_DIR/VARIANT/seedN.py
+    WORK_DIR/VARIANT/seedN/{run.log,epoch_*.pth,fused.pth,report.json}
 
 A run with a report is finished and skipped; one without goes on from its newest checkpoint.
 """
@@ -43,7 +44,7 @@ class Run(NamedTuple):
 
     @property
     def config_file(self) -> Path:
-        return self.folder / 'config.py'
+        return self.folder.with_suffix('.py')  # beside the folder, where training writes a copy of its own
 
 
 def plan(study: Study, base: Config, seeds: Sequence[int], work_dir: Path) -> List[Run]:

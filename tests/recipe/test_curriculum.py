@@ -1,15 +1,20 @@
 """Stages as pure functions, and the sizes of real batches from a real loader."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, TINY, data_options
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.registry import TRANSFORMS
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mobileone_ext import cli, training
 from mobileone_ext.recipe.checkpointing import PlainCheckpointHook
 from mobileone_ext.recipe.curriculum import CurriculumHook, read_stages, stage_at
 from mobileone_ext.recipe.pipeline import at_size, at_strength, output_size
@@ -210,6 +215,35 @@ def test_a_run_resumed_in_the_middle_of_a_stage_goes_on_in_it(runner):
         run = runner(num_workers=2, persistent_workers=True, resume_from=f'epoch_{epoch}.pth')
         run.train()
         assert sizes_seen(run) == {later: {(size, size)} for later, size in SIZES.items() if later >= epoch}
+
+
+def test_tensorboard_shows_size_strength_and_weight_decay(digits, tmp_path):
+    config = cli.load_config(str(ROOT / TINY), dict(option.split('=') for option in data_options(digits)[:3]))
+    config.train_dataloader.update(num_workers=0, persistent_workers=False)
+    config.train_dataloader.dataset.pipeline.insert(2, dict(type='AutoAugment', policies='imagenet'))
+    stages = [STAGES[0], dict(STAGES[2], epoch=2)]
+    config.custom_hooks.append(dict(type='mobileone_ext.CurriculumHook', stages=stages))
+    annealing = dict(type='CosineAnnealingParamScheduler', param_name='weight_decay', eta_min_ratio=0.1, T_max=4, end=4)
+    config.param_scheduler.append(annealing)
+    config.default_hooks.logger.interval = 1
+    config.work_dir = str(tmp_path)
+    training.skip_validation(config)
+    config.default_hooks.checkpoint.save_best = None
+    training.train(config)
+
+    (events,) = tmp_path.rglob('events.out.tfevents.*')
+    scalars = EventAccumulator(str(events)).Reload()
+    values = {
+        tag: [event.value for event in scalars.Scalars(f'train/{tag}')]
+        for tag in ('image_size', 'augment_strength', 'weight_decay/bias_weight', 'weight_decay/norm', 'lr')
+    }
+    steps = 8  # 240 images in batches of 32
+    assert values['image_size'] == [20] * 2 * steps + [32] * 2 * steps
+    assert values['augment_strength'] == pytest.approx([0.3] * 2 * steps + [1.0] * 2 * steps)
+    expected = [1e-4 * (0.55 + 0.45 * math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    assert values['weight_decay/bias_weight'][::steps] == pytest.approx(expected)
+    assert set(values['weight_decay/norm']) == {0}
+    assert len(values['lr']) == 4 * steps
 
 
 @pytest.mark.parametrize(
