@@ -98,6 +98,7 @@ def markdown(study: Study, base: str, summaries: Sequence[Summary]) -> str:
     if study.source:
         lines += ['', f'The paper: {study.source}.']
     counts = {summary.row['num_images'] for summary in summaries if 'num_images' in summary.row}
+    lines += ['', '![every run and the mean](results.png)']
     lines += ['', f'Evaluated on {", ".join(f"{count:g}" for count in sorted(counts))} images. {environment()}', '']
     return '\n'.join(lines)
 
