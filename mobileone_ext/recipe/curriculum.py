@@ -122,7 +122,7 @@ class CurriculumHook(Hook):
     """Train each epoch with the image size and augmentation strength of its stage.
 
     Every stage is built and checked before training. TensorBoard gets
-    ``train/image_size`` and ``train/augment_strength``.
+    ``image_size`` and ``augment_strength``.
 
     Args:
         stages: see :func:`read_stages`.

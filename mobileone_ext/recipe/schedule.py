@@ -47,7 +47,7 @@ def ema_decay(hook: EMAHook, epoch: int, epoch_length: int) -> float:
 
 @HOOKS.register_module()
 class WeightDecayLogHook(Hook):
-    """Log ``train/weight_decay/NAME`` for each group, named by :func:`named_groups`."""
+    """Log ``weight_decay/NAME`` for each group, named by :func:`named_groups`."""
 
     def before_train(self, runner) -> None:
         self.groups = named_groups(runner.model, runner.optim_wrapper.param_groups)

@@ -234,7 +234,7 @@ def test_tensorboard_shows_size_strength_and_weight_decay(digits, tmp_path):
     (events,) = tmp_path.rglob('events.out.tfevents.*')
     scalars = EventAccumulator(str(events)).Reload()
     values = {
-        tag: [event.value for event in scalars.Scalars(f'train/{tag}')]
+        tag: [event.value for event in scalars.Scalars(tag)]
         for tag in ('image_size', 'augment_strength', 'weight_decay/bias_weight', 'weight_decay/norm', 'lr')
     }
     steps = 8  # 240 images in batches of 32
