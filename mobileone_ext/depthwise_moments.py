@@ -49,8 +49,11 @@ def branch_moments(x: Tensor, kernels: Tensor, stride: int) -> Tuple[Tensor, Ten
         pixels = pixels.clone(memory_format=_memory_format(x))  # dense, or the statistics are slow
     pixel_mean, pixel_var = torch.batch_norm_update_stats(pixels, None, None, 0)
     count = pixels.numel() / channels
-    mean = correlate(x, torch.ones_like(pixels), stride, padding=1) / count
-    mean[:, 4] = pixel_mean
+    if stride == 1:
+        mean = _plane_mean(x, pixel_mean)
+    else:
+        mean = correlate(x, torch.ones_like(pixels), stride, padding=1) / count
+        mean[:, 4] = pixel_mean
     products = []
     for kernel in kernels.unbind(1):
         z = F.conv2d(x, kernel.reshape(-1, 1, 3, 3), None, stride, 1, groups=channels)
@@ -69,12 +72,6 @@ def lag_moments(x: Tensor) -> Tuple[Tensor, Tensor]:
     rows, columns, corners = _borders(x)
     count = x.numel() / x.shape[1]
     pixel_mean, pixel_var = torch.batch_norm_update_stats(x, None, None, 0)
-    sums = [
-        (pixel_mean * count)[:, None],
-        rows.sum((1, 3)).t(),
-        columns.sum((1, 3)).t(),
-        _by_channel(corners.sum(1)),
-    ]
     right = correlate(F.pad(x, (0, 2, 0, 2)), x, 1, padding=0).reshape(-1, 3, 3)
     left = correlate(F.pad(x, (2, 0, 0, 2)), x, 1, padding=0).reshape(-1, 3, 3)
     squares = [
@@ -83,8 +80,8 @@ def lag_moments(x: Tensor) -> Tuple[Tensor, Tensor]:
         _by_channel(_autocorrelation(columns)),
         _by_channel(corners.square().sum(1)),
     ]
-    sum_table, square_table = _tables(x.dtype, x.device)
-    mean = torch.cat(sums, 1) @ sum_table / count
+    _, square_table = _tables(x.dtype, x.device)
+    mean = _plane_mean(x, pixel_mean)
     cov = (torch.cat(squares, 1) @ square_table / count).reshape(-1, 9, 9) - mean[:, :, None] * mean[:, None]
     # Skip and 1x1 branch see the centre tap alone: take its variance without that cancellation.
     cov[:, 4, 4] = pixel_var
@@ -162,6 +159,14 @@ def _add_last_row(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
             target = dx[:, :, -1, column - 1 :: 2]
         size = min(target.shape[-1], source.shape[-1])
         target[..., :size] += source[..., :size]
+
+
+def _plane_mean(x: Tensor, pixel_mean: Tensor) -> Tensor:
+    """m (C, 9) at stride 1, from the mean (C,) of the plane and the sums of its borders."""
+    rows, columns, corners = _borders(x)
+    count = x.numel() / x.shape[1]
+    borders = [rows.sum((1, 3)).t(), columns.sum((1, 3)).t(), _by_channel(corners.sum(1))]
+    return torch.cat([pixel_mean[:, None], *(border / count for border in borders)], 1) @ _tables(x.dtype, x.device)[0]
 
 
 def _borders(x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:

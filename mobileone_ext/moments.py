@@ -70,7 +70,9 @@ def batch_statistics(x: Tensor, weights: Tensor, stride: int, groups: int) -> Tu
     half precision are computed in float32.
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, *statistics = _BatchStatistics.apply(x, weights, stride, groups)
+        same, *statistics = _BatchStatistics.apply(x, weights, stride, groups)
+    if x.requires_grad:  # otherwise leave it so, or the convolution computes a gradient for the images
+        x = same
     return x, Statistics(*statistics, count_patches(x, stride))
 
 
