@@ -71,7 +71,7 @@ class MobileOneBlock(nn.Module):
         act: Callable[[], nn.Module] = nn.ReLU,
         se: Optional[Callable[[int], nn.Module]] = None,
         deploy: bool = False,
-        train_impl: str = 'branches',
+        train_impl: str = 'auto',
     ):
         super().__init__()
         if train_impl not in TRAIN_IMPLS:
@@ -193,7 +193,8 @@ class MobileOneBlock(nn.Module):
             return False
         if count_patches(x, self.stride) < 2:
             return False  # batch norm refuses this; let it say so
-        return self.train_impl == 'moments' or pays(self, x)
+        shape = self.kernel_size, self.stride, self.groups, self.out_channels, len(self.branch_conv_list)
+        return self.train_impl == 'moments' or pays(x, *shape)
 
     def extra_repr(self) -> str:
         if self.deploy:

@@ -22,6 +22,7 @@ Legend: N images, C channels, H x W plane, B kernels, 9 taps in row-major order.
 """
 
 from functools import lru_cache
+from itertools import product
 from typing import Tuple
 
 import torch
@@ -29,6 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TAPS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+# At stride 2, for even and odd receivers: the taps above them, and how far on the patch of each begins.
+_TAPS_ONTO = (((0, 0),), ((1, 0), (-1, 2)))
 _HALF_PLANE = [(y, x) for y in (0, 1, 2) for x in (-2, -1, 0, 1, 2)]
 
 
@@ -94,7 +97,10 @@ def add_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor, stride: int) 
 
 
 def _add_plane_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
-    """``add_grad`` at stride 1: the plane as if it had no border, then the borders. slope counts a lag from both ends."""
+    """``add_grad`` at stride 1: the plane as if it had no border, then the borders.
+
+    ``slope`` counts every lag from both of its ends, hence the half.
+    """
     channels = x.shape[1]
     sum_table, square_table = _tables(slope.dtype, x.device)
     total, row_sum, column_sum, corner_sum = (offset @ sum_table.t()).split([1, 2, 2, 4], 1)
@@ -126,20 +132,16 @@ def _add_strided_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> N
     channels, height, width = x.shape[1:]
     slope = slope.reshape(-1, 3, 3, 3, 3).to(x)  # i_y, i_x, j_y, j_x
     offset = offset.reshape(-1, 3, 3).to(x)
-    shifts = ({0: 0}, {1: 0, -1: 2})  # by parity: tap -> how far on its patch begins
-    for row_parity, row_shifts in enumerate(shifts):
-        for column_parity, column_shifts in enumerate(shifts):
-            taps = [(y, x_, *at) for y, at_y in row_shifts.items() for x_, at_x in column_shifts.items() for at in [(at_y, at_x)]]
-            size_y, size_x = 3 + 2 * row_parity, 3 + 2 * column_parity
-            if height + 2 < size_y or width + 2 < size_x:
-                continue
-            kernel = sum(
-                F.pad(slope[:, y + 1, x_ + 1], (at_x, size_x - 3 - at_x, at_y, size_y - 3 - at_y))
-                for y, x_, at_y, at_x in taps
-            )
-            bias = sum(offset[:, y + 1, x_ + 1] for y, x_, _, _ in taps)
-            source = F.conv2d(x, kernel[:, None], bias, 2, 1, groups=channels)
-            dx[:, :, row_parity::2, column_parity::2][:, :, : source.shape[2], : source.shape[3]] += source
+    for rows, columns in product((0, 1), repeat=2):  # parities
+        size_y, size_x = 3 + 2 * rows, 3 + 2 * columns
+        if height + 2 < size_y or width + 2 < size_x:
+            continue
+        kernel, bias = slope.new_zeros(channels, size_y, size_x), slope.new_zeros(channels)
+        for (tap_y, shift_y), (tap_x, shift_x) in product(_TAPS_ONTO[rows], _TAPS_ONTO[columns]):
+            kernel[:, shift_y : shift_y + 3, shift_x : shift_x + 3] += slope[:, tap_y + 1, tap_x + 1]
+            bias += offset[:, tap_y + 1, tap_x + 1]
+        source = F.conv2d(x, kernel[:, None], bias, 2, 1, groups=channels)
+        dx[:, :, rows::2, columns::2][:, :, : source.shape[2], : source.shape[3]] += source
     # The last row of an even plane has no next output row below it.
     if height % 2 == 0:
         _add_last_row(dx, x, slope, offset)

@@ -56,6 +56,25 @@ def is_covered(in_channels: int, out_channels: int, kernel_size: int, stride: in
     return dilation == 1 and (groups == 1 or depthwise)
 
 
+def pays(x: Tensor, kernel_size: int, stride: int, groups: int, out_channels: int, branches: int) -> bool:
+    """Whether moments of x (N, I, H, W) are expected to be faster than ``branches`` convolutions and their norms.
+
+    Measured on CPU in float32, for the blocks of s0 .. s4 (docs/results/fused_training.md);
+    elsewhere the answer is no.
+    """
+    if x.device.type != 'cpu' or x.dtype != torch.float32 or torch.is_autocast_enabled('cpu'):
+        return False
+    if kernel_size > 1:
+        # The stem, whose maps are large and its patches small, and 3x3 depthwise.
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return groups == 1 or (stride == 1 and (branches > 1 or channels_last)) or (branches > 2 and channels_last)
+    # Products with a matrix of pixels are 3 for a convolution, forward and backward; the covariance adds 2 of I x I,
+    # and 2 for each branch without the pixels.
+    in_channels, patches = x.shape[1], count_patches(x, stride)
+    with_moments = patches * (3 * out_channels + 2 * in_channels) + 2 * branches * out_channels * in_channels
+    return with_moments < 3 * branches * patches * out_channels
+
+
 def count_patches(x: Tensor, stride: int) -> int:
     """P: the patches of a "same" convolution over x (N, I, H, W)."""
     return x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
@@ -270,7 +289,3 @@ def _batch_norm_affine(norms: Sequence[nn.Module], mean: Tensor, var: Tensor, co
             norm.running_var.lerp_(batch_var.to(norm.running_var), momentum)
     gamma, beta = (torch.stack(values).to(mean) for values in zip(*((norm.weight, norm.bias) for norm in norms)))
     return norm_affine(mean, var, gamma, beta, var.new_tensor([[norm.eps] for norm in norms]))
-
-
-def pays(block, x):
-    return True
