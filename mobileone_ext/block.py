@@ -71,7 +71,7 @@ class MobileOneBlock(nn.Module):
         act: Callable[[], nn.Module] = nn.ReLU,
         se: Optional[Callable[[int], nn.Module]] = None,
         deploy: bool = False,
-        train_impl: str = 'branches',
+        train_impl: str = 'auto',
     ):
         super().__init__()
         if train_impl not in TRAIN_IMPLS:
@@ -176,8 +176,9 @@ class MobileOneBlock(nn.Module):
         """Why this block can only train by its branches; None if it can do otherwise."""
         if self.deploy:
             return 'it is fused'
-        if not is_covered(self.in_channels, self.out_channels, self.dilation, self.groups):
-            return f'dilation={self.dilation}, groups={self.groups} is neither dense nor depthwise without dilation'
+        shape = self.in_channels, self.out_channels, self.kernel_size, self.stride, self.dilation, self.groups
+        if not is_covered(*shape):
+            return 'only dense convolutions and depthwise 3x3 ones at stride 1 or 2 are covered, without dilation'
         if not len(self.branch_conv_list):
             return 'it has no convolution of full size'
         for norm in self._norms():
@@ -192,7 +193,8 @@ class MobileOneBlock(nn.Module):
             return False
         if count_patches(x, self.stride) < 2:
             return False  # batch norm refuses this; let it say so
-        return self.train_impl == 'moments' or pays(self, x)
+        shape = self.kernel_size, self.stride, self.groups, self.out_channels, len(self.branch_conv_list)
+        return self.train_impl == 'moments' or pays(x, *shape)
 
     def extra_repr(self) -> str:
         if self.deploy:

@@ -10,9 +10,8 @@ the statistics that batch norm takes from z_b = W_b * x are
 so with a_b = gamma_b / sqrt(var_b + eps) the block trains as one convolution,
 sum_b a_b W_b. Nothing is approximated: gradients flow through the statistics.
 
-Three ways lead to q_b. Dense kernels: C is one matrix product. Depthwise 3x3 at
-stride 1: C from the lags of the input (lags.py). Any other depthwise kernel: q_b
-is the weight gradient of the convolution at z_b, and z_b is dropped again.
+Dense kernels: C is one matrix product of the patches. Depthwise 3x3 kernels: see
+depthwise_moments.py.
 
 Legend: N images, I = C_in input channels, G groups, T = I / G * K * K taps of a
 patch, P = N * H_out * W_out patches, B branches, O output channels, R = B * O / G.
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .lags import correlate, plane_moments, plane_moments_grad
+from . import depthwise_moments
 from .reparam import Affine, Kernel, norm_affine, pad_kernel
 
 # Patches worked on at a time: few enough for the cache, so that centring them costs no memory traffic.
@@ -51,9 +50,29 @@ class Statistics(NamedTuple):
     count: Union[int, Tensor]
 
 
-def is_covered(in_channels: int, out_channels: int, dilation: int, groups: int) -> bool:
-    """Whether ``batch_statistics`` knows such a convolution: dense or depthwise, dilation 1."""
-    return dilation == 1 and (groups == 1 or groups == in_channels == out_channels)
+def is_covered(in_channels: int, out_channels: int, kernel_size: int, stride: int, dilation: int, groups: int) -> bool:
+    """Whether ``batch_statistics`` knows such a convolution: dense, or depthwise 3x3 at stride 1 or 2; dilation 1."""
+    depthwise = groups == in_channels == out_channels and kernel_size == 3 and stride in (1, 2)
+    return dilation == 1 and (groups == 1 or depthwise)
+
+
+def pays(x: Tensor, kernel_size: int, stride: int, groups: int, out_channels: int, branches: int) -> bool:
+    """Whether moments of x (N, I, H, W) are expected to be faster than ``branches`` convolutions and their norms.
+
+    Measured on CPU in float32, for the blocks of s0 .. s4 (docs/results/fused_training.md);
+    elsewhere the answer is no.
+    """
+    if x.device.type != 'cpu' or x.dtype != torch.float32 or torch.is_autocast_enabled('cpu'):
+        return False
+    if kernel_size > 1:
+        # The stem, whose maps are large and its patches small, and 3x3 depthwise.
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return groups == 1 or (stride == 1 and (branches > 1 or channels_last)) or (branches > 2 and channels_last)
+    # Products with a matrix of pixels are 3 for a convolution, forward and backward; the covariance adds 2 of I x I,
+    # and 2 for each branch without the pixels.
+    in_channels, patches = x.shape[1], count_patches(x, stride)
+    with_moments = patches * (3 * out_channels + 2 * in_channels) + 2 * branches * out_channels * in_channels
+    return with_moments < 3 * branches * patches * out_channels
 
 
 def count_patches(x: Tensor, stride: int) -> int:
@@ -70,7 +89,9 @@ def batch_statistics(x: Tensor, weights: Tensor, stride: int, groups: int) -> Tu
     half precision are computed in float32.
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, *statistics = _BatchStatistics.apply(x, weights, stride, groups)
+        same, *statistics = _BatchStatistics.apply(x, weights, stride, groups)
+    if x.requires_grad:  # otherwise leave it so, or the convolution computes a gradient for the images
+        x = same
     return x, Statistics(*statistics, count_patches(x, stride))
 
 
@@ -86,12 +107,13 @@ class _BatchStatistics(Function):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         matrix = _to_matrix(weights, groups).to(wide.dtype)
         centre = _centre_taps(weights)
-        if groups == 1 or _has_lags(weights, stride):
-            mean, cov = patch_moments(wide, weights.shape[-1], stride) if groups == 1 else lag_moments(wide)
+        if groups > 1 and (stride > 1 or len(weights) < _LAGS_FROM_BRANCHES):
+            mean, q, pixel_var = depthwise_moments.branch_moments(wide, matrix, stride)
+        else:
+            dense = groups == 1
+            mean, cov = patch_moments(wide, weights.shape[-1], stride) if dense else depthwise_moments.lag_moments(wide)
             q = matrix @ cov
             pixel_var = cov.diagonal(0, 1, 2)[:, centre].flatten()
-        else:
-            mean, q, pixel_var = depthwise_moments(wide, matrix, weights.shape[-1], stride)
         ctx.save_for_backward(x, weights, mean, q)
         ctx.geometry = stride, groups
         ctx.set_materialize_grads(False)
@@ -117,28 +139,19 @@ class _BatchStatistics(Function):
         if not ctx.needs_input_grad[0]:
             return None, dw, None, None
 
-        dx = torch.zeros_like(x) if dx is None else dx
-        patches = count_patches(x, stride)
         matrix = _to_matrix(weights, groups).to(mean.dtype)
+        centre = _centre_taps(weights)
         with torch.autocast(x.device.type, enabled=False):
-            if groups == 1 or _has_lags(weights, stride):
-                centre = _centre_taps(weights)
-                slope = matrix.transpose(1, 2) @ (2 * grad_var[..., None] * matrix)
-                slope.diagonal(0, 1, 2)[:, centre] += 2 * grad_pixel_var.reshape(groups, -1)
-                offset = (grad_mean[:, None] @ matrix)[:, 0] - (slope @ mean[..., None])[..., 0]
-                offset[:, centre] += grad_pixel_mean.reshape(groups, -1)
-                if groups == 1:
-                    patch_moments_grad(dx, x, kernel_size, stride, slope[0] / patches, offset[0] / patches)
-                else:
-                    plane_moments_grad(dx, x, offset / patches, slope / patches)
+            slope = matrix.transpose(1, 2) @ (2 * grad_var[..., None] * matrix)
+            slope.diagonal(0, 1, 2)[:, centre] += 2 * grad_pixel_var.reshape(groups, -1)
+            offset = (grad_mean[:, None] @ matrix)[:, 0] - (slope @ mean[..., None])[..., 0]
+            offset[:, centre] += grad_pixel_mean.reshape(groups, -1)
+            slope, offset = slope / count_patches(x, stride), offset / count_patches(x, stride)
+            dx = torch.zeros_like(x) if dx is None else dx
+            if groups == 1:
+                add_patch_grad(dx, x, kernel_size, stride, slope[0], offset[0])
             else:
-                slope = 2 * grad_var / patches
-                offset = grad_mean / patches - slope * (matrix @ mean[..., None])[..., 0]
-                depthwise_moments_grad(dx, x, weights, stride, slope, offset)
-                slope = 2 * grad_pixel_var / patches
-                offset = grad_pixel_mean / patches - slope * mean[:, _centre_taps(weights)].flatten()
-                pixels = (slice(None), slice(None), slice(None, None, stride), slice(None, None, stride))
-                dx[pixels] += torch.addcmul(_per_channel(offset), x[pixels], _per_channel(slope)).to(dx)
+                depthwise_moments.add_grad(dx, x, slope, offset, stride)
         return dx, dw, None, None
 
 
@@ -157,14 +170,6 @@ def _centre_taps(weights: Tensor) -> slice:
     """Where the centre taps are among the T taps of a patch."""
     size = weights.shape[-1] ** 2
     return slice(size // 2, None, size)
-
-
-def _has_lags(weights: Tensor, stride: int) -> bool:
-    return weights.shape[-1] == 3 and stride == 1 and len(weights) >= _LAGS_FROM_BRANCHES
-
-
-def _per_channel(values: Tensor) -> Tensor:
-    return values.reshape(-1, 1, 1)
 
 
 def patch_moments(x: Tensor, kernel_size: int, stride: int) -> Tuple[Tensor, Tensor]:
@@ -186,7 +191,7 @@ def patch_moments(x: Tensor, kernel_size: int, stride: int) -> Tuple[Tensor, Ten
     return (shift + sums).t(), squares.sub_(sums @ sums.t())[None]
 
 
-def patch_moments_grad(dx: Tensor, x: Tensor, kernel_size: int, stride: int, slope: Tensor, offset: Tensor) -> None:
+def add_patch_grad(dx: Tensor, x: Tensor, kernel_size: int, stride: int, slope: Tensor, offset: Tensor) -> None:
     """Add ``slope`` (T, T) @ patch + ``offset`` (T,) of every patch to ``dx``, where the patch lies."""
     slope, offset = slope.to(x), offset.to(x)
     if kernel_size == stride == 1:
@@ -208,51 +213,6 @@ def _patches(x: Tensor, kernel_size: int, stride: int) -> Tensor:
     if kernel_size == stride == 1:
         return x.transpose(0, 1).flatten(1)
     return F.unfold(x, kernel_size, padding=kernel_size // 2, stride=stride).transpose(0, 1).flatten(1)
-
-
-def lag_moments(x: Tensor) -> Tuple[Tensor, Tensor]:
-    """m (I, 9) and C (I, 9, 9) of depthwise 3x3 patches at stride 1."""
-    sums, squares = plane_moments(x)
-    count = count_patches(x, 1)
-    mean = sums / count
-    cov = squares / count - mean[:, :, None] * mean[:, None]
-    # Skip and 1x1 branch see the centre tap alone: take its variance without that cancellation.
-    mean[:, 4], cov[:, 4, 4] = torch.batch_norm_update_stats(x, None, None, 0)
-    return mean, cov
-
-
-def depthwise_moments(x: Tensor, matrix: Tensor, kernel_size: int, stride: int) -> Tuple[Tensor, Tensor, Tensor]:
-    """m (I, T), q (I, B, T) and the pixels' variance (I,) of depthwise patches, for kernels (I, B, T)."""
-    count, padding = count_patches(x, stride), kernel_size // 2
-    pixels = x[:, :, ::stride, ::stride].contiguous(memory_format=_memory_format(x))
-    pixel_mean, pixel_var = torch.batch_norm_update_stats(pixels, None, None, 0)
-    mean = correlate(x, torch.ones_like(pixels), kernel_size, stride, padding) / count
-    mean[:, kernel_size**2 // 2] = pixel_mean
-    q = []
-    for kernel in matrix.unbind(1):
-        z = F.conv2d(x, kernel.reshape(-1, 1, kernel_size, kernel_size), None, stride, padding, groups=len(kernel))
-        # Centred, so that q keeps its digits where the mean is large.
-        z -= _per_channel((kernel * mean).sum(1))
-        q.append(correlate(x, z, kernel_size, stride, padding) / count)
-    return mean, torch.stack(q, 1), pixel_var
-
-
-def depthwise_moments_grad(dx: Tensor, x: Tensor, weights: Tensor, stride: int, slope: Tensor, offset: Tensor) -> None:
-    """Add to ``dx`` the transposed convolution of every ``slope`` z_b + ``offset``, both (I, B)."""
-    kernel_size, channels = weights.shape[-1], x.shape[1]
-    padding = kernel_size // 2
-    margins = [(size + 2 * padding - kernel_size) % stride for size in x.shape[2:]]
-    for weight, slopes, offsets in zip(weights.to(x), slope.t().to(x), offset.t().to(x)):
-        scaled = weight * slopes.reshape(-1, 1, 1, 1)
-        size = max(len(x) // 4, 1)  # keeps what is allocated small, hence in memory that is mapped already
-        for target, images in zip(dx.split(size), x.split(size)):
-            z = F.conv2d(images, scaled, offsets, stride, padding, groups=channels)
-            target += F.conv_transpose2d(z, weight, None, stride, padding, margins, channels)
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    channels_last = x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def pool_processes(statistics: Statistics, group: Optional[dist.ProcessGroup] = None) -> Statistics:
@@ -329,7 +289,3 @@ def _batch_norm_affine(norms: Sequence[nn.Module], mean: Tensor, var: Tensor, co
             norm.running_var.lerp_(batch_var.to(norm.running_var), momentum)
     gamma, beta = (torch.stack(values).to(mean) for values in zip(*((norm.weight, norm.bias) for norm in norms)))
     return norm_affine(mean, var, gamma, beta, var.new_tensor([[norm.eps] for norm in norms]))
-
-
-def pays(block, x):
-    return True
