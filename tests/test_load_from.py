@@ -17,6 +17,7 @@ def runner(digits, work_dir, load_from):
 
     config = cli.load_config(str(ROOT / TINY), dict(option.split('=') for option in data_options(digits)[:3]))
     config.work_dir, config.load_from = str(work_dir), str(load_from)
+    config.experiment_name = str(work_dir)  # by default it is the second, so two runners would share a logger
     return Runner.from_cfg(config)
 
 
