@@ -11,14 +11,14 @@ the run has fewer steps. Not run on a GPU by this project yet; the CPU variant i
 mobileone_s0_imagenette_cpu.py.
 """
 
-_base_ = ['./_base_/models/mobileone_s0.py', './_base_/datasets/imagenette.py', './_base_/default_runtime.py']
+_base_ = [
+    './_base_/models/mobileone_s0.py',
+    './_base_/datasets/imagenette.py',
+    './_base_/schedules/imagenet_300e.py',
+    './_base_/default_runtime.py',
+]
 
 model = dict(data_preprocessor=dict(num_classes=10), head=dict(num_classes=10))
-optim_wrapper = dict(
-    constructor='mobileone_ext.GroupedOptimWrapperConstructor',
-    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4),
-    paramwise_cfg=dict(norm_decay_mult=0.0),
-)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, begin=0, end=5, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=95, begin=5, end=100, by_epoch=True, convert_to_iter_based=True),
@@ -32,9 +32,7 @@ param_scheduler = [
         by_epoch=True,
     ),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=5)
-val_cfg = dict()
-test_cfg = dict()
+train_cfg = dict(max_epochs=100, val_interval=5)
 auto_scale_lr = dict(base_batch_size=128)
 custom_hooks = [
     dict(type='EMAHook', momentum=2e-3, update_buffers=True, priority='ABOVE_NORMAL'),

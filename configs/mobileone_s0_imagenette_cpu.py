@@ -12,7 +12,6 @@ train_dataloader = dict(
     num_workers=1,
     pin_memory=False,
     dataset=dict(
-        data_root='../shared/data/imagenette_4k',
         pipeline=[
             dict(type='mobileone_ext.LoadImageFromFile'),
             dict(type='RandomResizedCrop', scale=128, backend='pillow'),
@@ -26,7 +25,6 @@ val_dataloader = dict(
     num_workers=1,
     pin_memory=False,
     dataset=dict(
-        data_root='../shared/data/imagenette_4k',
         pipeline=[
             dict(type='mobileone_ext.LoadImageFromFile'),
             dict(type='ResizeEdge', scale=146, edge='short', backend='pillow'),

@@ -12,15 +12,3 @@ _base_ = [
     './_base_/schedules/imagenet_300e.py',
     './_base_/default_runtime.py',
 ]
-
-custom_hooks = [
-    dict(type='EMAHook', momentum=5e-4, update_buffers=True, priority='ABOVE_NORMAL'),
-    dict(
-        type='mobileone_ext.CurriculumHook',
-        stages=[
-            dict(epoch=0.0, size=160),
-            dict(epoch=37 / 300, size=192),
-            dict(epoch=112 / 300, size=224),
-        ],
-    ),
-]

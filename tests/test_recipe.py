@@ -11,7 +11,7 @@ from torch import nn
 from mobileone_ext.files import write_text
 from mobileone_ext.recipe.checkpointing import AtomicBackend, restore_history, to_plain
 from mobileone_ext.recipe.param_groups import merge_groups
-from mobileone_ext.recipe.seeding import SampleSeeder, pipelines
+from mobileone_ext.recipe.seeding import SampleSeeder, built_pipelines
 
 
 def draw():
@@ -36,7 +36,7 @@ def test_pipelines_are_found_behind_wrappers():
             self.__dict__.update(attributes)
 
     inner = [Wrapper(pipeline=name) for name in 'ab']
-    assert list(pipelines(Wrapper(dataset=Wrapper(datasets=inner)))) == ['a', 'b']
+    assert list(built_pipelines(Wrapper(dataset=Wrapper(datasets=inner)))) == ['a', 'b']
 
 
 def test_groups_with_equal_options_merge_in_order():

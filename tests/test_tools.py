@@ -1,25 +1,19 @@
 """The tools as a user runs them: the main job, and each mistake answered by one line that loses nothing."""
 
 import json
-import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from conftest import TINY, data_options
+from conftest import BAD_CHECKPOINTS, TINY, data_options, only_line, write_bad_checkpoint
+from PIL import Image
 
 from mobileone_ext import block as block_module
 
 
 def options(root, *more):
     return ['--cfg-options', *data_options(root), *more]
-
-
-def only_line(printed):
-    """The error that a tool printed, which must be one line."""
-    errors = [line for line in printed.strip().splitlines() if line.startswith('error: ')]
-    assert len(errors) == 1 and 'Traceback' not in printed, printed
-    return errors[0]
 
 
 @pytest.fixture(scope='session')
@@ -91,39 +85,21 @@ def test_changed_predictions_are_caught_and_the_old_file_stays(run_tool, tiny_ru
     assert out.read_bytes() == b'earlier work' and list(tmp_path.iterdir()) == [out]
 
 
-class Bomb:
-    """Pickles to a call that leaves a file behind."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), 'w')
-
-
-@pytest.mark.parametrize('tool', ['train', 'test', 'reparam'])
-@pytest.mark.parametrize('kind', ['pickled call', 'empty', 'truncated'])
+@pytest.mark.parametrize('tool', ['train', 'test', 'reparam', 'convert_checkpoint'])
+@pytest.mark.parametrize('kind', BAD_CHECKPOINTS)
 def test_bad_checkpoints_are_refused_and_run_no_code(run_tool, tiny_run, digits, tmp_path, tool, kind):
-    checkpoint, trace = tmp_path / 'bad.pth', tmp_path / 'trace'
-    if kind == 'pickled call':
-        torch.save(dict(state_dict={}, call=Bomb(trace)), checkpoint)
-        with pytest.raises(pickle.UnpicklingError):
-            torch.load(checkpoint, weights_only=True)
-        message = 'refused'
-    else:
-        content = (tiny_run / 'epoch_4.pth').read_bytes()
-        checkpoint.write_bytes(b'' if kind == 'empty' else content[: len(content) // 2])
-        message = 'empty' if kind == 'empty' else 'damaged'
+    checkpoint, message = write_bad_checkpoint(tmp_path, kind, tiny_run / 'epoch_4.pth')
+    out = tmp_path / 'out.pth'
     arguments = {
-        'train': [TINY, '--work-dir', tmp_path / 'run', '--resume', checkpoint],
-        'test': [TINY, checkpoint],
-        'reparam': [TINY, checkpoint, tmp_path / 'out.pth'],
+        'train': [TINY, '--work-dir', tmp_path / 'run', '--resume', checkpoint, *options(digits)],
+        'test': [TINY, checkpoint, *options(digits)],
+        'reparam': [TINY, checkpoint, out, *options(digits)],
+        'convert_checkpoint': [checkpoint, out, '--to', 'timm'],
     }[tool]
-    code, printed = run_tool(tool, *arguments, *options(digits))
-    assert code == 1
+    code, printed = run_tool(tool, *arguments)
     error = only_line(printed)
-    assert message in error and str(checkpoint) in error
-    assert not trace.exists() and not (tmp_path / 'out.pth').exists()
+    assert code == 1 and message in error and str(checkpoint) in error
+    assert list(tmp_path.iterdir()) == [checkpoint]
 
 
 def test_resuming_from_a_fused_file_is_refused(run_tool, fused, digits, tmp_path):
@@ -169,12 +145,17 @@ def test_another_class_count_is_named(run_tool, shared, digits, tmp_path):
     assert code == 1 and '1000 classes' in error and '10 classes' in error
 
 
-@pytest.mark.parametrize('content', [b'not an image', None], ids=['text', 'truncated'])
-def test_a_broken_image_is_named(run_tool, digits, tmp_path, content):
+@pytest.mark.parametrize('kind', ['text', 'truncated PNG', 'truncated JPEG'])
+def test_a_broken_image_is_named(run_tool, digits, tmp_path, kind):
     root = tmp_path / 'digits'
     shutil.copytree(digits, root)
     image = sorted(root.glob('train/0/*.png'))[0]
-    image.write_bytes(content or image.read_bytes()[:40])
+    if kind == 'truncated JPEG':
+        photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+        image.unlink()
+        image = image.with_suffix('.jpg')
+        photo.save(image)
+    image.write_bytes(b'not an image' if kind == 'text' else image.read_bytes()[: image.stat().st_size // 2])
     code, printed = run_tool('train', TINY, '--work-dir', tmp_path / 'run', *options(root))
     error = only_line(printed)
     assert code == 1 and str(image) in error and 'not a readable image' in error

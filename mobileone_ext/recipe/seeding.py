@@ -42,13 +42,13 @@ class SampleSeeder:
         return results
 
 
-def pipelines(dataset) -> Iterator:
+def built_pipelines(dataset) -> Iterator:
     """The ``Compose`` of every data set inside ``dataset``, wrapped or concatenated."""
     if hasattr(dataset, 'pipeline'):
         yield dataset.pipeline
     for inner in getattr(dataset, 'datasets', [getattr(dataset, 'dataset', None)]):
         if inner is not None:
-            yield from pipelines(inner)
+            yield from built_pipelines(inner)
 
 
 @HOOKS.register_module()
@@ -65,7 +65,7 @@ class SeedEpochHook(Hook):
 
     def before_train_epoch(self, runner) -> None:
         self._seeder.set(runner.seed, runner.epoch)
-        for pipeline in pipelines(runner.train_dataloader.dataset):
+        for pipeline in built_pipelines(runner.train_dataloader.dataset):
             if pipeline.transforms[:1] != [self._seeder]:
                 pipeline.transforms.insert(0, self._seeder)
         seed_generators(runner.seed, runner.epoch, get_rank())
