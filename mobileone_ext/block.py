@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .moments import batch_kernel, batch_statistics, count_patches, is_covered, pays, pool_processes
+from .depthwise_moments import count_patches
+from .moments import batch_kernel, batch_statistics, is_covered, pays, pool_processes
 from .reparam import Kernel, fold_affine, identity_kernel, norm_affine, pad_kernel, sum_kernels
 
 TRAIN_IMPLS = ('branches', 'moments', 'auto')
@@ -156,11 +157,12 @@ class MobileOneBlock(nn.Module):
                 pixel_weights.append(weight.flatten())
         if self.branch_norm is not None:
             pixel_weights.append(torch.ones_like(self.branch_norm.weight))
-        x, statistics = batch_statistics(x, torch.stack(weights), self.stride, self.groups)
+        weights = torch.stack(weights)
+        x, statistics = batch_statistics(x, weights, self.stride, self.groups)
         if isinstance(norms[0], nn.SyncBatchNorm) and dist.is_initialized():
             statistics = pool_processes(statistics, norms[0].process_group)
         with torch.autocast(x.device.type, enabled=False):
-            kernel = batch_kernel(torch.stack(weights), pixel_weights, statistics, norms)
+            kernel = batch_kernel(weights, pixel_weights, statistics, norms)
         return F.conv2d(x, *kernel, self.stride, self.kernel_size // 2, groups=self.groups)
 
     def _norms(self) -> List[nn.Module]:

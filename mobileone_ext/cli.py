@@ -29,7 +29,7 @@ def run(main: Callable[[], Optional[int]]) -> None:
     ValueError and OSError are mistakes of the user: a bad value, a missing or
     unreadable file. ``MOBILEONE_TRACEBACK=1`` shows where they came from.
     """
-    _silence_imports()
+    silence_imports()
     try:
         sys.exit(main() or 0)
     except (ValueError, OSError) as error:
@@ -47,7 +47,8 @@ def _one_line(error: Exception) -> str:
     return lines[-1].split('Error: ', 1)[-1]
 
 
-def _silence_imports() -> None:
+def silence_imports() -> None:
+    """Drop the warnings that say nothing to a user of these tools."""
     # MobileOne needs none of mmcv's compiled operators, whose absence mmpretrain mentions at every start.
     warnings.filterwarnings('ignore', message='Fail to import')
     # Configs are written for eight GPUs; fewer cores or no GPU is no fault.

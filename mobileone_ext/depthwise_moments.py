@@ -23,7 +23,7 @@ Legend: N images, C channels, H x W plane, B kernels, 9 taps in row-major order.
 
 from functools import lru_cache
 from itertools import product
-from typing import Tuple
+from typing import Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,20 @@ TAPS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
 # At stride 2, for even and odd receivers: the taps above them, and how far on the patch of each begins.
 _TAPS_ONTO = (((0, 0),), ((1, 0), (-1, 2)))
 _HALF_PLANE = [(y, x) for y in (0, 1, 2) for x in (-2, -1, 0, 1, 2)]
+
+
+# Values of a map worked on at a time on CPU: few enough for the cache, which the passes over them then read.
+_CHUNK_VALUES = 2**20
+
+
+def count_patches(x: Tensor, stride: int) -> int:
+    """P: the patches of a "same" convolution over x (N, I, H, W)."""
+    return x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
+
+
+def chunks(x: Tensor) -> Sequence[Tensor]:
+    """x (N, ...) by some images at a time."""
+    return x.split(max(_CHUNK_VALUES // x[0].numel(), 1)) if x.device.type == 'cpu' else (x,)
 
 
 def correlate(x: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
@@ -46,35 +60,38 @@ def correlate(x: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
 
 def branch_moments(x: Tensor, kernels: Tensor, stride: int) -> Tuple[Tensor, Tensor, Tensor]:
     """m (C, 9), q (C, B, 9) for ``kernels`` (C, B, 9), and the variance (C,) of the centre tap."""
-    channels = x.shape[1]
-    pixels = x[:, :, ::stride, ::stride]
-    if stride > 1:
-        pixels = pixels.clone(memory_format=_memory_format(x))  # dense, or the statistics are slow
-    pixel_mean, pixel_var = torch.batch_norm_update_stats(pixels, None, None, 0)
-    count = pixels.numel() / channels
-    if stride == 1:
-        mean = _plane_mean(x, pixel_mean)
-    else:
-        mean = correlate(x, torch.ones_like(pixels), stride, padding=1) / count
-        mean[:, 4] = pixel_mean
-    products = []
-    for kernel in kernels.unbind(1):
-        z = F.conv2d(x, kernel.reshape(-1, 1, 3, 3), None, stride, 1, groups=channels)
-        z -= (kernel * mean).sum(1)[:, None, None]
-        products.append(correlate(x, z, stride, padding=1) / count)
-    return mean, torch.stack(products, 1), pixel_var
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    channels_last = x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last else torch.contiguous_format
+    mean = patch_mean(x, stride)
+    shift = (kernels @ mean[..., None])[..., 0]  # (C, B)
+    products, rest, pixel_var = torch.zeros_like(kernels), torch.zeros_like(shift), x.new_zeros(x.shape[1])
+    for images in chunks(x):
+        for index, kernel in enumerate(kernels.unbind(1)):
+            weight = kernel.reshape(-1, 1, 3, 3)
+            z = F.conv2d(images, weight, -shift[:, index], stride, 1, groups=x.shape[1])
+            products[:, index] += correlate(images, z, stride, padding=1)
+            rest[:, index] += z.sum((0, 2, 3))
+        pixels = images[:, :, ::stride, ::stride] - mean[:, 4, None, None]
+        pixel_var += pixels.square_().sum((0, 2, 3))
+    # The shift is the mean but for rounding, which counts where the mean is large against the deviation.
+    products -= rest[..., None] * mean[:, None]
+    count = count_patches(x, stride)
+    return mean, products / count, pixel_var / count
 
 
 def lag_moments(x: Tensor) -> Tuple[Tensor, Tensor]:
     """m (C, 9) and the covariance (C, 9, 9) of the patches at stride 1."""
+    squares = torch.stack([_squares(images) for images in chunks(x)])
+    _, square_table = _tables(x.dtype, x.device)
+    mean = patch_mean(x, stride=1)
+    cov = squares.sum(0) @ square_table / count_patches(x, 1)
+    cov = cov.reshape(-1, 9, 9) - mean[:, :, None] * mean[:, None]
+    # Skip and 1x1 branch see the centre tap alone: take its variance without that cancellation.
+    cov[:, 4, 4] = torch.batch_norm_update_stats(x, None, None, 0)[1]
+    return mean, cov
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Autocorrelations (C, 31) of the plane and its borders, in the order of ``_tables``."""
     rows, columns, corners = _borders(x)
-    count = x.numel() / x.shape[1]
-    pixel_mean, pixel_var = torch.batch_norm_update_stats(x, None, None, 0)
     right = correlate(F.pad(x, (0, 2, 0, 2)), x, 1, padding=0).reshape(-1, 3, 3)
     left = correlate(F.pad(x, (2, 0, 0, 2)), x, 1, padding=0).reshape(-1, 3, 3)
     squares = [
@@ -83,12 +100,22 @@ def lag_moments(x: Tensor) -> Tuple[Tensor, Tensor]:
         _by_channel(_autocorrelation(columns)),
         _by_channel(corners.square().sum(1)),
     ]
-    _, square_table = _tables(x.dtype, x.device)
-    mean = _plane_mean(x, pixel_mean)
-    cov = (torch.cat(squares, 1) @ square_table / count).reshape(-1, 9, 9) - mean[:, :, None] * mean[:, None]
-    # Skip and 1x1 branch see the centre tap alone: take its variance without that cancellation.
-    cov[:, 4, 4] = pixel_var
-    return mean, cov
+    return torch.cat(squares, 1)
+
+
+def patch_mean(x: Tensor, stride: int) -> Tensor:
+    """m (C, 9)."""
+    rows, columns = (_reached(size, stride, x.dtype, x.device) for size in x.shape[2:])
+    return (rows @ x.sum(0) @ columns.t()).flatten(1) / count_patches(x, stride)
+
+
+@lru_cache
+def _reached(size: int, stride: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(3, size): 1 where a tap, -1, 0 or 1, comes upon a row (or column) of the plane."""
+    outputs = stride * torch.arange(-(-size // stride))
+    positions = torch.arange(size)
+    taps = [torch.isin(positions, outputs + tap) for tap in (-1, 0, 1)]
+    return torch.stack(taps).to(device, dtype)
 
 
 def add_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor, stride: int) -> None:
@@ -108,7 +135,8 @@ def _add_plane_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Non
 
     lags = F.pad(half.reshape(channels, 3, 5), (0, 0, 2, 0))
     lags = (lags + lags.flip(1, 2)).to(x)
-    dx += F.conv2d(x, lags[:, None], total[:, 0].to(x), padding=2, groups=channels)
+    for target, images in zip(chunks(dx), chunks(x)):
+        target += F.conv2d(images, lags[:, None], total[:, 0].to(x), padding=2, groups=channels)
 
     rows, columns, corners = _borders(x)
     row_grad = _line_grad(rows, row, row_sum)
@@ -132,6 +160,7 @@ def _add_strided_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> N
     channels, height, width = x.shape[1:]
     slope = slope.reshape(-1, 3, 3, 3, 3).to(x)  # i_y, i_x, j_y, j_x
     offset = offset.reshape(-1, 3, 3).to(x)
+    receivers = []
     for rows, columns in product((0, 1), repeat=2):  # parities
         size_y, size_x = 3 + 2 * rows, 3 + 2 * columns
         if height + 2 < size_y or width + 2 < size_x:
@@ -140,8 +169,11 @@ def _add_strided_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> N
         for (tap_y, shift_y), (tap_x, shift_x) in product(_TAPS_ONTO[rows], _TAPS_ONTO[columns]):
             kernel[:, shift_y : shift_y + 3, shift_x : shift_x + 3] += slope[:, tap_y + 1, tap_x + 1]
             bias += offset[:, tap_y + 1, tap_x + 1]
-        source = F.conv2d(x, kernel[:, None], bias, 2, 1, groups=channels)
-        dx[:, :, rows::2, columns::2][:, :, : source.shape[2], : source.shape[3]] += source
+        receivers.append((rows, columns, kernel[:, None], bias))
+    for target, images in zip(chunks(dx), chunks(x)):
+        for rows, columns, kernel, bias in receivers:
+            source = F.conv2d(images, kernel, bias, 2, 1, groups=channels)
+            target[:, :, rows::2, columns::2][:, :, : source.shape[2], : source.shape[3]] += source
     # The last row of an even plane has no next output row below it.
     if height % 2 == 0:
         _add_last_row(dx, x, slope, offset)
@@ -161,14 +193,6 @@ def _add_last_row(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
             target = dx[:, :, -1, column - 1 :: 2]
         size = min(target.shape[-1], source.shape[-1])
         target[..., :size] += source[..., :size]
-
-
-def _plane_mean(x: Tensor, pixel_mean: Tensor) -> Tensor:
-    """m (C, 9) at stride 1, from the mean (C,) of the plane and the sums of its borders."""
-    rows, columns, corners = _borders(x)
-    count = x.numel() / x.shape[1]
-    borders = [rows.sum((1, 3)).t(), columns.sum((1, 3)).t(), _by_channel(corners.sum(1))]
-    return torch.cat([pixel_mean[:, None], *(border / count for border in borders)], 1) @ _tables(x.dtype, x.device)[0]
 
 
 def _borders(x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:

@@ -27,6 +27,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from . import depthwise_moments
+from .depthwise_moments import chunks, count_patches
 from .reparam import Affine, Kernel, norm_affine, pad_kernel
 
 # Patches worked on at a time: few enough for the cache, so that centring them costs no memory traffic.
@@ -73,11 +74,6 @@ def pays(x: Tensor, kernel_size: int, stride: int, groups: int, out_channels: in
     in_channels, patches = x.shape[1], count_patches(x, stride)
     with_moments = patches * (3 * out_channels + 2 * in_channels) + 2 * branches * out_channels * in_channels
     return with_moments < 3 * branches * patches * out_channels
-
-
-def count_patches(x: Tensor, stride: int) -> int:
-    """P: the patches of a "same" convolution over x (N, I, H, W)."""
-    return x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
 
 
 def batch_statistics(x: Tensor, weights: Tensor, stride: int, groups: int) -> Tuple[Tensor, Statistics]:
@@ -195,7 +191,8 @@ def add_patch_grad(dx: Tensor, x: Tensor, kernel_size: int, stride: int, slope: 
     """Add ``slope`` (T, T) @ patch + ``offset`` (T,) of every patch to ``dx``, where the patch lies."""
     slope, offset = slope.to(x), offset.to(x)
     if kernel_size == stride == 1:
-        dx += F.conv2d(x, slope[:, :, None, None], offset)
+        for target, images in zip(chunks(dx), chunks(x)):
+            target += F.conv2d(images, slope[:, :, None, None], offset)
         return
     size = _chunk_images(x, stride)
     geometry = dict(kernel_size=kernel_size, padding=kernel_size // 2, stride=stride)
@@ -263,7 +260,7 @@ def batch_kernel(
         mean = torch.cat([mean, pixel_weights * pixel_mean])
         var = torch.cat([var, pixel_weights.square() * pixel_var])
     scale, shift = _batch_norm_affine(norms, mean, var, count)
-    kernel = torch.einsum('bo,boikl->oikl', scale[: len(weights)], weights)
+    kernel = (scale[: len(weights), :, None, None, None] * weights).sum(0)
     if len(scale) > len(weights):
         diagonal = (scale[len(weights) :] * pixel_weights).sum(0)
         per_group, kernel_size = kernel.shape[1], kernel.shape[-1]

@@ -1,11 +1,14 @@
-"""Measure latency: ``benchmark.py infer [options]``."""
+"""Measure time and memory: ``benchmark.py infer|train [options]``."""
 
 import argparse
 from importlib import import_module
 
 from mobileone_ext import cli
 
-COMMANDS = {'infer': 'latency of deployed networks, against other mobile backbones'}
+COMMANDS = {
+    'infer': 'latency of deployed networks, against other mobile backbones',
+    'train': 'time and memory of training steps, against mmpretrain and timm',
+}
 
 
 def main():

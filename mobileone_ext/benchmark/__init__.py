@@ -1,1 +1,1 @@
-"""Benchmarks: latency (infer.py)."""
+"""Benchmarks: latency (infer.py), training steps (train.py)."""
