@@ -196,7 +196,7 @@ class MobileOneBlock(nn.Module):
         if count_patches(x, self.stride) < 2:
             return False  # batch norm refuses this; let it say so
         shape = self.kernel_size, self.stride, self.groups, self.out_channels, len(self.branch_conv_list)
-        return self.train_impl == 'moments' or pays(x, *shape)
+        return self.train_impl == 'moments' or pays(x, *shape, self.branch_norm is not None)
 
     def extra_repr(self) -> str:
         if self.deploy:

@@ -57,23 +57,29 @@ def is_covered(in_channels: int, out_channels: int, kernel_size: int, stride: in
     return dilation == 1 and (groups == 1 or depthwise)
 
 
-def pays(x: Tensor, kernel_size: int, stride: int, groups: int, out_channels: int, branches: int) -> bool:
+def pays(x: Tensor, kernel_size: int, stride: int, groups: int, out_channels: int, branches: int, skip: bool) -> bool:
     """Whether moments of x (N, I, H, W) are expected to be faster than ``branches`` convolutions and their norms.
 
-    Measured on CPU in float32, for the blocks of s0 .. s4 (docs/results/fused_training.md);
-    elsewhere the answer is no.
+    A rule of thumb from the blocks of s0 .. s4 on CPU in float32, see docs/results/fused_training.md;
+    elsewhere the answer is no. ``skip``: whether there is a branch of batch norm alone.
     """
     if x.device.type != 'cpu' or x.dtype != torch.float32 or torch.is_autocast_enabled('cpu'):
         return False
-    if kernel_size > 1:
-        # The stem, whose maps are large and its patches small, and 3x3 depthwise.
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        return groups == 1 or (stride == 1 and (branches > 1 or channels_last)) or (branches > 2 and channels_last)
-    # Products with a matrix of pixels are 3 for a convolution, forward and backward; the covariance adds 2 of I x I,
-    # and 2 for each branch without the pixels.
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    if groups > 1:
+        if stride == 1:
+            return (branches + 2) * x.numel() >= 3e6 and (branches > 1 or channels_last)
+        return branches * x.numel() >= 9e6 and channels_last
+    if kernel_size > 1:  # the stem, whose maps are large and its patches small
+        return True
+    # In multiplications a patch. Products with a matrix of pixels are 3 for a convolution, forward and backward; the
+    # covariance adds 2 of I x I, and 2 for each branch without the pixels. A batch norm costs as much as so many
+    # multiplications a value, more where its map is too large for the cache.
     in_channels, patches = x.shape[1], count_patches(x, stride)
-    with_moments = patches * (3 * out_channels + 2 * in_channels) + 2 * branches * out_channels * in_channels
-    return with_moments < 3 * branches * patches * out_channels
+    norm = 170 if patches * max(in_channels, out_channels) >= 8e6 else 80
+    saved = 3 * (branches - 1) * in_channels * out_channels + norm * (branches * out_channels + skip * in_channels)
+    spent = 2 * in_channels**2 * (1 + branches * out_channels / patches)
+    return spent < saved and (branches > 1 or x.numel() >= 2e6)
 
 
 def batch_statistics(x: Tensor, weights: Tensor, stride: int, groups: int) -> Tuple[Tensor, Statistics]:
