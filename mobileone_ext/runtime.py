@@ -62,7 +62,7 @@ def _open_onnx(path: Path, threads: Optional[int], batch: Optional[int]) -> Netw
     image = session.get_inputs()[0]
     return Network(
         lambda images: session.run(None, {image.name: images})[0],
-        isinstance(image.shape[0], int),
+        image.shape[0] == 1,
         session.get_outputs()[0].shape[-1],
         session.get_modelmeta().custom_metadata_map,
     )

@@ -67,10 +67,11 @@ def test_file_computes_what_the_branched_model_does(s0, form, inside, tmp_path):
     metadata = export.describe(config, str(checkpoint), normalise=inside, softmax=inside)
     export.export(net, out, form, size=64, metadata=metadata)
     network = open_network(out)
-    found = torch.from_numpy(np.array(network((pixels if inside else images).numpy()))).double()
     if inside:
         expected = expected.softmax(1)
-    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
+    for opened in (network, open_network(out, threads=1, batch=3)):
+        found = torch.from_numpy(np.array(opened((pixels if inside else images).numpy()))).double()
+        assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
     assert network.metadata == metadata
     assert json.loads(network.metadata['labels'])[:2] == ['tench, Tinca tinca', 'goldfish, Carassius auratus']
     assert network.metadata['output'] == ('probabilities' if inside else 'logits')
@@ -92,7 +93,8 @@ def test_opset_and_batch_are_as_asked(s0, opset, dynamic_batch, tmp_path):
     images = np.random.default_rng(0).standard_normal((2, 3, 64, 64), np.float32)
     with torch.no_grad():
         expected = net(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(network(images), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    for opened in (network, open_network(tmp_path / 'net.onnx', batch=2)):
+        np.testing.assert_allclose(opened(images), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_coreml_program(s0, tmp_path):
