@@ -305,26 +305,34 @@ def draw(rows: List[dict], path: Path) -> None:
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     batch, threads = min((row['batch'], row['threads']) for row in rows)
     rows = [row for row in rows if (row['batch'], row['threads']) == (batch, threads)]
     forms = [form for form in ('onnx', 'int8', 'openvino', 'fused', 'branched') if any(r['form'] == form for r in rows)]
     figure, axes = plt.subplots(figsize=(9, 6), layout='constrained')
     main = forms[0]
+    places = {r['network']: (r['median_ms'], PUBLISHED[r['network']][0]) for r in rows if r['form'] == main}
     for own, colour in ((True, 'tab:red'), (False, 'tab:blue')):
-        chosen = [r for r in rows if r['form'] == main and r['network'].startswith('mobileone_') == own]
-        points = [(r['median_ms'], PUBLISHED[r['network']][0]) for r in chosen]
+        points = [place for network, place in places.items() if network.startswith('mobileone_') == own]
         if points:
             label = f'{"MobileOne" if own else "others"}, {main}'
             axes.plot(*zip(*points), 'o-' if own else 'o', color=colour, label=label)
-        for row, point in zip(chosen, points):
-            axes.annotate(row['network'], point, textcoords='offset points', xytext=(6, -11), fontsize=8)
+    for network, (x, y) in places.items():
+        # Names stand on the right of their points, or on the left where another point is near.
+        near = any(x < other_x < 1.6 * x and abs(other_y - y) < 0.5 for other_x, other_y in places.values())
+        place = dict(xytext=(-6, -3), ha='right') if near else dict(xytext=(6, -11))
+        axes.annotate(network, (x, y), textcoords='offset points', fontsize=8, **place)
     if main != 'int8' and 'int8' in forms:
         points = [(r['median_ms'], PUBLISHED[r['network']][0]) for r in rows if r['form'] == 'int8']
         axes.plot(*zip(*points), 's--', color='tab:orange', label="MobileOne, int8 (the float network's top-1)")
     axes.set(
         xscale='log', xlabel=f'milliseconds, batch {batch}, {threads} thread(s)', ylabel='published ImageNet top-1, %'
     )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.12)
     axes.grid(alpha=0.3, which='both')
     axes.legend(loc='lower right')
     with write_atomically(path) as part:

@@ -168,8 +168,21 @@ def test_tool_fuses_exports_and_compares(s0, run_tool, tmp_path):
     assert "error: format 'tflite' is not supported" in text
 
 
+def test_options_of_the_tool(s0, run_tool, tmp_path):
+    _, _, checkpoint = s0
+    options = ('--fixed-batch', '--opset', 13, '--size', 64, '--normalise', '--softmax')
+    code, text = run_tool('export', S0, checkpoint, tmp_path / 'net.onnx', *options)
+    assert code == 0, text
+    proto = onnx.load(tmp_path / 'net.onnx')
+    assert proto.opset_import[0].version == 13
+    assert [axis.dim_value for axis in proto.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 64, 64]
+    network = open_network(tmp_path / 'net.onnx')
+    assert network.metadata['input'] == 'pixels 0..255'
+    assert network(np.full((1, 3, 64, 64), 100, np.float32)).sum() == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('form', ['onnx', 'openvino'])
+@pytest.mark.parametrize('form', ['onnx', 'torchscript', 'openvino'])
 def test_apples_s0_on_1300_images(form, shared, run_tool, tmp_path):
     weights, images = shared('weights', 'apple_mobileone_s0_fused.pth'), shared('data', 'ilsvrc_val_1300', 'val')
     out = tmp_path / f'net{export.SUFFIX[form]}'
