@@ -1,13 +1,16 @@
 """Latency of deployed networks: MobileOne in every form, and the paper's peers folded and exported the same way.
 
-All cases take turns in one run, so a slow minute of the machine slows all of them. Weights are random: they
-cost the same time as trained ones.
+Every case is opened, warmed up, called for a moment and closed again before the next one's turn, several times
+round: a slow minute of the machine meets all of them, no idle thread pool disturbs, and memory holds one case at a
+time. Weights are random: they cost the same time as trained ones.
 """
 
 import argparse
 import copy
 import csv
+import functools
 import io
+import itertools
 import platform
 import tempfile
 import time
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 
 from ..arch import ARCHS, stage_widths
 from ..backbone import MobileOne
+from ..deploy import with_progress
 from ..files import check_writable, write_atomically, write_text
 from ..runtime import open_network
 
@@ -55,12 +59,13 @@ class Case(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--quick', action='store_true', help='five networks and few rounds: about two minutes')
+    parser.add_argument('--quick', action='store_true', help='five networks and short turns: about two minutes')
     parser.add_argument('--networks', nargs='+', metavar='NAME', help=f'some of {", ".join(NETWORKS)} (all)')
     parser.add_argument('--forms', nargs='+', default=FORMS, metavar='FORM', help=f'some of {", ".join(FORMS)} (all)')
     parser.add_argument('--batches', nargs='+', type=int, default=[1, 32], metavar='N', help='images at a time (1 32)')
     parser.add_argument('--threads', nargs='+', type=int, default=[1, 2], metavar='N', help='(1 2)')
-    parser.add_argument('--rounds', type=int, metavar='N', help='calls of each case at batch 1 (100; quick: 30)')
+    parser.add_argument('--turns', type=int, metavar='N', help='of each case (3; quick: 2)')
+    parser.add_argument('--seconds', type=float, metavar='S', help='of a turn; at least two calls (0.3; quick: 0.1)')
     parser.add_argument(
         '--out', default='work_dirs/benchmark_infer', metavar='DIR', help='for latency.csv, .md and .png'
     )
@@ -73,27 +78,23 @@ def run(args: argparse.Namespace) -> None:
         for value in name:
             if value not in allowed:
                 raise ValueError(f'{value!r} is not known; allowed are {", ".join(allowed)}')
-    rounds = args.rounds or (30 if args.quick else 100)
-    if min(rounds, *args.batches, *args.threads) < 1:
-        raise ValueError('--rounds, --batches and --threads: at least 1')
+    turns, seconds = (2, 0.1) if args.quick else (3, 0.3)
+    turns = turns if args.turns is None else args.turns
+    seconds = seconds if args.seconds is None else args.seconds
+    if min(turns, *args.batches, *args.threads) < 1:
+        raise ValueError('--turns, --batches and --threads: at least 1')
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out / 'latency.csv')
 
     print(machine())
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        built = {name: prepare(name, args.forms, Path(folder)) for name in networks}
-        for batch in args.batches:
-            calls = {
-                Case(name, form, batch, threads): open_form(threads)
-                for name, forms in built.items()
-                for form, open_form in forms.items()
-                for threads in args.threads
-            }
-            images = np.random.default_rng(0).standard_normal((batch, 3, SIZE, SIZE), np.float32)
-            rows += summarise(measure(calls, images, max(3, rounds // (batch if batch < 8 else 12))))
-            del calls
+        openers = {}
+        for name in with_progress(networks, 'fold and export'):
+            for form, opener in prepare(name, args.forms, Path(folder)).items():
+                for batch, threads in itertools.product(args.batches, args.threads):
+                    openers[Case(name, form, batch, threads)] = functools.partial(opener, threads, batch)
+        rows = summarise(measure(openers, turns, seconds))
     report = f'{machine()}\n\n{as_markdown(rows)}'
     print(report)
     write_text(as_csv(rows), out / 'latency.csv')
@@ -117,17 +118,29 @@ def machine() -> str:
     )
 
 
-def measure(
-    calls: Dict[Case, Callable[[np.ndarray], object]], images: np.ndarray, rounds: int
-) -> Dict[Case, List[float]]:
-    """Milliseconds of each call, ``rounds`` times in turns, after a warm-up of two calls each."""
-    times = {case: [] for case in calls}
-    for number in range(rounds + 2):
-        for case, call in calls.items():
-            start = time.perf_counter()
-            call(images)
-            if number >= 2:
-                times[case].append((time.perf_counter() - start) * 1e3)
+def measure(openers: Dict[Case, Callable[[], Callable]], turns: int, seconds: float) -> Dict[Case, List[float]]:
+    """Milliseconds of each call of each case; one case is open at a time."""
+    times = {case: [] for case in openers}
+    for turn in range(turns):  # no progress bar: it would take its share of the processor
+        print(f'turn {turn + 1} of {turns}: {len(openers)} cases', flush=True)
+        for case, opener in openers.items():
+            images = np.random.default_rng(0).standard_normal((case.batch, 3, SIZE, SIZE), np.float32)
+            times[case] += time_calls(opener(), images, seconds)
+    return times
+
+
+def time_calls(call: Callable[[np.ndarray], object], images: np.ndarray, seconds: float) -> List[float]:
+    """Milliseconds of each call for ``seconds``, at least two, after warming up for a fifth of it."""
+    _repeat(call, images, seconds / 5, 1)
+    return _repeat(call, images, seconds, 2)
+
+
+def _repeat(call: Callable[[np.ndarray], object], images: np.ndarray, seconds: float, least: int) -> List[float]:
+    times = []
+    while len(times) < least or sum(times) < seconds * 1e3:
+        start = time.perf_counter()
+        call(images)
+        times.append((time.perf_counter() - start) * 1e3)
     return times
 
 
@@ -145,31 +158,31 @@ def summarise(times: Dict[Case, List[float]]) -> List[dict]:
     ]
 
 
-def prepare(name: str, forms: Sequence[str], folder: Path) -> Dict[str, Callable[[int], Callable]]:
-    """For each form that the network has: a function that opens it with a number of threads."""
+def prepare(name: str, forms: Sequence[str], folder: Path) -> Dict[str, Callable[[int, int], Callable]]:
+    """For each form that the network has: a function that opens it for a number of threads and a batch size."""
     branched = build(name)
     net = fold(name, branched)
     own = name.startswith('mobileone_')
     openers = {}
     if 'branched' in forms and own:
-        openers['branched'] = lambda threads: _torch_call(branched, threads)
+        openers['branched'] = lambda threads, _: _torch_call(branched, threads)
     if 'fused' in forms:
-        openers['fused'] = lambda threads: _torch_call(net, threads)
+        openers['fused'] = lambda threads, _: _torch_call(net, threads)
     onnx_file = folder / f'{name}.onnx'
     if 'onnx' in forms or 'openvino' in forms:
         _export(net, onnx_file)
     if 'onnx' in forms:
-        openers['onnx'] = lambda threads: open_network(onnx_file, threads)
+        openers['onnx'] = functools.partial(open_network, onnx_file)
     if 'int8' in forms and own:
         int8_file = folder / f'{name}_int8.onnx'
         _export_int8(net, int8_file)
-        openers['int8'] = lambda threads: open_network(int8_file, threads)
+        openers['int8'] = functools.partial(open_network, int8_file)
     if 'openvino' in forms:
         import openvino
 
         openvino_file = folder / f'{name}.xml'
         openvino.save_model(openvino.convert_model(onnx_file), openvino_file, compress_to_fp16=False)
-        openers['openvino'] = lambda threads: open_network(openvino_file, threads)
+        openers['openvino'] = functools.partial(open_network, openvino_file)
     return openers
 
 
@@ -292,26 +305,34 @@ def draw(rows: List[dict], path: Path) -> None:
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     batch, threads = min((row['batch'], row['threads']) for row in rows)
     rows = [row for row in rows if (row['batch'], row['threads']) == (batch, threads)]
     forms = [form for form in ('onnx', 'int8', 'openvino', 'fused', 'branched') if any(r['form'] == form for r in rows)]
     figure, axes = plt.subplots(figsize=(9, 6), layout='constrained')
     main = forms[0]
+    places = {r['network']: (r['median_ms'], PUBLISHED[r['network']][0]) for r in rows if r['form'] == main}
     for own, colour in ((True, 'tab:red'), (False, 'tab:blue')):
-        chosen = [r for r in rows if r['form'] == main and r['network'].startswith('mobileone_') == own]
-        points = [(r['median_ms'], PUBLISHED[r['network']][0]) for r in chosen]
+        points = [place for network, place in places.items() if network.startswith('mobileone_') == own]
         if points:
             label = f'{"MobileOne" if own else "others"}, {main}'
             axes.plot(*zip(*points), 'o-' if own else 'o', color=colour, label=label)
-        for row, point in zip(chosen, points):
-            axes.annotate(row['network'], point, textcoords='offset points', xytext=(6, -11), fontsize=8)
+    for network, (x, y) in places.items():
+        # Names stand on the right of their points, or on the left where another point is near.
+        near = any(x < other_x < 1.6 * x and abs(other_y - y) < 0.5 for other_x, other_y in places.values())
+        place = dict(xytext=(-6, -3), ha='right') if near else dict(xytext=(6, -11))
+        axes.annotate(network, (x, y), textcoords='offset points', fontsize=8, **place)
     if main != 'int8' and 'int8' in forms:
         points = [(r['median_ms'], PUBLISHED[r['network']][0]) for r in rows if r['form'] == 'int8']
         axes.plot(*zip(*points), 's--', color='tab:orange', label="MobileOne, int8 (the float network's top-1)")
     axes.set(
         xscale='log', xlabel=f'milliseconds, batch {batch}, {threads} thread(s)', ylabel='published ImageNet top-1, %'
     )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.12)
     axes.grid(alpha=0.3, which='both')
     axes.legend(loc='lower right')
     with write_atomically(path) as part:

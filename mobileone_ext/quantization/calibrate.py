@@ -108,9 +108,7 @@ def quantise(model: nn.Module, images: Tensor, options: Options = Options()) -> 
     reference = copy.deepcopy(model).eval()
     images = images.contiguous(memory_format=torch.channels_last)
     if options.equalise:
-        equalise(
-            reference, images, DEFAULT_BALANCE[options.per_channel] if options.balance is None else options.balance
-        )
+        equalise(reference, images, options.chosen_balance)
     if options.absorb_bias:
         absorb_bias(reference, images)
     result = Int8(copy.deepcopy(reference))
@@ -247,9 +245,7 @@ def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Te
     full = quantise(model, images, dataclasses.replace(options, compensate=False, correct_bias=False))
     reference = copy.deepcopy(model).eval()
     if options.equalise:
-        equalise(
-            reference, images, DEFAULT_BALANCE[options.per_channel] if options.balance is None else options.balance
-        )
+        equalise(reference, images, options.chosen_balance)
     expected = in_chunks(Int8(reference), held_out).log_softmax(1)
     costs = []
     for layer, quantised in zip(layers_of(reference), layers_of(full.model)):

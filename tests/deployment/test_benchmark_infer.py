@@ -2,8 +2,8 @@
 
 import argparse
 import csv
+import functools
 
-import numpy as np
 import pytest
 
 from mobileone_ext.benchmark import infer
@@ -11,15 +11,41 @@ from mobileone_ext.benchmark import infer
 pytestmark = pytest.mark.filterwarnings('ignore')
 
 
-def test_cases_take_turns():
-    order = []
-    calls = {
-        infer.Case(name, 'onnx', 1, 1): lambda images, name=name: order.append(name)
-        for name in ('mobileone_s0', 'repvgg_a0')
+def test_cases_take_turns_and_one_is_open_at_a_time():
+    events, shapes = [], []
+
+    class Call:
+        def __init__(self, name, *_):
+            self.name = name
+            events.append(f'open {name}')
+
+        def __call__(self, images):
+            shapes.append((self.name, images.shape))
+
+        def __del__(self):
+            events.append(f'close {self.name}')
+
+    openers = {
+        infer.Case(name, 'onnx', batch, 1): functools.partial(Call, name)
+        for name, batch in (('mobileone_s0', 1), ('repvgg_a0', 2))
     }
-    times = infer.measure(calls, np.zeros((1, 3, 2, 2), np.float32), rounds=3)
-    assert order == ['mobileone_s0', 'repvgg_a0'] * 5
-    assert all(len(values) == 3 for values in times.values())
+    times = infer.measure(openers, turns=3, seconds=0)
+    once = ['open mobileone_s0', 'close mobileone_s0', 'open repvgg_a0', 'close repvgg_a0']
+    assert events == once * 3
+    assert set(shapes) == {('mobileone_s0', (1, 3, 224, 224)), ('repvgg_a0', (2, 3, 224, 224))}
+    assert [len(values) for values in times.values()] == [6, 6]
+
+
+@pytest.mark.parametrize(('seconds', 'counted'), [(0, 2), (0.5, 4)])
+def test_calls_are_timed_after_a_warm_up(seconds, counted, monkeypatch):
+    """By a clock that only calls move: 5 s to warm up, then 125 ms each."""
+    clock, durations = [0.0], iter([5, *[0.125] * 9])
+    monkeypatch.setattr(infer.time, 'perf_counter', lambda: clock[0])
+
+    def call(_):
+        clock[0] += next(durations)
+
+    assert infer.time_calls(call, None, seconds) == [125.0] * counted
 
 
 def test_statistics_and_tables():
@@ -43,7 +69,7 @@ def run(*arguments):
 
 def test_small_run_writes_tables_and_picture(tmp_path):
     networks = ('--networks', 'mobileone_s0', 'timm_mobileone_s0')
-    run(*networks, '--rounds', 1, '--batches', 1, '--threads', 1, '--out', tmp_path)
+    run(*networks, '--turns', 1, '--seconds', 0, '--batches', 1, '--threads', 1, '--out', tmp_path)
     rows = list(csv.DictReader((tmp_path / 'latency.csv').open()))
     assert [(row['network'], row['form']) for row in rows] == [
         *(('mobileone_s0', form) for form in infer.FORMS),
@@ -58,7 +84,7 @@ def test_small_run_writes_tables_and_picture(tmp_path):
     [
         (('--networks', 'resnet50'), "'resnet50' is not known; allowed are mobileone_s0"),
         (('--forms', 'tflite'), "'tflite' is not known; allowed are branched"),
-        (('--rounds', '-1'), 'at least 1'),
+        (('--turns', '0'), 'at least 1'),
     ],
 )
 def test_bad_arguments_are_named(arguments, message, tmp_path):

@@ -67,10 +67,11 @@ def test_file_computes_what_the_branched_model_does(s0, form, inside, tmp_path):
     metadata = export.describe(config, str(checkpoint), normalise=inside, softmax=inside)
     export.export(net, out, form, size=64, metadata=metadata)
     network = open_network(out)
-    found = torch.from_numpy(np.array(network((pixels if inside else images).numpy()))).double()
     if inside:
         expected = expected.softmax(1)
-    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
+    for opened in (network, open_network(out, threads=1, batch=3)):
+        found = torch.from_numpy(np.array(opened((pixels if inside else images).numpy()))).double()
+        assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
     assert network.metadata == metadata
     assert json.loads(network.metadata['labels'])[:2] == ['tench, Tinca tinca', 'goldfish, Carassius auratus']
     assert network.metadata['output'] == ('probabilities' if inside else 'logits')
@@ -92,7 +93,8 @@ def test_opset_and_batch_are_as_asked(s0, opset, dynamic_batch, tmp_path):
     images = np.random.default_rng(0).standard_normal((2, 3, 64, 64), np.float32)
     with torch.no_grad():
         expected = net(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(network(images), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    for opened in (network, open_network(tmp_path / 'net.onnx', batch=2)):
+        np.testing.assert_allclose(opened(images), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_coreml_program(s0, tmp_path):
@@ -166,8 +168,21 @@ def test_tool_fuses_exports_and_compares(s0, run_tool, tmp_path):
     assert "error: format 'tflite' is not supported" in text
 
 
+def test_options_of_the_tool(s0, run_tool, tmp_path):
+    _, _, checkpoint = s0
+    options = ('--fixed-batch', '--opset', 13, '--size', 64, '--normalise', '--softmax')
+    code, text = run_tool('export', S0, checkpoint, tmp_path / 'net.onnx', *options)
+    assert code == 0, text
+    proto = onnx.load(tmp_path / 'net.onnx')
+    assert proto.opset_import[0].version == 13
+    assert [axis.dim_value for axis in proto.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 64, 64]
+    network = open_network(tmp_path / 'net.onnx')
+    assert network.metadata['input'] == 'pixels 0..255'
+    assert network(np.full((1, 3, 64, 64), 100, np.float32)).sum() == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('form', ['onnx', 'openvino'])
+@pytest.mark.parametrize('form', ['onnx', 'torchscript', 'openvino'])
 def test_apples_s0_on_1300_images(form, shared, run_tool, tmp_path):
     weights, images = shared('weights', 'apple_mobileone_s0_fused.pth'), shared('data', 'ilsvrc_val_1300', 'val')
     out = tmp_path / f'net{export.SUFFIX[form]}'

@@ -10,6 +10,7 @@ from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from PIL import Image
 
 from mobileone_ext import cli, deploy, export, predict
+from mobileone_ext.images import read_images
 
 S0 = 'configs/mobileone_s0_8xb32.py'
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -54,6 +55,17 @@ def test_every_kind_of_file_predicts_the_same(files, run_tool, tmp_path):
             for a, b in zip(one['predictions'], other['predictions']):
                 assert (a['label'], a['index']) == (b['label'], b['index'])
                 assert a['score'] == pytest.approx(b['score'], rel=1e-3)
+
+
+def test_networks_see_colours_in_their_order(tmp_path):
+    Image.new('RGB', (300, 260), (200, 30, 10)).save(tmp_path / 'red.png')
+    config = cli.load_config(S0)
+    ((_, pixels),) = read_images(config, [tmp_path / 'red.png'], [])
+    assert pixels.shape == (3, 224, 224)
+    assert [channel.unique().tolist() for channel in pixels] == [[200], [30], [10]]
+    config.model.data_preprocessor.to_rgb = False
+    ((_, pixels),) = read_images(config, [tmp_path / 'red.png'], [])
+    assert pixels[:, 0, 0].tolist() == [10, 30, 200]
 
 
 def test_csv_and_pictures(files, run_tool, tmp_path):

@@ -15,7 +15,7 @@ from mobileone_ext import (
     deploy,
     export,
 )
-from mobileone_ext.quantization import rounding
+from mobileone_ext.quantization import pipeline, rounding
 from mobileone_ext.quantization.calibrate import (
     Int8,
     Options,
@@ -27,7 +27,7 @@ from mobileone_ext.quantization.calibrate import (
 )
 from mobileone_ext.quantization.chain import layers_of
 from mobileone_ext.quantization.qdq import insert_qdq
-from mobileone_ext.quantization.ranges import choose_grid, grid_between
+from mobileone_ext.quantization.ranges import METHODS, choose_grid, grid_between
 from mobileone_ext.runtime import open_network
 
 SE_BLOCKS = [0, 1, 0, 1]
@@ -200,6 +200,34 @@ def test_onnx_file_computes_what_the_simulation_does(se_blocks, keep, per_channe
         assert np.abs(found - model(calibration).numpy()).mean() / scale < 0.1
 
 
+def test_ranges_are_chosen_as_asked():
+    x = torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 0, 0] = 10
+    plain = dict(equalise=False, compensate=False, correct_bias=False)
+    grids = [quantise(small_classifier(), x, Options(ranges=name, **plain)).grids['input'] for name in METHODS]
+    highest = dict(zip(METHODS, ((255 - grid.zero_point) * grid.scale for grid in grids)))
+    assert highest['minmax'] == pytest.approx(10, abs=0.05)
+    assert 5 < highest['mse'] < 9.9
+    assert highest['percentile'] < 1.1
+
+
+@torch.no_grad()
+def test_balance_and_absorption_are_used_as_asked():
+    model, x = small_classifier(), images()
+    plain = dict(compensate=False, correct_bias=False, ranges='minmax')
+    uneven = {b: max(unevenness(quantise(model, x, Options(balance=b, **plain)).model, x)) for b in (0.0, 1.0)}
+    assert uneven[1.0] < 1.2 < uneven[0.0]
+    assert (Options().chosen_balance, Options(per_channel=False).chosen_balance) == (0.75, 0.5)
+
+    name = 'backbone.stage1.0'
+    layers_of(model)[1].linear.bias += 1000
+    scales = [
+        quantise(model, x, Options(equalise=False, absorb_bias=absorb, **plain)).grids[name].scale
+        for absorb in (False, True)
+    ]
+    assert scales[1] < 0.9 * scales[0]
+
+
 @torch.no_grad()
 def test_each_step_helps_a_hard_network():
     """Channels of very unequal range, as in trained depthwise networks: every step brings int8 nearer to float."""
@@ -260,6 +288,27 @@ def test_unrounded_network_simulates_itself():
     x = images(2)
     with torch.no_grad():
         torch.testing.assert_close(Int8(model)(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ('flags', 'expected'),
+    [
+        ((), {}),
+        (('--per-tensor',), dict(per_channel=False)),
+        (('--no-equalise',), dict(equalise=False)),
+        (('--balance', 0.3), dict(balance=0.3)),
+        (('--absorb-bias',), dict(absorb_bias=True)),
+        (('--no-bias-correction',), dict(correct_bias=False)),
+        (('--round-to-nearest',), dict(compensate=False)),
+        (('--ranges', 'percentile'), dict(ranges='percentile')),
+        (('--keep', 'head.fc', 'backbone.stage0'), dict(keep=('head.fc', 'backbone.stage0'))),
+    ],
+)
+def test_switches_of_the_tool(flags, expected, run_tool, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pipeline, 'run', lambda config, args, options: seen.append(options))
+    code, text = run_tool('quantize', 'tests/configs/tiny_digits.py', 'in.pth', 'out.onnx', '--calib', '.', *flags)
+    assert (code, seen) == (0, [Options(**expected)]), text
 
 
 def test_tool_on_digits(digits, run_tool, tmp_path):
