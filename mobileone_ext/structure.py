@@ -140,7 +140,7 @@ def read_structure(shapes: Dict[str, Shape]) -> Structure:
 
     structure = Structure(
         form='fused' if fused else 'branched',
-        in_channels=_majority(s[1] for s in blocks[0, 0].values() if len(s) == 4),
+        in_channels=_majority(s[1] for name, s in blocks[0, 0].items() if len(s) == 4 and not name.startswith('se.')),
         num_blocks=tuple((len(indices[stage]) + 1) // 2 for stage in STAGES),
         widths=tuple(_majority(outputs(stage)) for stage in indices),
         num_conv_branches=tuple(

@@ -48,7 +48,7 @@ def use_accumulation(config: Config, batches: int) -> None:
         raise ValueError(f'--accumulate {batches}: must be 1 or more')
     config.optim_wrapper.accumulative_counts = batches
     for hook in config.get('custom_hooks', []):
-        if hook['type'] == 'EMAHook':
+        if str(hook['type']).endswith('EMAHook'):
             hook['interval'] = batches * hook.get('interval', 1)
     if 'auto_scale_lr' in config:
         config.auto_scale_lr.base_batch_size /= batches

@@ -296,6 +296,15 @@ def test_what_does_not_fit_is_named(tmp_path, state, change, message):
         load_weights(save(tmp_path, state))
 
 
+@pytest.mark.parametrize('form', FORMS)
+def test_squeeze_and_excitation_in_every_block(tmp_path, form):
+    model = randomise_norms(classifier(TINY, 4, se_cfg=dict(ratio=16, every_block=True)))
+    if form == 'fused':
+        model.backbone.switch_to_deploy()
+    found = load_weights(save(tmp_path, model.state_dict()))
+    assert equal(found.state, model.state_dict()) and found.structure.in_channels == 3
+
+
 def test_other_networks(tmp_path):
     with pytest.raises(ValueError, match=r'no key of MobileOne in any layout .* found 0.weight, 0.bias'):
         load_weights(save(tmp_path, nn.Sequential(nn.Linear(2, 2)).state_dict()))

@@ -2,15 +2,24 @@
 
 The paper's Table 8 is for s2 and adds progressive learning, annealed weight
 decay (+0.5) and EMA in turn; here each stands alone beside "plain" as well as
-all together. Sizes are fractions of the base config's own.
+all together. Sizes are fractions of the base config's own; AutoAugment is at full
+strength from the start.
 """
 
 _STAGES = [dict(epoch=0.0, size=5 / 7), dict(epoch=37 / 300, size=6 / 7), dict(epoch=112 / 300, size=1.0)]
+
+
+def _pipeline(config, *augmentations):
+    """The base config's training pipeline with these augmentations alone, beside its crop and flip."""
+    *steps, pack = config.train_dataloader.dataset.pipeline
+    return [*(step for step in steps if not step['type'].endswith('AutoAugment')), *augmentations, pack]
+
 
 _PLAIN = {
     'custom_hooks': [],
     'param_scheduler.CosineAnnealingParamScheduler': None,
     'model.head.loss': dict(type='CrossEntropyLoss'),
+    'train_dataloader.dataset.pipeline': _pipeline,
 }
 _CURRICULUM = {'custom_hooks.CurriculumHook': dict(type='mobileone_ext.CurriculumHook', stages=_STAGES)}
 _ANNEALING = {
@@ -25,11 +34,9 @@ _ANNEALING = {
 }
 _EMA = {'custom_hooks.EMAHook': dict(type='EMAHook', momentum=5e-4, update_buffers=True, priority='ABOVE_NORMAL')}
 _AUGMENTATION = {
-    'train_dataloader.dataset.pipeline': lambda config: [
-        *config.train_dataloader.dataset.pipeline[:-1],
-        dict(type='AutoAugment', policies='imagenet', hparams=dict(pad_val=[104, 116, 124])),
-        config.train_dataloader.dataset.pipeline[-1],
-    ]
+    'train_dataloader.dataset.pipeline': lambda config: _pipeline(
+        config, dict(type='mobileone_ext.AutoAugment', policies='imagenet')
+    )
 }
 _SMOOTHING = {'model.head.loss': dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')}
 

@@ -78,6 +78,12 @@ def _check_no_duplicates(tree: ast.AST, path: str) -> None:
                 raise ValueError(f'{path}: line {node.lineno}: {twice[0]!r} is given twice')
 
 
+def describe(overrides: Dict[str, Any]) -> str:
+    """A variant's overrides as one line for the console."""
+    values = {key: 'by the base config' if callable(value) else value for key, value in overrides.items()}
+    return ', '.join(f'{key}: {value}' for key, value in values.items()) or 'the base config'
+
+
 def folder_name(variant: str) -> str:
     """The folder of a variant: its name in plain characters."""
     return re.sub(r'[^A-Za-z0-9.+=-]+', '_', variant).strip('_')

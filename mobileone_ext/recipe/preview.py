@@ -40,6 +40,10 @@ class Stage(NamedTuple):
     name: str
     images: List[np.ndarray]
 
+    @property
+    def span(self) -> str:
+        return f'epochs {self.first}-{self.last}' if self.last > self.first else f'epoch {self.first}'
+
 
 class Preview(NamedTuple):
     """The epochs and stages of a run; ``stand_in`` says what data was missing, or is empty."""
@@ -156,10 +160,10 @@ def summary(found: Preview) -> List[str]:
     for stage in found.stages:
         first, last = found.epochs[stage.first], found.epochs[stage.last]
         decay = ', '.join(
-            f'{name} {first.weight_decay[name]:.2e} -> {last.weight_decay[name]:.2e}' for name in first.weight_decay
+            f'{name} {first.weight_decay[name]:.3g} -> {last.weight_decay[name]:.3g}' for name in first.weight_decay
         )
         lines.append(
-            f'epochs {stage.first}-{stage.last}: {stage.name or "own pipeline"}; lr {first.lr:.2e} -> {last.lr:.2e}; '
+            f'{stage.span}: {stage.name or "own pipeline"}; lr {first.lr:.3g} -> {last.lr:.3g}; '
             f'weight decay {decay}; EMA decay {"none" if last.ema is None else f"{last.ema:.4f}"}'
         )
     return lines
@@ -172,7 +176,6 @@ def draw(found: Preview, title: str, path: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    epochs = range(len(found.epochs))
     curves = {
         'learning rate': {'': [epoch.lr for epoch in found.epochs]},
         'weight decay': {n: [e.weight_decay[n] for e in found.epochs] for n in found.epochs[0].weight_decay},
@@ -186,18 +189,17 @@ def draw(found: Preview, title: str, path: Path) -> None:
     above, below = figure.subfigures(2, 1, height_ratios=[3.2, 1.8 * len(found.stages)])
     for axis, (name, lines) in zip(above.subplots(1, len(curves), squeeze=False)[0], curves.items()):
         for label, values in lines.items():
-            axis.step(epochs, values, where='post', label=label)
+            axis.stairs(values, baseline=None, label=label)
         axis.set(title=name, xlabel='epoch')
         axis.grid(alpha=0.3)
         if len(lines) > 1:
             axis.legend()
         elif min(values) == max(values):
-            axis.set_ylim(0.999 * values[0], 1.001 * values[0])
-            axis.ticklabel_format(useOffset=False)
+            axis.set(ylim=(0.999 * values[0], 1.001 * values[0]), yticks=values[:1], yticklabels=[f'{values[0]:g}'])
     largest = max(image.shape[0] for stage in found.stages for image in stage.images)
     cells = below.subplots(len(found.stages), columns, squeeze=False)
     for row, stage in zip(cells, found.stages):
-        row[0].set_title(f'epochs {stage.first}-{stage.last}: {stage.name}', loc='left', fontsize=10)
+        row[0].set_title(f'{stage.span}: {stage.name}', loc='left', fontsize=10)
         for cell, image in zip(row, stage.images):
             cell.imshow(image)
             cell.set(xlim=(0, largest), ylim=(largest, 0))

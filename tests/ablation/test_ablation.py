@@ -16,7 +16,7 @@ from mobileone_ext.ablation.study import read_study
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / 'configs/ablations').glob('*.py'))
-BASES = ['mobileone_s0_8xb32', 'mobileone_s0_digits']
+BASES = ['mobileone_s0_8xb32', 'mobileone_s2_8xb32', 'mobileone_s0_digits', 'mobileone_s0_imagenette']
 
 
 @pytest.fixture
@@ -44,6 +44,18 @@ def test_every_study_fits_every_base(path, base_name, tmp_path):
     assert len({run.config_text for run in runs}) == len(runs)
     for run in runs:
         assert Config.fromstring(run.config_text, '.py').randomness.seed == run.seed
+
+
+@pytest.mark.parametrize('base_name', BASES)
+def test_recipe_study_augments_where_it_says_so(base_name, tmp_path):
+    config = cli.load_config(str(ROOT / f'configs/{base_name}.py'))
+    study = read_study(str(ROOT / 'configs/ablations/recipe.py'))
+    for run in plan(study, config, [0], tmp_path):
+        pipeline = Config.fromstring(run.config_text, '.py').train_dataloader.dataset.pipeline
+        augmentations = [step.type for step in pipeline if 'Augment' in step.type]
+        expected = ['mobileone_ext.AutoAugment'] if run.variant in ('+ AutoAugment', 'all') else []
+        assert augmentations == expected, run.variant
+        assert pipeline[-1].type == 'PackInputs'
 
 
 @pytest.mark.parametrize(

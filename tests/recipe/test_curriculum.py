@@ -103,6 +103,14 @@ def test_strength_of_each_augmentation():
         at_strength(pipeline[3:], 0.5)
 
 
+def test_what_autoaugment_lays_bare_gets_the_colour_asked_for():
+    image = np.full((40, 40, 3), 255, np.uint8)
+    for hparams, colour in ((dict(), [104, 116, 124]), (dict(hparams=dict(pad_val=[1, 2, 3])), [1, 2, 3])):
+        policy = [dict(type='Rotate', angle=30.0, prob=1.0)]
+        transform = TRANSFORMS.build(dict(type='mobileone_ext.AutoAugment', policies=[policy], **hparams))
+        assert transform(dict(img=image))['img'][0, 0].tolist() == colour
+
+
 @pytest.mark.parametrize('augmentation', ['AutoAugment', 'RandAugment'])
 def test_strength_moves_pixels_in_proportion(augmentation):
     """Preset policies, built and run: nothing at strength 0, and more at 1 than at 0.3."""
@@ -135,18 +143,23 @@ class Mean(BaseModel):
 
 
 class Record(Hook):
-    """The sizes of the batches of each epoch."""
+    """The sizes of the batches of each epoch, and their pixels in the upper left corner."""
 
     def __init__(self):
-        self.sizes = {}
+        self.sizes, self.corners = {}, {}
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        shapes = {tuple(image.shape[1:]) for image in data_batch['inputs']}
-        self.sizes.setdefault(runner.epoch, set()).update(shapes)
+        for image in data_batch['inputs']:
+            self.sizes.setdefault(runner.epoch, set()).add(tuple(image.shape[1:]))
+            self.corners.setdefault(runner.epoch, set()).update(image[:, 0, 0].tolist())
+
+
+def record(run):
+    return next(hook for hook in run.hooks if isinstance(hook, Record))
 
 
 def sizes_seen(run):
-    return next(hook for hook in run.hooks if isinstance(hook, Record)).sizes
+    return record(run).sizes
 
 
 PIPELINE = [
@@ -209,6 +222,16 @@ def test_batches_have_the_size_of_their_stage(runner, loader):
     assert sizes_seen(run) == {epoch: {(size, size)} for epoch, size in SIZES.items()}
 
 
+@pytest.mark.parametrize('persistent', [False, True])
+def test_batches_have_the_strength_of_their_stage(runner, persistent):
+    """Pictures have the value 3 in the corner; inverted, 252: never at strength 0, always at 1."""
+    invert = dict(type='AutoAugment', policies=[[dict(type='Invert', prob=1.0)]])
+    stages = [dict(epoch=0, strength=0), dict(epoch=2, strength=1), dict(epoch=5, strength=0)]
+    run = runner(stages, [PIPELINE[0], invert, PIPELINE[-1]], num_workers=1, persistent_workers=persistent)
+    run.train()
+    assert record(run).corners == {epoch: {252 if 2 <= epoch < 5 else 3} for epoch in range(7)}
+
+
 def test_a_run_resumed_in_the_middle_of_a_stage_goes_on_in_it(runner):
     runner(num_workers=0).train()
     for epoch in (1, 3, 6):
@@ -253,6 +276,7 @@ def test_tensorboard_shows_size_strength_and_weight_decay(digits, tmp_path):
         (dict(pipeline=[PIPELINE[0], PIPELINE[1], PIPELINE[-1]]), 'no augmentation to scale'),
         (dict(stages=[dict(epoch=0, size=28), dict(epoch=2, size=1.0)]), 'changes nothing'),
         (dict(stages=[dict(epoch=0, size=28), dict(epoch=99, size=20)]), 'never reached'),
+        (dict(stages=[dict(epoch=0, sise=28)]), "unknown key 'sise'"),
     ],
 )
 def test_a_curriculum_that_does_not_fit_stops_at_the_start(runner, options, message):

@@ -8,8 +8,7 @@ train_dataloader = dict(
             dict(type='mobileone_ext.LoadImageFromFile'),
             dict(type='RandomResizedCrop', scale=224, backend='pillow'),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-            # The padding is the mean colour, BGR as loaded; mmpretrain's default, 128, comes out blue.
-            dict(type='AutoAugment', policies='imagenet', hparams=dict(pad_val=[104, 116, 124])),
+            dict(type='mobileone_ext.AutoAugment', policies='imagenet'),
             dict(type='PackInputs'),
         ],
     ),
