@@ -2,19 +2,18 @@
 
 The same weights, images and crops for each arm, float32, batch 32, SGD with a warm-up
 and a cosine. Rounding alone drives two such runs apart, step by step; how far, the
-last two arms show:
+last arm shows:
 
-    branches      every branch by itself
-    moments       one convolution a block, mobileone_ext/moments.py
+    branches      every branch by itself, in channels_last memory
+    moments       one convolution a block, mobileone_ext/moments.py, in the same memory
     contiguous    branches again, in NCHW memory, where the same sums round otherwise
-    rescaled      branches again, the stem's kernels 2^-20 larger, which batch norm takes out but for rounding
 """
 
 import csv
 import statistics
 from itertools import product
 from pathlib import Path
-from typing import Dict, Iterable, List, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -26,40 +25,47 @@ from .backbone import MobileOne
 from .files import write_atomically
 from .unfuse_study import BATCH_SIZE, WEIGHT_DECAY, Images, classify, lr_factor, predictions
 
-ARMS = ('branches', 'moments', 'contiguous', 'rescaled')
+ARMS = ('branches', 'moments', 'contiguous')
 WINDOW = 20  # steps of the running mean
 COLUMNS = ('arm', 'seed', 'top1', 'losses')
 
 Runs = Dict[Tuple[str, int], Tuple[float, List[float]]]  # (arm, seed) -> top-1 and the loss of every step
 
 
-def run_all(
-    train: Images, val: Images, path: Path, seeds: Iterable[int], lr: float, steps: int, image_size: int
-) -> None:
+class Training(NamedTuple):
+    """What all runs share: the backbone to start from (None: from scratch), images, and the recipe."""
+
+    start: Optional[nn.Module]
+    train: Images
+    val: Images
+    lr: float
+    steps: int
+    image_size: int
+
+
+def run_all(training: Training, path: Path, seeds: Iterable[int]) -> None:
     """Run what is not yet in the CSV at ``path``, a row each; stop it whenever you like and call it again."""
     if not path.exists():
         path.write_text(','.join(COLUMNS) + '\n')
     done = read_runs(path)
     for seed, arm in product(seeds, ARMS):
         if (arm, seed) not in done:
-            top1, losses = learn(arm, seed, train, val, lr, steps, image_size)
+            top1, losses = learn(arm, seed, training)
             with open(path, 'a', newline='') as file:
                 csv.writer(file, lineterminator='\n').writerow((arm, seed, f'{top1:.2f}', ' '.join(map(repr, losses))))
             print(f'{arm}, seed {seed}: loss {losses[0]:.4f} -> {losses[-1]:.4f}, top-1 {top1:.2f} %', flush=True)
 
 
-def learn(
-    arm: str, seed: int, train: Images, val: Images, lr: float, steps: int, image_size: int
-) -> Tuple[float, List[float]]:
-    """Top-1 (percent) on ``val`` after ``steps`` from scratch, and the loss of every step."""
+def learn(arm: str, seed: int, training: Training) -> Tuple[float, List[float]]:
+    """Top-1 (percent) on the validation images after training, and the loss of every step."""
+    start, train, val, lr, steps, image_size = training
     torch.manual_seed(seed)
     backbone = MobileOne('s0', train_impl='moments' if arm == 'moments' else 'branches')
-    initialize(backbone, backbone.init_cfg)
+    if start is None:
+        initialize(backbone, backbone.init_cfg)
+    else:
+        backbone.load_state_dict(start.state_dict())
     layer = nn.Linear(backbone.stage4[-1].out_channels, train.num_classes)
-    if arm == 'rescaled':
-        with torch.no_grad():
-            for branch in (*backbone.stage0.branch_conv_list, backbone.stage0.branch_scale):
-                branch.conv.weight *= 1 + 2**-20
     memory_format = torch.contiguous_format if arm == 'contiguous' else torch.channels_last
     backbone.train().to(memory_format=memory_format)
     head = (layer.weight, layer.bias)
@@ -138,7 +144,6 @@ def draw(runs: Runs, path: Path) -> None:
         'branches': ('tab:blue', '-'),
         'moments': ('tab:red', '--'),
         'contiguous': ('tab:grey', ':'),
-        'rescaled': ('tab:olive', ':'),
     }
     labelled = set()
     for (arm, seed), (_, losses) in sorted(runs.items(), key=lambda item: list(ARMS).index(item[0][0])):
