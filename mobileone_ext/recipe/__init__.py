@@ -1,6 +1,7 @@
 """How a MobileOne is trained: the registered hooks and constructors that configs name."""
 
 from . import (  # noqa: F401
+    autoaugment,
     checkpointing,
     compilation,
     curriculum,

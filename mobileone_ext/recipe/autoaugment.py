@@ -1,0 +1,24 @@
+"""AutoAugment that fills with the colour that it is told."""
+
+from typing import List, Union
+
+from mmpretrain.datasets.transforms import AutoAugment as _AutoAugment
+from mmpretrain.datasets.transforms.auto_augment import AUTOAUG_POLICIES, merge_hparams
+
+from ..registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class AutoAugment(_AutoAugment):
+    """mmpretrain's ``AutoAugment`` that heeds ``hparams``: mmpretrain 1.2.0 builds its operations without them.
+
+    Args:
+        policies: a name of mmpretrain's (``'imagenet'``), or lists of operations.
+        hparams: arguments for the operations that take them. By default what rotating and
+            shearing lay bare gets ImageNet's mean colour, BGR as images are loaded.
+    """
+
+    def __init__(self, policies: Union[str, List[List[dict]]], hparams: dict = dict(pad_val=[104, 116, 124])):
+        if isinstance(policies, str):
+            policies = AUTOAUG_POLICIES[policies]
+        super().__init__([[merge_hparams(operation, hparams) for operation in policy] for policy in policies], hparams)
