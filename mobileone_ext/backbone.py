@@ -65,7 +65,7 @@ class MobileOne(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         deploy: bool = False,
-        train_impl: str = 'branches',
+        train_impl: str = 'auto',
         with_cp: bool = False,
         init_cfg: Union[dict, List[dict], None] = (
             dict(type='Kaiming', layer=['Conv2d']),

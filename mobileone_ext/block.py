@@ -72,7 +72,7 @@ class MobileOneBlock(nn.Module):
         act: Callable[[], nn.Module] = nn.ReLU,
         se: Optional[Callable[[int], nn.Module]] = None,
         deploy: bool = False,
-        train_impl: str = 'branches',
+        train_impl: str = 'auto',
     ):
         super().__init__()
         if train_impl not in TRAIN_IMPLS:

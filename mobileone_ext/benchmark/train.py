@@ -249,15 +249,11 @@ def draw(rows: List[dict], title: str, path: Path) -> None:
     names = list(dict.fromkeys(row['network'] for row in rows))
     figure, both = plt.subplots(1, 2, figsize=(12, 4.5), layout='constrained')
     for axes, key, label in zip(both, ('median_s', 'peak_gb'), ('seconds a training step', 'peak memory, GB')):
+        width = 0.85 / len(names)
         for index, name in enumerate(names):
-            values = [row[key] for row in rows if row['network'] == name]
-            axes.bar(
-                [at + (index + 0.5) / (len(names) + 1) for at in range(len(archs))],
-                values,
-                1 / (len(names) + 1),
-                label=name,
-            )
-        axes.set_xticks([at + 0.5 for at in range(len(archs))], archs)
+            bars = {archs.index(row['arch']) + index * width: row[key] for row in rows if row['network'] == name}
+            axes.bar(list(bars), list(bars.values()), width, align='edge', label=name)
+        axes.set_xticks([at + 0.425 for at in range(len(archs))], archs)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3, axis='y')
     both[0].legend(fontsize=8)
