@@ -68,7 +68,8 @@ def read_checkpoint(path: str, trust: bool = False) -> Any:
         ValueError: if it is damaged, not a checkpoint, or holds pickled code.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'{path}: no such checkpoint file')
+        hint = '; download it first' if '://' in str(path) else ''
+        raise FileNotFoundError(f'{path}: no such checkpoint file{hint}')
     with open(path, 'rb') as file:
         head = file.read(9)
     if not head:

@@ -11,7 +11,8 @@ class ChannelsLastHook(Hook):
     """Lay the model's weights out as NHWC; activations follow them.
 
     1.6 times faster for s0 on a CPU (batch 32, 2 cores, torch 2.14), and the
-    layout of tensor cores. Values, keys and shapes stay the same.
+    layout of tensor cores. Keys and shapes stay the same. Initial weights are drawn in
+    this layout, so a seed gives others, of the same distribution, without the hook.
     """
 
     priority = 'VERY_HIGH'
