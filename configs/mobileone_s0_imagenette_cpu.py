@@ -17,8 +17,8 @@ train_dataloader = dict(
     pin_memory=False,
     dataset=dict(
         pipeline=[
-            dict(type='mobileone_ext.LoadImageFromFile'),
-            dict(type='RandomResizedCrop', scale=128, backend='pillow'),
+            dict(type='mobileone_ext.LoadImageFromFile', lazy=True),
+            dict(type='mobileone_ext.RandomResizedCrop', scale=128, backend='pillow'),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
             dict(type='PackInputs'),
         ],
@@ -31,7 +31,7 @@ val_dataloader = dict(
     dataset=dict(
         pipeline=[
             dict(type='mobileone_ext.LoadImageFromFile'),
-            dict(type='ResizeEdge', scale=146, edge='short', backend='pillow'),
+            dict(type='mobileone_ext.ResizeEdge', scale=146, edge='short', backend='pillow'),
             dict(type='CenterCrop', crop_size=128),
             dict(type='PackInputs'),
         ],

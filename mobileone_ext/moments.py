@@ -272,7 +272,9 @@ def batch_kernel(
         per_group, kernel_size = kernel.shape[1], kernel.shape[-1]
         identity = torch.eye(per_group, dtype=kernel.dtype, device=kernel.device).repeat(len(kernel) // per_group, 1)
         kernel = kernel + pad_kernel((identity * diagonal[:, None])[..., None, None], kernel_size)
-    return Kernel(kernel, shift.sum(0))
+    # As a product: the gradient of a plain sum would be one piece of memory that the biases of all norms share,
+    # and a change in place, as by clipping, would reach each of them several times.
+    return Kernel(kernel, (shift.new_ones(1, len(shift)) @ shift)[0])
 
 
 def _batch_norm_affine(norms: Sequence[nn.Module], mean: Tensor, var: Tensor, count: Union[int, Tensor]) -> Affine:

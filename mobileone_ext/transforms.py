@@ -1,13 +1,16 @@
-"""Image transforms, registered under the names that mmcv and mmpretrain give them, fast for JPEG files.
+"""Image transforms under the names that mmcv and mmpretrain give them, with the same pixels, but faster.
 
-libjpeg-turbo decodes a JPEG straight into mmcv's BGR. For training a file is
-decoded when its random crop is known: a crop twice, four or eight times as large
-as the image that it becomes is decoded at half, a quarter or an eighth of its size,
-which costs less than decoding all of it and averages pixels as the resize would.
-Pillow decodes everything else, as do mmpretrain's own configs: other formats, CMYK, photos
-that EXIF says to rotate, and files that libjpeg-turbo complains about.
+A JPEG is decoded straight into mmcv's BGR. For training that waits until its random
+crop is known: a crop twice, four or eight times as large as the image that it becomes
+is decoded at half, a quarter or an eighth of its size, which takes less time
+than decoding all of it. ``backend='pillow'`` means Pillow's bilinear, antialiased
+resizing, by a kernel of torch that rounds a value in a thousand otherwise.
+
+Pillow itself decodes the rest: other formats, CMYK, photos that EXIF says to turn,
+files that libjpeg-turbo complains about.
 """
 
+import io
 from typing import Optional, Tuple, Union
 
 import cv2
@@ -19,41 +22,49 @@ import torch.nn.functional as F
 from mmcv.transforms import LoadImageFromFile as _LoadImageFromFile
 from mmengine import fileio
 from mmpretrain.datasets.transforms import RandomResizedCrop as _RandomResizedCrop
+from mmpretrain.datasets.transforms import ResizeEdge as _ResizeEdge
+from PIL import ExifTags, Image
 
 from .registry import TRANSFORMS
 
-_REDUCTIONS = (8, 4, 2)  # the sizes at which libjpeg-turbo decodes quickly
+_REDUCTIONS = (8, 4, 2)  # by which libjpeg-turbo decodes quickly
 
 
 class Jpeg:
     """A JPEG file, still to be decoded; ``shape`` (H, W, 3) is the whole image's."""
 
-    def __init__(self, data: bytes, shape: Tuple[int, int, int]):
-        self.data, self.shape = data, shape
+    def __init__(self, data: bytes, size: Tuple[int, int]):
+        self.data, self.shape = data, (*size, 3)
 
     def decode(self, reduction: int = 1) -> np.ndarray:
-        """BGR pixels (ceil(H / reduction), ceil(W / reduction), 3), uint8; perhaps the whole image where it is damaged.
+        """BGR pixels (ceil(H / reduction), ceil(W / reduction), 3), uint8; of a damaged file perhaps all of them.
 
         Raises:
             OSError: for a file that is cut off.
         """
         height, width = (-(-side // reduction) for side in self.shape[:2])
-        size = dict(min_height=height, min_width=width, min_factor=reduction)
         try:
-            return simplejpeg.decode_jpeg(self.data, 'BGR', **size)
-        except ValueError:  # also raised for what is no more than odd: let Pillow judge
+            return simplejpeg.decode_jpeg(self.data, 'BGR', min_height=height, min_width=width, min_factor=reduction)
+        except ValueError:  # raised for oddities as well: let Pillow judge
             return mmcv.imfrombytes(self.data, backend='pillow')
 
 
 def open_jpeg(data: bytes) -> Optional[Jpeg]:
-    """``data`` as a JPEG file for libjpeg-turbo; None if Pillow has to decode it."""
-    if not simplejpeg.is_jpeg(data) or b'Exif\0' in data[:65536]:  # EXIF may say to rotate it
-        return None
+    """``data`` as a JPEG file for libjpeg-turbo; None if it has to be decoded otherwise."""
     try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    return Jpeg(data, (height, width, 3)) if space in ('YCbCr', 'Gray', 'RGB') else None
+    if colours not in ('YCbCr', 'Gray', 'RGB') or _is_turned(data):
+        return None
+    return Jpeg(data, (height, width))
+
+
+def _is_turned(jpeg: bytes) -> bool:
+    """Whether EXIF says that the image lies on its side or is mirrored."""
+    if b'Exif\0' not in jpeg[: jpeg.find(b'\xff\xda')]:  # the start of the pixels
+        return False
+    return Image.open(io.BytesIO(jpeg)).getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 @TRANSFORMS.register_module()
@@ -82,20 +93,18 @@ class LoadImageFromFile(_LoadImageFromFile):
         path = results['img_path']
         try:
             image = self._decode(fileio.get(path, backend_args=self.backend_args))
-        except FileNotFoundError:
-            if self.ignore_empty:
-                return None
-            raise
         except Exception as error:
             if self.ignore_empty:
                 return None
+            if isinstance(error, FileNotFoundError):
+                raise
             raise ValueError(f'{path}: not a readable image ({error})') from error
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
         return results
 
     def _decode(self, data: bytes) -> Union[np.ndarray, Jpeg]:
         jpeg = open_jpeg(data) if self.color_type == 'color' else None
-        if jpeg and self.lazy:
+        if jpeg and self.lazy and not self.to_float32:
             return jpeg
         image = jpeg.decode() if jpeg else mmcv.imfrombytes(data, self.color_type, backend=self.imdecode_backend)
         return image.astype(np.float32) if self.to_float32 else image
@@ -103,17 +112,11 @@ class LoadImageFromFile(_LoadImageFromFile):
 
 @TRANSFORMS.register_module()
 class RandomResizedCrop(_RandomResizedCrop):
-    """mmpretrain's ``RandomResizedCrop``: the same crops for the same seed, with a faster resize.
+    """mmpretrain's ``RandomResizedCrop``, with the same arguments and the same crops for a seed.
 
-    Resizes like Pillow (bilinear, antialiased), but for rounding. Takes the images of
-    ``LoadImageFromFile(lazy=True)``, and arrays.
+    Takes arrays and, decoding no more of them than it needs, the images of
+    ``LoadImageFromFile(lazy=True)``.
     """
-
-    def __init__(self, scale, **kwargs):
-        for key in ('backend', 'interpolation'):
-            if key in kwargs:
-                raise ValueError(f'{key}={kwargs[key]!r}: it is always bilinear as in Pillow; leave {key} out')
-        super().__init__(scale, **kwargs)
 
     def transform(self, results: dict) -> dict:
         image = results['img']
@@ -125,12 +128,23 @@ class RandomResizedCrop(_RandomResizedCrop):
             except OSError as error:
                 raise ValueError(f'{results["img_path"]}: not a readable image ({error})') from error
             ratio_y, ratio_x = image.shape[0] / whole[0], image.shape[1] / whole[1]
-            top, height, left, width = (
-                round(value) for value in (top * ratio_y, height * ratio_y, left * ratio_x, width * ratio_x)
-            )
-        results['img'] = resize(image[top : top + height, left : left + width], self.scale)
-        results['img_shape'] = self.scale
+            top, height = round(top * ratio_y), round(height * ratio_y)
+            left, width = round(left * ratio_x), round(width * ratio_x)
+        crop = image[top : top + height, left : left + width]
+        results['img'] = resize(crop, self.scale, self.interpolation, self.backend)
+        results['img_shape'] = results['img'].shape[:2]
         return results
+
+
+@TRANSFORMS.register_module()
+class ResizeEdge(_ResizeEdge):
+    """mmpretrain's ``ResizeEdge``, faster with the Pillow backend."""
+
+    def _resize_img(self, results: dict) -> None:
+        height, width = results['img'].shape[:2]
+        new_width, new_height = results['scale']
+        results['img'] = resize(results['img'], (new_height, new_width), self.interpolation, self.backend)
+        results.update(img_shape=(new_height, new_width), scale_factor=(new_width / width, new_height / height))
 
 
 def reduction(crop: Tuple[int, int], size: Tuple[int, int]) -> int:
@@ -138,8 +152,10 @@ def reduction(crop: Tuple[int, int], size: Tuple[int, int]) -> int:
     return next((n for n in _REDUCTIONS if crop[0] >= n * size[0] and crop[1] >= n * size[1]), 1)
 
 
-def resize(image: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
-    """Bilinear, antialiased, as Pillow does it: uint8 (H, W, C) to (*size, C)."""
+def resize(image: np.ndarray, size: Tuple[int, int], interpolation: str, backend: str) -> np.ndarray:
+    """``mmcv.imresize`` of an image (H, W, C) to ``size`` (h, w), which see; faster for Pillow's bilinear of uint8."""
+    if (interpolation, backend, image.dtype) != ('bilinear', 'pillow', np.uint8):
+        return mmcv.imresize(image, size[::-1], interpolation=interpolation, backend=backend)
     if image.shape[0] <= size[0] and image.shape[1] <= size[1]:  # nothing to antialias
         return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]

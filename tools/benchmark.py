@@ -1,4 +1,4 @@
-"""Measure time and memory: ``benchmark.py infer|train [options]``."""
+"""Measure time and memory: ``benchmark.py infer|train|pipeline [options]``."""
 
 import argparse
 from importlib import import_module
@@ -8,6 +8,7 @@ from mobileone_ext import cli
 COMMANDS = {
     'infer': 'latency of deployed networks, against other mobile backbones',
     'train': 'time and memory of training steps, against mmpretrain and timm',
+    'pipeline': 'images a second of reading, decoding and cropping, against mmpretrain and torchvision',
 }
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks: latency (infer.py), training steps (train.py)."""
+"""Benchmarks: latency (infer.py), training steps (train.py), the input pipeline (pipeline.py)."""

@@ -5,8 +5,8 @@ _base_ = './imagenet.py'
 train_dataloader = dict(
     dataset=dict(
         pipeline=[
-            dict(type='mobileone_ext.LoadImageFromFile'),
-            dict(type='RandomResizedCrop', scale=224, backend='pillow'),
+            dict(type='mobileone_ext.LoadImageFromFile', lazy=True),
+            dict(type='mobileone_ext.RandomResizedCrop', scale=224, backend='pillow'),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
             dict(type='mobileone_ext.AutoAugment', policies='imagenet'),
             dict(type='PackInputs'),

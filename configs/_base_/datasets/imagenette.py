@@ -12,8 +12,8 @@ train_dataloader = dict(
         data_root='data/imagenette2',
         data_prefix='train',
         pipeline=[
-            dict(type='mobileone_ext.LoadImageFromFile'),
-            dict(type='RandomResizedCrop', scale=224, backend='pillow'),
+            dict(type='mobileone_ext.LoadImageFromFile', lazy=True),
+            dict(type='mobileone_ext.RandomResizedCrop', scale=224, backend='pillow'),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
             dict(type='PackInputs'),
         ],
@@ -32,7 +32,7 @@ val_dataloader = dict(
         data_prefix='val',
         pipeline=[
             dict(type='mobileone_ext.LoadImageFromFile'),
-            dict(type='ResizeEdge', scale=256, edge='short', backend='pillow'),
+            dict(type='mobileone_ext.ResizeEdge', scale=256, edge='short', backend='pillow'),
             dict(type='CenterCrop', crop_size=224),
             dict(type='PackInputs'),
         ],
