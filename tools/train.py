@@ -20,7 +20,9 @@ def parse_args():
     parser.add_argument('--auto-scale-lr', action='store_true', help="scale lr to this run's total batch size")
     parser.add_argument('--accumulate', type=int, default=1, metavar='N', help='step once in N batches (1)')
     parser.add_argument('--compile', action='store_true', help='torch.compile the backbone')
-    parser.add_argument('--no-channels-last', action='store_true', help='keep the NCHW memory layout (a seed draws other weights in it)')
+    parser.add_argument(
+        '--no-channels-last', action='store_true', help='keep the NCHW memory layout (a seed draws other weights in it)'
+    )
     parser.add_argument('--no-validate', action='store_true', help='do not validate while training')
     parser.add_argument('--seed', type=int, help='seed of weights, data order and augmentation')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms alone (slower)')
