@@ -31,7 +31,7 @@ val_dataloader = dict(
     dataset=dict(
         pipeline=[
             dict(type='mobileone_ext.LoadImageFromFile'),
-            dict(type='mobileone_ext.ResizeEdge', scale=146, edge='short', backend='pillow'),
+            dict(type='ResizeEdge', scale=146, edge='short', backend='pillow'),
             dict(type='CenterCrop', crop_size=128),
             dict(type='PackInputs'),
         ],

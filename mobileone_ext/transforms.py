@@ -3,8 +3,8 @@
 A JPEG is decoded straight into mmcv's BGR. For training that waits until its random
 crop is known: a crop twice, four or eight times as large as the image that it becomes
 is decoded at half, a quarter or an eighth of its size, which takes less time
-than decoding all of it. ``backend='pillow'`` means Pillow's bilinear, antialiased
-resizing, by a kernel of torch that rounds a value in a thousand otherwise.
+than decoding all of it. There ``backend='pillow'`` means Pillow's bilinear, antialiased
+resizing, by a kernel of torch that rounds otherwise: a grey level here and there.
 
 Pillow itself decodes the rest: other formats, CMYK, photos that EXIF says to turn,
 files that libjpeg-turbo complains about.
@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from mmcv.transforms import LoadImageFromFile as _LoadImageFromFile
 from mmengine import fileio
 from mmpretrain.datasets.transforms import RandomResizedCrop as _RandomResizedCrop
-from mmpretrain.datasets.transforms import ResizeEdge as _ResizeEdge
 from PIL import ExifTags, Image
 
 from .registry import TRANSFORMS
@@ -134,17 +133,6 @@ class RandomResizedCrop(_RandomResizedCrop):
         results['img'] = resize(crop, self.scale, self.interpolation, self.backend)
         results['img_shape'] = results['img'].shape[:2]
         return results
-
-
-@TRANSFORMS.register_module()
-class ResizeEdge(_ResizeEdge):
-    """mmpretrain's ``ResizeEdge``, faster with the Pillow backend."""
-
-    def _resize_img(self, results: dict) -> None:
-        height, width = results['img'].shape[:2]
-        new_width, new_height = results['scale']
-        results['img'] = resize(results['img'], (new_height, new_width), self.interpolation, self.backend)
-        results.update(img_shape=(new_height, new_width), scale_factor=(new_width / width, new_height / height))
 
 
 def reduction(crop: Tuple[int, int], size: Tuple[int, int]) -> int:

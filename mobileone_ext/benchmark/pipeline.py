@@ -139,7 +139,7 @@ def _openmmlab(task: str, size: int, ours: bool, backend: str) -> Callable[[Path
         own.pop('lazy', None)
         steps = [
             dict(type=f'{scope}.LoadImageFromFile', **own),
-            dict(type=f'{scope}.ResizeEdge', scale=_short_edge(size), edge='short', backend=backend),
+            dict(type='mmpretrain.ResizeEdge', scale=_short_edge(size), edge='short', backend=backend),
             dict(type='mmpretrain.CenterCrop', crop_size=size),
         ]
     steps.append(dict(type='mmpretrain.PackInputs'))

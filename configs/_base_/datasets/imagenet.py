@@ -36,7 +36,7 @@ val_dataloader = dict(
         split='val',
         pipeline=[
             dict(type='mobileone_ext.LoadImageFromFile'),
-            dict(type='mobileone_ext.ResizeEdge', scale=256, edge='short', backend='pillow'),
+            dict(type='ResizeEdge', scale=256, edge='short', backend='pillow'),
             dict(type='CenterCrop', crop_size=224),
             dict(type='PackInputs'),
         ],

@@ -32,7 +32,7 @@ val_dataloader = dict(
         data_prefix='val',
         pipeline=[
             dict(type='mobileone_ext.LoadImageFromFile'),
-            dict(type='mobileone_ext.ResizeEdge', scale=256, edge='short', backend='pillow'),
+            dict(type='ResizeEdge', scale=256, edge='short', backend='pillow'),
             dict(type='CenterCrop', crop_size=224),
             dict(type='PackInputs'),
         ],
