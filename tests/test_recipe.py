@@ -1,6 +1,7 @@
 """Seeding, parameter groups, and checkpoints made plain."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
+from mobileone_ext.backbone import MobileOne
 from mobileone_ext.files import write_text
 from mobileone_ext.recipe.checkpointing import AtomicBackend, restore_history, to_plain
+from mobileone_ext.recipe.freeze_norm import FreezeNormHook
 from mobileone_ext.recipe.param_groups import merge_groups
 from mobileone_ext.recipe.seeding import SampleSeeder, built_pipelines
 
@@ -47,6 +50,24 @@ def test_groups_with_equal_options_merge_in_order():
         dict(params=[b], lr=1.0, weight_decay=0.0),
         dict(params=[d], lr=2.0),
     ]
+
+
+@pytest.mark.parametrize('epoch, first_frozen', [(0, 0), (3, 3), (0.8, 4), (9, 5)])
+def test_norms_freeze_from_their_epoch_on(epoch, first_frozen):
+    hook = FreezeNormHook(epoch)
+    frozen = []
+    for number in range(5):
+        model = SimpleNamespace(backbone=MobileOne('mu0'))  # a new one each epoch, as after a resume
+        hook.before_train_epoch(SimpleNamespace(epoch=number, max_epochs=5, model=model))
+        norms = [m for m in model.backbone.train().modules() if isinstance(m, nn.BatchNorm2d)]
+        frozen.append(not any(norm.training for norm in norms))
+    assert frozen == [number >= first_frozen for number in range(5)]
+
+
+@pytest.mark.parametrize('epoch', [-1, 1.0])
+def test_norms_never_frozen_are_refused(epoch):
+    with pytest.raises(ValueError, match=f'epoch={epoch}'):
+        FreezeNormHook(epoch)
 
 
 def test_plain_values_survive_safe_reading(tmp_path):
