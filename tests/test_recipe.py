@@ -11,10 +11,10 @@ from torch import nn
 
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.files import write_text
-from mobileone_ext.recipe.checkpointing import AtomicBackend, restore_history, to_plain
+from mobileone_ext.recipe.checkpointing import AtomicBackend, PlainCheckpointHook, restore_history, to_plain
 from mobileone_ext.recipe.freeze_norm import FreezeNormHook
 from mobileone_ext.recipe.param_groups import merge_groups
-from mobileone_ext.recipe.seeding import SampleSeeder, built_pipelines
+from mobileone_ext.recipe.seeding import SampleSeeder, SeedEpochHook, built_pipelines
 
 
 def draw():
@@ -31,6 +31,17 @@ def test_a_sample_has_its_own_stream_whatever_was_drawn_before():
         seeder(dict(sample_idx=index))
         assert draw() == streams[seed, epoch, index]
     assert all(len(set(values)) == 4 for values in zip(*streams.values()))
+
+
+def test_an_epoch_of_any_process_draws_the_same():
+    loader = SimpleNamespace(dataset=SimpleNamespace(pipeline=SimpleNamespace(transforms=[])))
+
+    def drawn(seed, epoch):
+        SeedEpochHook().before_train_epoch(SimpleNamespace(seed=seed, epoch=epoch, train_dataloader=loader))
+        return draw()
+
+    first, again, next_epoch, other_seed = drawn(0, 1), drawn(0, 1), drawn(0, 2), drawn(1, 1)
+    assert first == again and len({first, next_epoch, other_seed}) == 3
 
 
 def test_pipelines_are_found_behind_wrappers():
@@ -84,6 +95,17 @@ def test_plain_values_survive_safe_reading(tmp_path):
     assert found['nested'][0]['array'].tolist() == [0, 1, 2] and found['nested'][1:] == [None, True, 'text', 2.5]
     buffer = restore_history(found['loss'])
     assert buffer.data[0].tolist() == [1.0, 2.0] and buffer.max_length == 7 and buffer.mean() == 1.5
+
+
+def test_curves_are_curves_again_after_resuming(tmp_path):
+    hook, loss = PlainCheckpointHook(), HistoryBuffer([1.0, 2.0], [1, 1])
+    checkpoint = dict(message_hub=dict(log_scalars={'train/loss': loss}), meta={}, state_dict={})
+    hook.before_save_checkpoint(None, checkpoint)
+    torch.save(checkpoint, tmp_path / 'plain.pth')
+    found = torch.load(tmp_path / 'plain.pth', weights_only=True)
+    hook.after_load_checkpoint(None, found)
+    restored = found['message_hub']['log_scalars']['train/loss']
+    assert isinstance(restored, HistoryBuffer) and restored.data[0].tolist() == [1.0, 2.0]
 
 
 def test_values_without_plain_form_are_named():
