@@ -36,11 +36,13 @@ def test_a_sample_has_its_own_stream_whatever_was_drawn_before():
 def test_an_epoch_of_any_process_draws_the_same():
     loader = SimpleNamespace(dataset=SimpleNamespace(pipeline=SimpleNamespace(transforms=[])))
 
-    def drawn(seed, epoch):
-        SeedEpochHook().before_train_epoch(SimpleNamespace(seed=seed, epoch=epoch, train_dataloader=loader))
+    def drawn(hook, seed, epoch):
+        hook.before_train_epoch(SimpleNamespace(seed=seed, epoch=epoch, train_dataloader=loader))
         return draw()
 
-    first, again, next_epoch, other_seed = drawn(0, 1), drawn(0, 1), drawn(0, 2), drawn(1, 1)
+    hook, other_hook = SeedEpochHook(), SeedEpochHook()
+    first, again = drawn(hook, 0, 1), drawn(other_hook, 0, 1)
+    next_epoch, other_seed = drawn(hook, 0, 2), drawn(hook, 1, 1)
     assert first == again and len({first, next_epoch, other_seed}) == 3
 
 
