@@ -70,8 +70,7 @@ def _is_turned(jpeg: bytes) -> bool:
 class LoadImageFromFile(_LoadImageFromFile):
     """mmcv's ``LoadImageFromFile``, faster, and aware of a file that is cut off.
 
-    OpenCV would fill the missing part with grey. An image that is in memory
-    already, as in mmpretrain's inferencers, stays as it is.
+    An image that is in memory already, as in mmpretrain's inferencers, stays as it is.
 
     Args:
         lazy: leave a JPEG to be decoded by the next transform, our ``RandomResizedCrop``.
