@@ -1,9 +1,11 @@
 """Files that are either whole or not there."""
 
+import csv
+import io
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Iterable, Iterator, Sequence, Union
 
 
 @contextmanager
@@ -38,3 +40,12 @@ def write_text(text: str, path: Union[str, Path]) -> None:
     """Write ``text`` to ``path``, whole or not at all."""
     with write_atomically(path) as part:
         part.write_text(text, encoding='utf-8')
+
+
+def csv_text(rows: Iterable[dict], columns: Sequence[str]) -> str:
+    """A CSV file: a line of ``columns``, then one for each of ``rows``."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,7 +1,5 @@
 """What tools/predict.py does: the best classes of images, by a checkpoint or an exported file."""
 
-import csv
-import io
 import json
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, Union
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from . import deploy
 from .checkpoints import load_weights
+from .files import csv_text
 from .images import Normalise, class_names, in_batches, read_images
 from .runtime import Network, open_network
 
@@ -70,13 +69,12 @@ def as_json(results: List[dict]) -> str:
 
 def as_csv(results: List[dict]) -> str:
     """One line a prediction, with ``COLUMNS``."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    for result in results:
-        for rank, best in enumerate(result['predictions'], 1):
-            writer.writerow(dict(image=result['image'], rank=rank, **best))
-    return text.getvalue()
+    rows = (
+        dict(image=result['image'], rank=rank, **best)
+        for result in results
+        for rank, best in enumerate(result['predictions'], 1)
+    )
+    return csv_text(rows, COLUMNS)
 
 
 FORMATS: Dict[str, Callable[[List[dict]], str]] = {'.json': as_json, '.csv': as_csv}

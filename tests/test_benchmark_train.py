@@ -5,6 +5,7 @@ import csv
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 
 from mobileone_ext.benchmark import train
 
@@ -56,17 +57,35 @@ def test_tables():
     assert (first['network'], first['median_s'], first['steps']) == ('auto', '1.200', '7')
 
 
+def test_a_network_that_was_not_measured_has_no_bar(tmp_path, monkeypatch):
+    bars, bar = [], Axes.bar
+
+    def spy(axes, at, heights, *args, **kwargs):
+        bars.append(dict(zip(at, heights)))
+        return bar(axes, at, heights, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, 'bar', spy)
+    rows = [
+        dict(arch='s0', network='auto', median_s=1.0, peak_gb=2.0),
+        dict(arch='s0', network='timm', median_s=3.0, peak_gb=4.0),
+        dict(arch='s1', network='auto', median_s=5.0, peak_gb=6.0),
+    ]
+    train.draw(rows, 'title', tmp_path / 'bars.png')
+    assert bars == [{0: 1, 1: 5}, {0.425: 3}, {0: 2, 1: 6}, {0.425: 4}]
+
+
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (['--archs', 's9'], "'s9' is not known"),
-        (['--networks', 'resnet'], "'resnet' is not known; allowed are branches, moments"),
+        (['--archs', 's9'], "argument --archs: invalid choice: 's9'"),
+        (['--networks', 'resnet'], "argument --networks: invalid choice: 'resnet' (choose from 'branches'"),
         (['--steps', '0'], 'at least 1'),
     ],
 )
-def test_refusals(arguments, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+def test_refusals(arguments, message, tmp_path, capsys):
+    with pytest.raises((ValueError, SystemExit)) as caught:
         run(*arguments, '--out', str(tmp_path / 'out'))
+    assert message in f'{caught.value}{capsys.readouterr().err}'
     assert not list(tmp_path.iterdir())
 
 

@@ -1,12 +1,12 @@
 """A study's results as a table and a plot: results.csv, results.md, results.png."""
 
-import csv
 import platform
 import statistics
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
-from ..files import write_atomically
+from ..files import csv_text, write_atomically, write_text
+from ..machine import processor
 from .study import Study
 
 # What a run brings home beside variant, seed, status and reason: the keys of the fusion's report.
@@ -54,12 +54,9 @@ def summarise(variant: str, rows: Sequence[Dict]) -> Summary:
 def write_results(study: Study, base: str, rows: Sequence[Dict], folder: Path) -> None:
     """Write all three files of ``rows`` (one a variant and seed) into ``folder``."""
     summaries = [summarise(variant, rows) for variant in study.variants]
-    with write_atomically(folder / 'results.csv') as part, open(part, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, _COLUMNS, restval='', extrasaction='ignore')
-        writer.writeheader()
-        writer.writerows(rows)
-    with write_atomically(folder / 'results.md') as part:
-        part.write_text(markdown(study, base, summaries), encoding='utf-8')
+    lines = ({column: row.get(column, '') for column in _COLUMNS} for row in rows)
+    write_text(csv_text(lines, _COLUMNS), folder / 'results.csv')
+    write_text(markdown(study, base, summaries), folder / 'results.md')
     if any(summary.runs for summary in summaries):
         with write_atomically(folder / 'results.png') as part:
             plot(study, summaries, rows, part)
@@ -109,7 +106,7 @@ def environment() -> str:
     import mmpretrain
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{platform.machine()} CPU'
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     return (
         f'Python {platform.python_version()}, torch {torch.__version__}, mmengine {mmengine.__version__}, '
         f'mmpretrain {mmpretrain.__version__}, {device}.'

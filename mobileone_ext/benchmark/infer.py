@@ -7,11 +7,8 @@ time. Weights are random: they cost the same time as trained ones.
 
 import argparse
 import copy
-import csv
 import functools
-import io
 import itertools
-import platform
 import tempfile
 import time
 import warnings
@@ -26,7 +23,8 @@ from torch import Tensor, nn
 from ..arch import ARCHS, stage_widths
 from ..backbone import MobileOne
 from ..deploy import with_progress
-from ..files import check_writable, write_atomically, write_text
+from ..files import check_writable, csv_text, write_atomically, write_text
+from ..machine import machine
 from ..runtime import open_network
 
 FORMS = ('branched', 'fused', 'onnx', 'int8', 'openvino')
@@ -59,9 +57,10 @@ class Case(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--quick', action='store_true', help='five networks and short turns: about two minutes')
-    parser.add_argument('--networks', nargs='+', metavar='NAME', help=f'some of {", ".join(NETWORKS)} (all)')
-    parser.add_argument('--forms', nargs='+', default=FORMS, metavar='FORM', help=f'some of {", ".join(FORMS)} (all)')
+    parser.add_argument('--quick', action='store_true', help='five networks and short turns: two to three minutes')
+    names = dict(nargs='+', metavar='NAME')
+    parser.add_argument('--networks', choices=NETWORKS, help=f'some of {", ".join(NETWORKS)} (all)', **names)
+    parser.add_argument('--forms', choices=FORMS, default=FORMS, help=f'some of {", ".join(FORMS)} (all)', **names)
     parser.add_argument('--batches', nargs='+', type=int, default=[1, 32], metavar='N', help='images at a time (1 32)')
     parser.add_argument('--threads', nargs='+', type=int, default=[1, 2], metavar='N', help='(1 2)')
     parser.add_argument('--turns', type=int, metavar='N', help='of each case (3; quick: 2)')
@@ -74,10 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table and write it with its picture to ``args.out``."""
     networks = args.networks or (QUICK if args.quick else NETWORKS)
-    for name, allowed in ((networks, NETWORKS), (args.forms, FORMS)):
-        for value in name:
-            if value not in allowed:
-                raise ValueError(f'{value!r} is not known; allowed are {", ".join(allowed)}')
     turns, seconds = (2, 0.1) if args.quick else (3, 0.3)
     turns = turns if args.turns is None else args.turns
     seconds = seconds if args.seconds is None else args.seconds
@@ -87,7 +82,8 @@ def run(args: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out / 'latency.csv')
 
-    print(machine())
+    head = f'{machine("torch", "onnxruntime", "openvino", "timm")}; {SIZE} px'
+    print(head)
     with tempfile.TemporaryDirectory() as folder:
         openers = {}
         for name in with_progress(networks, 'fold and export'):
@@ -95,27 +91,12 @@ def run(args: argparse.Namespace) -> None:
                 for batch, threads in itertools.product(args.batches, args.threads):
                     openers[Case(name, form, batch, threads)] = functools.partial(opener, threads, batch)
         rows = summarise(measure(openers, turns, seconds))
-    report = f'{machine()}\n\n{as_markdown(rows)}'
+    report = f'{head}\n\n{as_markdown(rows)}'
     print(report)
     write_text(as_csv(rows), out / 'latency.csv')
     write_text(report, out / 'latency.md')
     draw(rows, out / 'latency.png')
     print(f'written: {out}/latency.csv, .md, .png')
-
-
-def machine() -> str:
-    """Processor and versions, in a line."""
-    import onnxruntime
-    import openvino
-    import timm
-
-    cpuinfo = Path('/proc/cpuinfo')
-    names = [line.split(':')[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith('model name')]
-    processor = names[0] if names else platform.processor()
-    return (
-        f'{processor}, {len(names)} cores; torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, '
-        f'openvino {openvino.__version__.split("-")[0]}, timm {timm.__version__}; {SIZE} px'
-    )
 
 
 def measure(openers: Dict[Case, Callable[[], Callable]], turns: int, seconds: float) -> Dict[Case, List[float]]:
@@ -272,14 +253,12 @@ COLUMNS = (*Case._fields, 'median_ms', 'p5_ms', 'p95_ms', 'calls', 'published_to
 
 def as_csv(rows: List[dict]) -> str:
     """One line a case, with ``COLUMNS``."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
-    writer.writeheader()
+    lines = []
     for row in rows:
         top1, author = PUBLISHED[row['network']]
         rounded = {key: f'{row[key]:.3f}' for key in ('median_ms', 'p5_ms', 'p95_ms')}
-        writer.writerow({**row, **rounded, 'published_top1': top1, 'published_by': author})
-    return text.getvalue()
+        lines.append({**row, **rounded, 'published_top1': top1, 'published_by': author})
+    return csv_text(lines, COLUMNS)
 
 
 def as_markdown(rows: List[dict]) -> str:

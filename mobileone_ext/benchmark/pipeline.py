@@ -7,8 +7,6 @@ resize as Pillow does; the others take the nearest two pixels of a row, whatever
 """
 
 import argparse
-import csv
-import io
 import tempfile
 import time
 from functools import partial
@@ -23,9 +21,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from ..files import check_writable, write_text
+from ..files import check_writable, csv_text, write_text
 from ..images import find_images
-from .machine import machine
+from ..machine import machine
 
 TASKS = ('training', 'validation')
 PACKAGES = ('simplejpeg', 'mmcv-lite', 'mmpretrain', 'opencv-python', 'pillow', 'torch', 'torchvision')
@@ -180,11 +178,7 @@ ANTIALIASED = {name: not name.endswith('cv2') for name in PIPELINES}
 
 def as_csv(rows: List[dict]) -> str:
     """One line a case, with ``COLUMNS``."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(dict(row, images_per_s=f'{row["images_per_s"]:.1f}') for row in rows)
-    return text.getvalue()
+    return csv_text((dict(row, images_per_s=f'{row["images_per_s"]:.1f}') for row in rows), COLUMNS)
 
 
 def as_markdown(rows: List[dict]) -> str:

@@ -8,8 +8,6 @@ memory in its backward pass); for the comparison in that format the stem's scale
 """
 
 import argparse
-import csv
-import io
 import multiprocessing
 import resource
 import sys
@@ -26,8 +24,8 @@ from torch import nn
 
 from ..arch import ARCHS, stage_widths
 from ..cli import silence_imports
-from ..files import check_writable, write_atomically, write_text
-from .machine import machine
+from ..files import check_writable, csv_text, write_atomically, write_text
+from ..machine import machine
 
 PUBLISHED_ARCHS = ('s0', 's1', 's2', 's3', 's4')
 CLASSES = 1000
@@ -43,9 +41,16 @@ class Setting(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--archs', nargs='+', default=PUBLISHED_ARCHS, metavar='ARCH', help='(s0 s1 s2 s3 s4)')
     parser.add_argument(
-        '--networks', nargs='+', default=DEFAULT, metavar='NAME', help=f'some of {", ".join(NETWORKS)} ({DEFAULT})'
+        '--archs', nargs='+', choices=PUBLISHED_ARCHS, default=PUBLISHED_ARCHS, metavar='ARCH', help='(s0 s1 s2 s3 s4)'
+    )
+    parser.add_argument(
+        '--networks',
+        nargs='+',
+        choices=tuple(NETWORKS),
+        default=DEFAULT,
+        metavar='NAME',
+        help=f'some of {", ".join(NETWORKS)} (all but moments)',
     )
     parser.add_argument('--batch', type=int, default=32, metavar='N', help='images a step (32)')
     parser.add_argument('--size', type=int, default=224, metavar='PX', help='(224)')
@@ -58,10 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table and write it with its picture to ``args.out``."""
-    for values, allowed in ((args.archs, PUBLISHED_ARCHS), (args.networks, tuple(NETWORKS))):
-        for value in values:
-            if value not in allowed:
-                raise ValueError(f'{value!r} is not known; allowed are {", ".join(allowed)}')
     if min(args.batch, args.size, args.threads, args.steps) < 1:
         raise ValueError('--batch, --size, --threads and --steps: at least 1')
     out = Path(args.out)
@@ -206,12 +207,9 @@ COLUMNS = ('arch', 'network', 'median_s', 'min_s', 'max_s', 'steps', 'peak_gb')
 
 def as_csv(rows: List[dict]) -> str:
     """One line a network, with ``COLUMNS``."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: f'{value:.3f}' if isinstance(value, float) else value for key, value in row.items()})
-    return text.getvalue()
+    rounded = {'median_s', 'min_s', 'max_s', 'peak_gb'}
+    lines = ({key: f'{value:.3f}' if key in rounded else value for key, value in row.items()} for row in rows)
+    return csv_text(lines, COLUMNS)
 
 
 def as_markdown(rows: List[dict]) -> str:
