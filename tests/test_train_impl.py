@@ -9,6 +9,8 @@ from conftest import randomise_norms
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mobileone_ext import depthwise_moments
+from mobileone_ext import moments as moments_module
 from mobileone_ext.block import MobileOneBlock
 
 DEPTHWISE = dict(in_channels=6, out_channels=6, kernel_size=3, groups=6)
@@ -69,6 +71,58 @@ def test_moments_step_equals_branches_step(options, batch, plane, memory_format)
     x = x.contiguous(memory_format=memory_format)
     assert moments._takes_moments(x)
     assert_same(step(moments, x), step(branches, x))
+
+
+@every_block
+def test_a_batch_worked_on_in_parts(options, monkeypatch):
+    """An image, or few, at a time, as large maps are."""
+    monkeypatch.setattr(depthwise_moments, '_CHUNK_VALUES', 300)
+    monkeypatch.setattr(moments_module, '_CHUNK_PATCHES', 30)
+    moments, branches = pair(options)
+    x = torch.randn(5, options['in_channels'], 6, 4, dtype=torch.float64)
+    assert len(depthwise_moments.chunks(x)) > 1
+    assert_same(step(moments, x), step(branches, x))
+
+
+# in, out, kernel, stride, k, pixels at the input; batch 32. Measured: docs/results/fused_training.md.
+FASTER = [
+    (3, 48, 3, 2, 1, 224),
+    (48, 48, 3, 2, 4, 112),
+    (64, 64, 3, 2, 1, 112),
+    (256, 256, 3, 1, 4, 14),
+    (512, 512, 3, 1, 1, 14),
+    (256, 256, 1, 1, 4, 14),
+    (96, 96, 1, 1, 1, 56),
+]
+SLOWER = [
+    (256, 256, 3, 2, 4, 14),
+    (192, 192, 3, 2, 1, 28),
+    (256, 256, 3, 1, 4, 4),
+    (256, 1024, 1, 1, 4, 2),
+    (192, 192, 1, 1, 1, 28),
+    (512, 512, 1, 1, 1, 14),
+]
+
+
+@pytest.mark.parametrize(('shape', 'expected'), [*((s, True) for s in FASTER), *((s, False) for s in SLOWER)], ids=str)
+def test_auto_takes_what_was_measured_to_be_faster(shape, expected):
+    in_channels, out_channels, kernel_size, stride, branches, size = shape
+    depthwise = kernel_size == 3 and in_channels > 3
+    block = MobileOneBlock(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride,
+        groups=in_channels if depthwise else 1,
+        num_conv_branches=branches,
+    )
+    assert block.train_impl == 'auto'
+    x = torch.empty(32, in_channels, size, size).to(memory_format=torch.channels_last)
+    assert block._takes_moments(x) == expected
+    assert not block._takes_moments(x.double())  # nobody has measured that
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not block._takes_moments(x)
+    assert not block.eval()._takes_moments(x)
 
 
 @pytest.mark.parametrize('arch', PUBLISHED)
