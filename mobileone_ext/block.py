@@ -162,8 +162,11 @@ class MobileOneBlock(nn.Module):
         if isinstance(norms[0], nn.SyncBatchNorm) and dist.is_initialized():
             statistics = pool_processes(statistics, norms[0].process_group)
         with torch.autocast(x.device.type, enabled=False):
-            kernel = batch_kernel(weights, pixel_weights, statistics, norms)
-        return F.conv2d(x, *kernel, self.stride, self.kernel_size // 2, groups=self.groups)
+            weight, bias = batch_kernel(weights, pixel_weights, statistics, norms)
+            # Laid out as the branches' kernels, which stacking has lost: an NCHW image convolved with an NHWC kernel
+            # becomes an NHWC map, and so do those of all further blocks.
+            weight = torch.empty_like(self.branch_conv_list[0].conv.weight, dtype=weight.dtype).copy_(weight)
+        return F.conv2d(x, weight, bias, self.stride, self.kernel_size // 2, groups=self.groups)
 
     def _norms(self) -> List[nn.Module]:
         """The normalisation layers: of the kernels, the scale and the skip branch."""

@@ -262,6 +262,21 @@ def test_compiles_without_a_graph_break(options):
     assert_same(dict(moments.named_buffers()), dict(plain.named_buffers()))
 
 
+@every_block
+def test_maps_are_laid_out_as_they_come(options):
+    block = pair(options, torch.float32)[0]
+    x = torch.randn(3, options['in_channels'], 8, 6)
+    assert block(x).is_contiguous()
+    assert block(x.to(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize('train_impl', ['branches', 'moments'])
+def test_a_network_in_channels_last_takes_the_loaders_images(train_impl):
+    """They are NCHW; what leaves the stem is not, or the whole network would be slower."""
+    stem = MobileOneBlock(**BLOCKS['stem'], train_impl=train_impl).to(memory_format=torch.channels_last)
+    assert stem(torch.randn(2, 3, 16, 12)).is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @every_block
 def test_on_a_gpu(options):

@@ -160,8 +160,7 @@ def make_step(name: str, setting: Setting) -> Callable[[], None]:
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
     net = NETWORKS[name](setting.arch).train()
-    format_ = torch.contiguous_format if name in ('mmpretrain', 'timm') else torch.channels_last
-    images = torch.randn(setting.batch, 3, setting.size, setting.size).contiguous(memory_format=format_)
+    images = torch.randn(setting.batch, 3, setting.size, setting.size)  # NCHW, as from a loader
     labels = torch.randint(CLASSES, (setting.batch,))
     # As good as no learning: a fused network of random weights has no batch norm to hold it.
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-9, momentum=0.9, weight_decay=1e-4)
