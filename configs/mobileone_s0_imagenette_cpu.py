@@ -5,8 +5,9 @@
 
 DIR holds train/WNID/*.JPEG and val/WNID/*.JPEG; here 300 images a class of Imagenette to train
 on, 1,000 to validate. 658 steps from scratch show that the recipe runs, not what it is worth:
-31.7 % top-1 (averaged weights; guessing: 10 %) after 9:47 minutes on two cores (AMD EPYC, torch
-2.14.1). Another run with the same seed, on one core, gave 24.4 %: n = 2, so expect either.
+31.8 % top-1 (averaged weights; guessing: 10 %) after 5:52 minutes on two cores (AMD EPYC, torch
+2.14.1). By their branches: 31.7 % after 9:47, and 24.4 % in another run with the same seed, so
+expect either.
 """
 
 _base_ = './mobileone_s0_imagenette.py'

@@ -14,11 +14,11 @@ def train(run_tool, digits, tmp_path, monkeypatch):
     runners, original = [], training.train
     monkeypatch.setattr(training, 'train', lambda config: runners.append(original(config)))
 
-    def run(*options):
+    def run(*options, config=()):
         work_dir = tmp_path / str(len(runners))
         short = ['train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=64', 'param_scheduler=[]']
         options = ['--no-validate', '--seed', 0, '--work-dir', work_dir, *options]
-        code, text = run_tool('train', TINY, *options, '--cfg-options', *data_options(digits), *short)
+        code, text = run_tool('train', TINY, *options, '--cfg-options', *data_options(digits), *short, *config)
         assert code == 0, text
         return runners[-1]
 
@@ -60,7 +60,14 @@ def test_deterministic(train):
 
 @pytest.mark.slow
 def test_compiled_training_learns_the_same(train):
-    plain, compiled = train(), train('--compile')
+    one_step = 'train_dataloader.dataset.indices=32'
+    start = train(config=[one_step, 'optim_wrapper.optimizer.lr=0'])
+    plain, compiled = train(config=[one_step]), train('--compile', config=[one_step])
+    assert plain.iter == 1
     assert compiled.model.backbone._compiled_call_impl is not None
-    for (name, expected), found in zip(plain.model.named_parameters(), compiled.model.parameters()):
-        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3, msg=lambda text, name=name: f'{name}: {text}')
+    start, plain, compiled = (
+        torch.cat([parameter.detach().flatten() for parameter in runner.model.parameters()])
+        for runner in (start, plain, compiled)
+    )
+    # Rounding alone moves 0.2 % of the step here, a term left out far more. Later steps would amplify it.
+    assert (compiled - plain).norm() < 0.05 * (plain - start).norm()
