@@ -2,7 +2,7 @@
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 
@@ -15,5 +15,7 @@ def processor() -> str:
 
 
 def machine(*packages: str) -> str:
-    """Processor and the versions of ``packages``, in a line."""
-    return f'{processor()}; {", ".join(f"{package} {version(package)}" for package in packages)}'
+    """Processor and the distributions, with versions, behind the import names ``packages``, in a line."""
+    installed = packages_distributions()  # forks keep the import name and change the distribution's
+    names = [installed[package][0] for package in packages]
+    return f'{processor()}; {", ".join(f"{name} {version(name)}" for name in names)}'

@@ -26,7 +26,7 @@ from ..images import find_images
 from ..machine import machine
 
 TASKS = ('training', 'validation')
-PACKAGES = ('simplejpeg', 'mmcv-lite', 'mmpretrain', 'opencv-python', 'pillow', 'torch', 'torchvision')
+PACKAGES = ('simplejpeg', 'mmcv', 'mmpretrain', 'cv2', 'PIL', 'torch', 'torchvision')
 JPEG_QUALITY = 95
 COLUMNS = ('images', 'task', 'size', 'pipeline', 'antialiased', 'images_per_s', 'rounds')
 
