@@ -23,7 +23,7 @@ Legend: N images, C channels, H x W plane, B kernels, 9 taps in row-major order.
 
 from functools import lru_cache
 from itertools import product
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,10 @@ _HALF_PLANE = [(y, x) for y in (0, 1, 2) for x in (-2, -1, 0, 1, 2)]
 
 # Values of a map worked on at a time on CPU: few enough for the cache, which the passes over them then read.
 _CHUNK_VALUES = 2**21
+# Patches summed up at a time on CPU: few enough for the cache, and to lose no digits.
+_CHUNK_PATCHES = 2048
+# The same for the lags: oneDNN adds up a weight gradient in float32, one product after the other.
+_LAG_PATCHES = 8192
 
 
 def count_patches(x: Tensor, stride: int) -> int:
@@ -47,6 +51,12 @@ def count_patches(x: Tensor, stride: int) -> int:
 def chunks(x: Tensor) -> Sequence[Tensor]:
     """x (N, ...) by some images at a time."""
     return x.split(max(_CHUNK_VALUES // x[0].numel(), 1)) if x.device.type == 'cpu' else (x,)
+
+
+def few_patches(x: Tensor, stride: int, patches: Optional[int] = None) -> Sequence[Tensor]:
+    """x (N, ...) by so few images that their patches can be summed up without losing digits."""
+    patches = patches or _CHUNK_PATCHES
+    return x.split(max(patches // count_patches(x[:1], stride), 1)) if x.device.type == 'cpu' else (x,)
 
 
 def correlate(x: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
@@ -62,30 +72,35 @@ def branch_moments(x: Tensor, kernels: Tensor, stride: int) -> Tuple[Tensor, Ten
     """m (C, 9), q (C, B, 9) for ``kernels`` (C, B, 9), and the variance (C,) of the centre tap."""
     mean = patch_mean(x, stride)
     shift = (kernels @ mean[..., None])[..., 0]  # (C, B)
-    products, rest, pixel_var = torch.zeros_like(kernels), torch.zeros_like(shift), x.new_zeros(x.shape[1])
+    products, rest = torch.zeros_like(kernels), torch.zeros_like(shift)
     for images in chunks(x):
         for index, kernel in enumerate(kernels.unbind(1)):
             weight = kernel.reshape(-1, 1, 3, 3)
             z = F.conv2d(images, weight, -shift[:, index], stride, 1, groups=x.shape[1])
             products[:, index] += correlate(images, z, stride, padding=1)
             rest[:, index] += z.sum((0, 2, 3))
-        pixels = images[:, :, ::stride, ::stride] - mean[:, 4, None, None]
-        pixel_var += pixels.square_().sum((0, 2, 3))
     # The shift is the mean but for rounding, which counts where the mean is large against the deviation.
     products -= rest[..., None] * mean[:, None]
-    count = count_patches(x, stride)
-    return mean, products / count, pixel_var / count
+    return mean, products / count_patches(x, stride), _pixel_var(x, mean, stride)
+
+
+def _pixel_var(x: Tensor, mean: Tensor, stride: int) -> Tensor:
+    """Variance (C,) of the centre tap, whose mean is known. The one of torch's batch norm (2.14, CPU, channels last)
+    is wrong in the fourth digit.
+    """
+    pixels = x[:, :, ::stride, ::stride]
+    squares = [(part - mean[:, 4, None, None]).square_().sum((0, 2, 3)) for part in few_patches(pixels, 1)]
+    return torch.stack(squares).sum(0) / count_patches(x, stride)
 
 
 def lag_moments(x: Tensor) -> Tuple[Tensor, Tensor]:
     """m (C, 9) and the covariance (C, 9, 9) of the patches at stride 1."""
-    squares = torch.stack([_squares(images) for images in chunks(x)])
+    squares = torch.stack([_squares(images) for images in few_patches(x, 1, _LAG_PATCHES)])
     _, square_table = _tables(x.dtype, x.device)
     mean = patch_mean(x, stride=1)
     cov = squares.sum(0) @ square_table / count_patches(x, 1)
     cov = cov.reshape(-1, 9, 9) - mean[:, :, None] * mean[:, None]
-    # Skip and 1x1 branch see the centre tap alone: take its variance without that cancellation.
-    cov[:, 4, 4] = torch.batch_norm_update_stats(x, None, None, 0)[1]
+    cov[:, 4, 4] = _pixel_var(x, mean, 1)  # all that skip and 1x1 branch see: without that cancellation
     return mean, cov
 
 

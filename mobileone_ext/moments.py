@@ -27,11 +27,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from . import depthwise_moments
-from .depthwise_moments import chunks, count_patches
+from .depthwise_moments import chunks, count_patches, few_patches
 from .reparam import Affine, Kernel, norm_affine, pad_kernel
 
-# Patches worked on at a time: few enough for the cache, so that centring them costs no memory traffic.
-_CHUNK_PATCHES = 2048
 # The lags cost about as much as two branches by themselves.
 _LAGS_FROM_BRANCHES = 2
 
@@ -178,19 +176,21 @@ def patch_moments(x: Tensor, kernel_size: int, stride: int) -> Tuple[Tensor, Ten
     """m (1, T) and C (1, T, T) of dense patches.
 
     Subtracting the channel's mean from every tap first keeps the digits where the
-    mean is large against the deviation; a shift changes no covariance.
+    mean is large against the deviation; a shift changes no covariance. Sums in float64
+    keep them where a kernel, as one that finds edges, sees little of that covariance.
     """
+    sum_type = x.dtype if x.device.type == 'mps' else torch.float64  # which Metal lacks
     shift = x.mean((0, 2, 3)).repeat_interleave(kernel_size**2)[:, None]  # (T, 1)
     taps = len(shift)
-    sums, squares = x.new_zeros(taps, 1), x.new_zeros(taps, taps)
-    for images in x.split(_chunk_images(x, stride)):
+    sums, squares = x.new_zeros(taps, 1, dtype=sum_type), x.new_zeros(taps, taps, dtype=sum_type)
+    for images in few_patches(x, stride):
         patches = _patches(images, kernel_size, stride) - shift  # (T, P)
         sums += patches.sum(1, keepdim=True)
-        squares.addmm_(patches, patches.t())
+        squares += patches @ patches.t()
     count = count_patches(x, stride)
     sums /= count
     squares /= count
-    return (shift + sums).t(), squares.sub_(sums @ sums.t())[None]
+    return (shift + sums).t().to(x), squares.sub_(sums @ sums.t())[None].to(x)
 
 
 def add_patch_grad(dx: Tensor, x: Tensor, kernel_size: int, stride: int, slope: Tensor, offset: Tensor) -> None:
@@ -200,15 +200,10 @@ def add_patch_grad(dx: Tensor, x: Tensor, kernel_size: int, stride: int, slope: 
         for target, images in zip(chunks(dx), chunks(x)):
             target += F.conv2d(images, slope[:, :, None, None], offset)
         return
-    size = _chunk_images(x, stride)
     geometry = dict(kernel_size=kernel_size, padding=kernel_size // 2, stride=stride)
-    for target, images in zip(dx.split(size), x.split(size)):
+    for target, images in zip(few_patches(dx, stride), few_patches(x, stride)):
         patches = F.unfold(images, **geometry)  # (n, T, H_out * W_out)
         target += F.fold(slope @ patches + offset[:, None], images.shape[2:], **geometry)
-
-
-def _chunk_images(x: Tensor, stride: int) -> int:
-    return max(_CHUNK_PATCHES // count_patches(x[:1], stride), 1)
 
 
 def _patches(x: Tensor, kernel_size: int, stride: int) -> Tensor:

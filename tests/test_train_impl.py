@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mobileone_ext import depthwise_moments
-from mobileone_ext import moments as moments_module
 from mobileone_ext.block import MobileOneBlock
+from mobileone_ext.moments import batch_statistics
 
 DEPTHWISE = dict(in_channels=6, out_channels=6, kernel_size=3, groups=6)
 POINTWISE = dict(in_channels=6, out_channels=6, kernel_size=1)
@@ -77,7 +77,8 @@ def test_moments_step_equals_branches_step(options, batch, plane, memory_format)
 def test_a_batch_worked_on_in_parts(options, monkeypatch):
     """An image, or few, at a time, as large maps are."""
     monkeypatch.setattr(depthwise_moments, '_CHUNK_VALUES', 300)
-    monkeypatch.setattr(moments_module, '_CHUNK_PATCHES', 30)
+    monkeypatch.setattr(depthwise_moments, '_CHUNK_PATCHES', 30)
+    monkeypatch.setattr(depthwise_moments, '_LAG_PATCHES', 30)
     moments, branches = pair(options)
     x = torch.randn(5, options['in_channels'], 6, 4, dtype=torch.float64)
     assert len(depthwise_moments.chunks(x)) > 1
@@ -202,6 +203,26 @@ def test_what_is_not_finite_spreads_as_from_branches(options, number):
     for name in ('out', 'x', *(name for name, _ in moments.named_buffers())):
         assert torch.equal(found[name].isfinite(), expected[name].isfinite()), name
     assert not expected['out'].isfinite().all()
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
+@pytest.mark.parametrize(
+    'channels, kernel_size, stride, groups',
+    [(48, 3, 1, 48), (48, 3, 2, 48), (48, 1, 1, 1), (3, 3, 2, 1)],
+    ids=['depthwise', 'depthwise stride 2', 'pointwise', 'stem'],
+)
+def test_float32_keeps_its_digits_over_many_patches(channels, kernel_size, stride, groups, memory_format):
+    """Kernels whose weights cancel, on smooth maps: they see little of the variance of the pixels."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(32, channels, 68, 68, generator=generator)
+    x = nn.functional.avg_pool2d(x, 5, 1).relu().contiguous(memory_format=memory_format)
+    weights = torch.randn(4, 48, channels // groups, kernel_size, kernel_size, generator=generator)
+    if kernel_size > 1:
+        weights -= weights.mean((3, 4), keepdim=True)
+    _, found = batch_statistics(x, weights, stride, groups)
+    _, expected = batch_statistics(x.double(), weights.double(), stride, groups)
+    torch.testing.assert_close(found.pixel_var.double(), expected.pixel_var, rtol=5e-6, atol=0)
+    torch.testing.assert_close(found.var.double(), expected.var, rtol=2e-5, atol=0)
 
 
 @every_block
