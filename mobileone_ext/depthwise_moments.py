@@ -85,8 +85,9 @@ def branch_moments(x: Tensor, kernels: Tensor, stride: int) -> Tuple[Tensor, Ten
 
 
 def _pixel_var(x: Tensor, mean: Tensor, stride: int) -> Tensor:
-    """Variance (C,) of the centre tap, whose mean is known. The one of torch's batch norm (2.14, CPU, channels last)
-    is wrong in the fourth digit.
+    """Variance (C,) of the centre tap, whose mean is known.
+
+    That of torch's batch norm (2.14, CPU, channels last) is wrong in the fourth digit.
     """
     pixels = x[:, :, ::stride, ::stride]
     squares = [(part - mean[:, 4, None, None]).square_().sum((0, 2, 3)) for part in few_patches(pixels, 1)]

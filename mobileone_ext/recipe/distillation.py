@@ -38,7 +38,7 @@ class DistilledClassifier(ImageClassifier):
     Args:
         teacher: the config of an mmpretrain classifier, ``TimmClassifier`` included.
         teacher_checkpoint: its weights; a MobileOne's may have any layout. None
-            for a teacher with weights of its own (``pretrained``, ``init_cfg``).
+            for a teacher with weights of its own (``pretrained``, timm's ``checkpoint_path``, ``init_cfg``).
         temperature: of the soft targets, above 0.
         soft_weight: 0 .. 1, the share of the soft targets in the loss; the rest is the head's own loss.
 
@@ -99,9 +99,11 @@ def build_teacher(config: dict, checkpoint: Optional[str]) -> nn.Module:
     """
     teacher = MODELS.build(config)
     if checkpoint is None:
-        if not config.get('pretrained') and not config.get('init_cfg'):
+        if teacher.init_cfg:
+            teacher.init_weights()
+        # timm loaded these when it built the network; init_weights would overwrite them.
+        elif not config.get('pretrained') and not config.get('checkpoint_path'):
             raise ValueError('the teacher has no weights: name a teacher_checkpoint')
-        teacher.init_weights()
     elif str(config.get('backbone', {}).get('type')).endswith('MobileOne'):
         load_strict(teacher, load_weights(checkpoint), checkpoint)
     else:

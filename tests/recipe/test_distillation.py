@@ -1,6 +1,7 @@
 """A student of a frozen teacher: the loss, what is trained and saved, and what doesn't fit."""
 
 import pytest
+import timm
 import torch
 from conftest import ROOT, TINY, data_options
 from mmengine.config import Config
@@ -95,6 +96,23 @@ def test_what_does_not_fit(config, change, message):
     config.model.update(change)
     with pytest.raises(ValueError, match=message):
         build(config)
+
+
+@pytest.mark.parametrize('by_timm', [True, False], ids=['checkpoint_path', 'teacher_checkpoint'])
+def test_a_teacher_of_timm_keeps_its_weights(by_timm, config, tmp_path):
+    """timm's networks have an ``init_weights`` of their own, which zeroes the residual branches of a ResNet."""
+    network = timm.create_model('resnet10t', num_classes=10, zero_init_last=False)
+    path = str(tmp_path / 'teacher.pth')
+    torch.save(network.state_dict(), path)
+    config.model.pop('teacher')
+    config.model.teacher = dict(type='TimmClassifier', model_name='resnet10t', num_classes=10)
+    config.model.teacher_checkpoint = None if by_timm else path
+    if by_timm:
+        config.model.teacher.checkpoint_path = path
+    model = build(config)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model._teacher[0](images), network.eval()(images))
+    assert model.loss(images, [DataSample().set_gt_label(0)] * 2)['soft_loss'] > 0
 
 
 def test_another_number_of_classes(config):
