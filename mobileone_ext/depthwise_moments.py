@@ -23,6 +23,7 @@ Legend: N images, C channels, H x W plane, B kernels, 9 taps in row-major order.
 
 from functools import lru_cache
 from itertools import product
+from math import prod
 from typing import Optional, Sequence, Tuple
 
 import torch
@@ -108,8 +109,7 @@ def lag_moments(x: Tensor) -> Tuple[Tensor, Tensor]:
 def _squares(x: Tensor) -> Tensor:
     """Autocorrelations (C, 31) of the plane and its borders, in the order of ``_tables``."""
     rows, columns, corners = _borders(x)
-    right = correlate(F.pad(x, (0, 2, 0, 2)), x, 1, padding=0).reshape(-1, 3, 3)
-    left = correlate(F.pad(x, (2, 0, 0, 2)), x, 1, padding=0).reshape(-1, 3, 3)
+    left, right = (correlate(padded, x, 1, padding=0).reshape(-1, 3, 3) for padded in _pad(x))
     squares = [
         torch.cat([left[:, :, :2], right], 2).flatten(1),
         _by_channel(_autocorrelation(rows)),
@@ -117,6 +117,22 @@ def _squares(x: Tensor) -> Tensor:
         _by_channel(corners.square().sum(1)),
     ]
     return torch.cat(squares, 1)
+
+
+def _pad(x: Tensor) -> Tuple[Tensor, Tensor]:
+    """x (N, C, H, W) with two rows of zeros below, and two columns of zeros on its left; on its right.
+
+    Both are the same memory: what follows a row on its right is what precedes the next on its left.
+    """
+    images, channels, height, width = x.shape
+    shape = (images, channels, height + 2, width + 2)
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    strides = torch.empty(shape, device='meta', memory_format=memory_format).stride()
+    memory = x.new_zeros(prod(shape) + 2 * strides[3])
+    left, right = (memory.as_strided(shape, strides, offset) for offset in (0, 2 * strides[3]))
+    right[:, :, :height, :width] = x
+    return left, right
 
 
 def patch_mean(x: Tensor, stride: int) -> Tensor:

@@ -185,7 +185,7 @@ def patch_moments(x: Tensor, kernel_size: int, stride: int) -> Tuple[Tensor, Ten
     sums, squares = x.new_zeros(taps, 1, dtype=sum_type), x.new_zeros(taps, taps, dtype=sum_type)
     for images in few_patches(x, stride):
         patches = _patches(images, kernel_size, stride) - shift  # (T, P)
-        sums += patches.sum(1, keepdim=True)
+        sums += patches @ patches.new_ones(patches.shape[1], 1)  # faster than a sum over images (torch 2.14, CPU)
         squares += patches @ patches.t()
     count = count_patches(x, stride)
     sums /= count
