@@ -5,8 +5,12 @@
 
 The paper distils with MEAL V2 (Table 10: s0 72.5 instead of 71.4). Here the soft
 targets of one teacher stand alone, as there, without its discriminator. Not
-trained by this project yet. Any classifier can teach, for example
-model.teacher=dict(_delete_=True, type='TimmClassifier', model_name='resnet50', pretrained=True).
+trained by this project yet. Any classifier can teach, for example in a config that is based on this one
+
+    model = dict(
+        teacher=dict(_delete_=True, type='TimmClassifier', model_name='resnet50', pretrained=True),
+        teacher_checkpoint=None,
+    )
 """
 
 _base_ = './mobileone_s0_8xb32.py'

@@ -43,7 +43,7 @@ class DistilledClassifier(ImageClassifier):
         soft_weight: 0 .. 1, the share of the soft targets in the loss; the rest is the head's own loss.
 
     Raises:
-        ValueError: for a number out of range; in training for a teacher without
+        ValueError: for a number out of range or a teacher that is no dict; in training for a teacher without
             weights, weights that don't fit it, or another number of classes.
     """
 
@@ -57,6 +57,8 @@ class DistilledClassifier(ImageClassifier):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        if not isinstance(teacher, dict):
+            raise ValueError(f'teacher={teacher!r}: a dict is needed; write it in a config, --cfg-options has no dicts')
         if temperature <= 0 or not 0 <= soft_weight <= 1:
             raise ValueError(
                 f'temperature={temperature}, soft_weight={soft_weight}: allowed are a temperature above 0 and '

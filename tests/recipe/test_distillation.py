@@ -86,6 +86,7 @@ def test_training_saves_the_student_alone(config, tmp_path):
     'change, message',
     [
         (dict(teacher_checkpoint=None), 'no weights'),
+        (dict(teacher="dict(type='TimmClassifier')"), 'a dict is needed'),
         (dict(temperature=0.0), 'temperature above 0'),
         (dict(soft_weight=1.5), 'weight in 0 .. 1'),
         (dict(teacher=dict(type='TimmClassifier', model_name='resnet18')), 'does not fit the teacher'),
