@@ -91,6 +91,17 @@ def test_a_mean_of_a_hundred_deviations_leaves_digits(convolution, dtype):
     assert statistics.var.min() >= 0 and statistics.pixel_var.min() >= 0
 
 
+def test_no_variance_rounds_below_zero():
+    """Kernels that cancel what all channels share: w C w is rounding alone, half of the time below 0."""
+    torch.manual_seed(0)
+    scale = torch.randn(16)
+    x = torch.randn(4, 1, 12, 10) * scale[:, None, None]
+    weights = torch.randn(1, 200, 16)
+    weights -= (weights @ scale)[..., None] * scale / scale.square().sum()
+    _, statistics = batch_statistics(x, weights[..., None, None], 1, 1)
+    assert statistics.var.min() >= 0 and statistics.var.max() < 1e-4
+
+
 @every_convolution
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
 def test_constant_and_dead_channels(convolution, dtype):
