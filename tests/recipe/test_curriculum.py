@@ -36,6 +36,11 @@ def test_fractions_keep_the_shape_of_a_short_run(max_epochs, begins):
     assert stages[-1].size == 224
 
 
+def test_a_late_fraction_is_reached_in_a_short_run():
+    stages = read_stages([dict(epoch=0.0, size=160), dict(epoch=0.9, size=224)], 2)
+    assert [stage.epoch for stage in stages] == [0, 1]
+
+
 @pytest.mark.parametrize(
     'stages, message',
     [
