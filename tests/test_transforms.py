@@ -113,6 +113,14 @@ def test_reduction(side, factor):
     assert reduction((side, 900), (32, 32)) == reduction((900, side), (32, 32)) == factor
 
 
+@pytest.mark.parametrize('size', [(300, 40), (40, 300), (300, 200), (50, 40)], ids=str)
+def test_resizing_is_pillows(size):
+    """Antialiased where either side shrinks."""
+    image = photo(*size)
+    found = transforms.resize(np.asarray(image), (96, 96), 'bilinear', 'pillow')
+    assert difference(found, image.resize((96, 96), Image.BILINEAR)).max() <= 1
+
+
 def test_a_large_crop_is_decoded_small(tmp_path, monkeypatch):
     """At the largest fraction that leaves it no smaller than the result, and the picture is the same."""
     path = write(tmp_path / 'image.jpg', size=(517, 389))

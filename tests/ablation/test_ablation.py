@@ -115,6 +115,19 @@ def test_an_unknown_override_key_stops_before_anything_runs(base, study_file, tm
     assert not (tmp_path / 'work').exists()
 
 
+def test_an_override_by_type_needs_one_of_that_type(base):
+    base.custom_hooks.append(dict(type='EMAHook', momentum=0.5))
+    with pytest.raises(ValueError, match="2 of type 'EMAHook' there; give the index"):
+        override(base, {'custom_hooks.EMAHook.momentum': 0.1})
+
+
+def test_variants_do_not_share_what_they_override(base):
+    value = [1, 2]
+    overrides = {'model.backbone.out_indices': value}
+    override(base, overrides).model.backbone.out_indices.append(3)
+    assert value == [1, 2]
+
+
 FAKE_TRAIN = """
 import sys, pathlib
 config, folder = pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[5])

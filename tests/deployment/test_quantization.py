@@ -149,6 +149,8 @@ def test_chosen_weight_scales():
     weight = torch.tensor([[[1.49, 127.0]]], dtype=torch.float64)
     moments = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]], dtype=torch.float64)
     assert float(rounding.choose_scales(weight, moments, True)[0, 0]) < 0.8
+    weight = torch.tensor([[[1.49, 127.0], [1.0, 50.0]]], dtype=torch.float64)
+    assert rounding.choose_scales(weight, moments, False).unique().numel() == 1
 
 
 def test_grid_of_an_activation():
