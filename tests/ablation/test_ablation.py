@@ -122,10 +122,10 @@ def test_an_override_by_type_needs_one_of_that_type(base):
 
 
 def test_variants_do_not_share_what_they_override(base):
-    value = [1, 2]
-    overrides = {'model.backbone.out_indices': value}
-    override(base, overrides).model.backbone.out_indices.append(3)
-    assert value == [1, 2]
+    hook, epochs = 'custom_hooks.FreezeNormHook', [1, 2]
+    overrides = {hook: dict(type='FreezeNormHook', epoch=3), f'{hook}.epoch': epochs}
+    override(base, overrides).custom_hooks[-1]['epoch'].append(3)
+    assert epochs == [1, 2] and overrides[hook]['epoch'] == 3
 
 
 FAKE_TRAIN = """
