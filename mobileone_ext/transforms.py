@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from mmcv.transforms import LoadImageFromFile as _LoadImageFromFile
 from mmengine import fileio
 from mmpretrain.datasets.transforms import RandomResizedCrop as _RandomResizedCrop
+from mmpretrain.datasets.transforms import ResizeEdge as _ResizeEdge
 from PIL import ExifTags, Image
 
 from .registry import TRANSFORMS
@@ -132,6 +133,22 @@ class RandomResizedCrop(_RandomResizedCrop):
         results['img'] = resize(crop, self.scale, self.interpolation, self.backend)
         results['img_shape'] = results['img'].shape[:2]
         return results
+
+
+@TRANSFORMS.register_module()
+class ResizeEdge(_ResizeEdge):
+    """mmpretrain's ``ResizeEdge``, with the same arguments, faster where ``backend='pillow'``.
+
+    Its pixels are then within a grey level of Pillow's, so that figures compare with each other,
+    but not to the last digit with those by Pillow itself: the configs keep mmpretrain's.
+    """
+
+    def _resize_img(self, results: dict) -> None:
+        height, width = results['img'].shape[:2]
+        size = results['scale'][::-1]
+        results['img'] = resize(results['img'], size, self.interpolation, self.backend)
+        results['img_shape'] = size
+        results['scale_factor'] = (size[1] / width, size[0] / height)
 
 
 def reduction(crop: Tuple[int, int], size: Tuple[int, int]) -> int:

@@ -119,8 +119,8 @@ def measure(
     return seconds
 
 
-def _openmmlab(task: str, size: int, ours: bool, backend: str) -> Callable[[Path], torch.Tensor]:
-    """A pipeline of mmpretrain's transforms, or of ours under the same names."""
+def _openmmlab(task: str, size: int, ours: bool, backend: str, exact: bool = True) -> Callable[[Path], torch.Tensor]:
+    """A pipeline of mmpretrain's transforms, or of ours under the same names; ``exact``: mmpretrain's to validate."""
     from mmengine.dataset import Compose
     from mmpretrain.registry import TRANSFORMS
 
@@ -137,7 +137,12 @@ def _openmmlab(task: str, size: int, ours: bool, backend: str) -> Callable[[Path
         own.pop('lazy', None)
         steps = [
             dict(type=f'{scope}.LoadImageFromFile', **own),
-            dict(type='mmpretrain.ResizeEdge', scale=_short_edge(size), edge='short', backend=backend),
+            dict(
+                type=f'{"mmpretrain" if exact else scope}.ResizeEdge',
+                scale=_short_edge(size),
+                edge='short',
+                backend=backend,
+            ),
             dict(type='mmpretrain.CenterCrop', crop_size=size),
         ]
     steps.append(dict(type='mmpretrain.PackInputs'))
@@ -167,6 +172,7 @@ def _short_edge(size: int) -> int:
 
 PIPELINES = {
     'ours, pillow': partial(_openmmlab, ours=True, backend='pillow'),
+    'ours, pillow, own ResizeEdge': partial(_openmmlab, ours=True, backend='pillow', exact=False),
     'mmpretrain, pillow': partial(_openmmlab, ours=False, backend='pillow'),
     'torchvision, Pillow images': partial(_torchvision, pillow=True),
     'torchvision, tensors': partial(_torchvision, pillow=False),
