@@ -117,13 +117,13 @@ def test_reduction(side, factor):
 def test_resizing_is_pillows(size):
     """Antialiased where either side shrinks."""
     image = photo(*size)
-    found = transforms.resize(np.asarray(image), (96, 96), 'bilinear', 'pillow')
+    found = transforms.resize(np.array(image), (96, 96), 'bilinear', 'pillow')
     assert difference(found, image.resize((96, 96), Image.BILINEAR)).max() <= 1
 
 
 @pytest.mark.parametrize('size', [(300, 200), (200, 301), (90, 50)], ids=str)
 def test_resized_edges_are_mmpretrains(size):
-    image = np.asarray(photo(*size))
+    image = np.array(photo(*size))
     options = dict(scale=96, edge='short', backend='pillow')
     found, expected = (kind(**options)(dict(img=image)) for kind in (transforms.ResizeEdge, mmpretrain.ResizeEdge))
     assert difference(found.pop('img'), expected.pop('img')).max() <= 1
