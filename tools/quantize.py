@@ -14,7 +14,7 @@ def parse_args():
     parser.add_argument('--num-calib', type=int, default=200, metavar='N', help='how many of them, spread evenly (200)')
     parser.add_argument('--per-tensor', action='store_true', help='one weight scale for each layer, not each channel')
     parser.add_argument('--no-equalise', action='store_true', help='leave the ranges of channels as they are')
-    parser.add_argument('--balance', type=float, help='of equalisation: 1 activations .. 0 weights alone')
+    parser.add_argument('--balance', type=float, default=0.5, help='of equalisation: 1 activations .. 0 weights (0.5)')
     parser.add_argument('--absorb-bias', action='store_true', help='high-bias absorption')
     parser.add_argument('--no-bias-correction', action='store_true')
     parser.add_argument('--round-to-nearest', action='store_true', help='no least squares, no compensated rounding')

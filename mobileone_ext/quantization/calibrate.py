@@ -6,7 +6,7 @@ The simulation computes in float32 what an int8 runtime computes in integers.
 import copy
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,6 @@ from .ranges import METHODS, Grid, choose_grid
 POSITIONS = 64  # pixels of each image that a layer's moments are taken at
 GRID_PIXELS = 14  # an activation's range is chosen on at most about this many rows and columns
 INPUT, POOLED = 'input', 'pooled'
-DEFAULT_BALANCE = {True: 0.75, False: 0.5}  # per channel, per tensor
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Options:
 
     Attributes:
         per_channel: one weight scale for each output channel instead of one for the layer.
-        equalise: see equalisation.py. balance: of its ranges; None takes ``DEFAULT_BALANCE``.
+        equalise, balance: see equalisation.py.
         absorb_bias: move what a depthwise channel always exceeds into the next layer's bias.
         correct_bias: fit each bias to the means of the float network.
         compensate: least squares and compensated rounding instead of rounding to nearest; fits the bias too.
@@ -40,23 +39,19 @@ class Options:
 
     per_channel: bool = True
     equalise: bool = True
-    balance: Optional[float] = None
+    balance: float = 0.5
     absorb_bias: bool = False
     correct_bias: bool = True
     compensate: bool = True
     ranges: str = 'mse'
-    ridge: float = 1.0
+    ridge: float = 3.0
     keep: Tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.ranges not in METHODS:
             raise ValueError(f'ranges={self.ranges!r}: allowed are {", ".join(METHODS)}')
-        if self.balance is not None and not 0 <= self.balance <= 1:
+        if not 0 <= self.balance <= 1:
             raise ValueError(f'balance={self.balance}: allowed is 0 .. 1')
-
-    @property
-    def chosen_balance(self) -> float:
-        return DEFAULT_BALANCE[self.per_channel] if self.balance is None else self.balance
 
 
 @dataclass
@@ -108,7 +103,7 @@ def quantise(model: nn.Module, images: Tensor, options: Options = Options()) -> 
     reference = copy.deepcopy(model).eval()
     images = images.contiguous(memory_format=torch.channels_last)
     if options.equalise:
-        equalise(reference, images, options.chosen_balance)
+        equalise(reference, images, options.balance)
     if options.absorb_bias:
         absorb_bias(reference, images)
     result = Int8(copy.deepcopy(reference))
@@ -245,7 +240,7 @@ def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Te
     full = quantise(model, images, dataclasses.replace(options, compensate=False, correct_bias=False))
     reference = copy.deepcopy(model).eval()
     if options.equalise:
-        equalise(reference, images, options.chosen_balance)
+        equalise(reference, images, options.balance)
     expected = in_chunks(Int8(reference), held_out).log_softmax(1)
     costs = []
     for layer, quantised in zip(layers_of(reference), layers_of(full.model)):

@@ -8,7 +8,7 @@ here it balances the range of the activation too, since it has one scale for all
 import torch
 from torch import Tensor, nn
 
-FLOOR = 0.1  # of the median; keeps a channel that is silent on the calibration images from a huge weight
+FLOOR = 0.5  # of the median; a channel that is quiet on the calibration images may be loud on others
 
 
 def channel_scales(activation: Tensor, weight_out: Tensor, weight_in: Tensor, balance: float) -> Tensor:

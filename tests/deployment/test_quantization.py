@@ -26,6 +26,7 @@ from mobileone_ext.quantization.calibrate import (
     sensitivity,
 )
 from mobileone_ext.quantization.chain import layers_of
+from mobileone_ext.quantization.equalisation import channel_scales
 from mobileone_ext.quantization.qdq import insert_qdq
 from mobileone_ext.quantization.ranges import METHODS, choose_grid, grid_between
 from mobileone_ext.runtime import open_network
@@ -82,6 +83,16 @@ def test_equalisation_keeps_the_function(se_blocks, balance):
     torch.testing.assert_close(model(x), before, rtol=1e-10, atol=1e-10)
     if balance == 1:
         assert max(unevenness(model, x)) < 1 + 1e-6 < min(unequal)
+
+
+def test_scales_of_channels():
+    uneven, even = torch.tensor([0.0, 0.1, 2.0, 2.0, 8.0]), torch.ones(5)
+    # What is quiet on the calibration images may be loud on others: nothing counts as less than half of the median.
+    expected = torch.tensor([0.5, 0.5, 1.0, 1.0, 4.0])
+    torch.testing.assert_close(channel_scales(uneven, even, even, 1.0), expected)
+    torch.testing.assert_close(channel_scales(even, uneven, even, 0.0), expected.sqrt())
+    torch.testing.assert_close(channel_scales(even, even, uneven, 0.0), 1 / expected.sqrt())
+    torch.testing.assert_close(channel_scales(uneven, even, even, 0.5), expected.sqrt())
 
 
 @torch.no_grad()
@@ -219,7 +230,6 @@ def test_balance_and_absorption_are_used_as_asked():
     plain = dict(compensate=False, correct_bias=False, ranges='minmax')
     uneven = {b: max(unevenness(quantise(model, x, Options(balance=b, **plain)).model, x)) for b in (0.0, 1.0)}
     assert uneven[1.0] < 1.2 < uneven[0.0]
-    assert (Options().chosen_balance, Options(per_channel=False).chosen_balance) == (0.75, 0.5)
 
     name = 'backbone.stage1.0'
     layers_of(model)[1].linear.bias += 1000
@@ -342,14 +352,14 @@ def test_tool_on_digits(digits, run_tool, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('flags', 'allowed_loss'), [([], 0.8), (['--per-tensor'], 3.0)])
-def test_apples_s0_survives_int8(flags, allowed_loss, shared, run_tool, tmp_path):
+@pytest.mark.parametrize(('flags', 'allowed_loss', 'allowed_flips'), [([], 0.8, 0.04), (['--per-tensor'], 3.0, 0.06)])
+def test_apples_s0_survives_int8(flags, allowed_loss, allowed_flips, shared, run_tool, tmp_path):
     code, text = run_tool(
         'quantize',
         'configs/mobileone_s0_8xb32.py',
         shared('weights', 'apple_mobileone_s0_fused.pth'),
         tmp_path / 'int8.onnx',
-        *('--calib', shared('data', 'imagenette_4k', 'train'), '--num-calib', 100, *flags),
+        *('--calib', shared('data', 'imagenette_4k', 'train'), *flags),
         *('--evaluate', '--report', tmp_path / 'report.json', '--cfg-options'),
         f'test_dataloader.dataset.data_root={shared("data", "ilsvrc_val_1300")}',
         'test_dataloader.dataset.ann_file=meta/val.txt',
@@ -363,3 +373,4 @@ def test_apples_s0_survives_int8(flags, allowed_loss, shared, run_tool, tmp_path
     assert (before['name'], before['num_images']) == ('float', 1300)
     assert before['top1'] == pytest.approx(80.77, abs=0.01)
     assert after['top1'] >= before['top1'] - allowed_loss
+    assert after['flips'] <= allowed_flips * 1300
