@@ -44,7 +44,7 @@ class Options:
     correct_bias: bool = True
     compensate: bool = True
     ranges: str = 'mse'
-    ridge: float = 3.0
+    ridge: float = 10.0
     keep: Tuple[str, ...] = ()
 
     def __post_init__(self):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 LEVELS = 127  # symmetric int8: -127 .. 127
 DAMPING = 0.01  # of the mean diagonal, as in GPTQ
+OUTLIER = 4  # times the median energy of a layer's samples; what has more counts no more than this
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
 
 
@@ -29,12 +30,25 @@ class Moments(NamedTuple):
 
 
 def moments(inputs: Tensor, outputs: Tensor) -> Moments:
-    """Moments of ``inputs`` (G, n, I) and the wanted ``outputs`` (G, n, O)."""
+    """Moments of ``inputs`` (G, n, I) and the wanted ``outputs`` (G, n, O), outliers held back."""
     inputs, outputs = inputs.double(), outputs.double()
-    mean_in, mean_out = inputs.mean(1, keepdim=True), outputs.mean(1, keepdim=True)
+    weights = sample_weights(outputs)
+    mean_in, mean_out = ((weights * x).sum(1, keepdim=True) for x in (inputs, outputs))
     centred = inputs - mean_in
-    transposed = centred.transpose(1, 2) / inputs.shape[1]
+    transposed = (weights * centred).transpose(1, 2)
     return Moments(mean_in, mean_out, transposed @ centred, transposed @ (outputs - mean_out))
+
+
+def sample_weights(outputs: Tensor) -> Tensor:
+    """What each sample of ``outputs`` (G, n, O) counts, (1, n, 1), in all 1: less, the more its energy is an outlier's.
+
+    In some images one corner overflows: in Apple's S0, a tenth of the photos, 0.2 % of the pixels hold 38 % of a
+    layer's energy. Int8 clips them; fitted as they are, they would bend the weights for all other pixels.
+    """
+    energy = outputs.square().mean((0, 2))
+    ratio = energy / (OUTLIER * energy.median()).clamp_min(1e-30)
+    weights = 1 / ratio.clamp_min(1)
+    return (weights / weights.sum())[None, :, None]
 
 
 def damped(second_moments: Tensor, amount: float) -> Tensor:

@@ -116,14 +116,26 @@ def samples(inputs=5, outputs=3, groups=2, count=400):
     return x, y, weight
 
 
+def test_samples_of_outlying_energy_count_less():
+    outputs = torch.tensor([[[1.0], [-1.0], [0.0], [1.0], [8.0]], [[1.0], [1.0], [0.0], [-1.0], [0.0]]])
+    expected = torch.tensor([8.0, 8.0, 8.0, 8.0, 1.0]) / 33  # its energy is 32 times the median, 4 are allowed
+    torch.testing.assert_close(rounding.sample_weights(outputs), expected[None, :, None])
+    silent = torch.zeros(1, 4, 2)
+    torch.testing.assert_close(rounding.sample_weights(silent), torch.full((1, 4, 1), 0.25))
+
+
 def test_least_squares_and_bias_equal_numpys():
     x, y, weight = samples()
+    y[:, :3] *= 100
+    energy = y.square().mean((0, 2)).numpy()
+    root = np.sqrt(np.minimum(1, 4 * np.sort(energy)[199] / energy))[:, None]
+    assert (root[3:] > 10 * root[:3].max()).mean() > 0.9
     stats = rounding.moments(x, y)
     found = rounding.least_squares(torch.zeros_like(weight), stats, ridge=1e-12)
     bias = rounding.fitted_bias(found, stats).reshape(2, 3)
     for group in range(2):
         with_one = np.concatenate([x[group].numpy(), np.ones((400, 1))], 1)
-        expected = np.linalg.lstsq(with_one, y[group].numpy(), rcond=None)[0]
+        expected = np.linalg.lstsq(root * with_one, root * y[group].numpy(), rcond=None)[0]
         np.testing.assert_allclose(found[group].T, expected[:-1], atol=1e-6)
         np.testing.assert_allclose(bias[group], expected[-1], atol=1e-6)
     held = rounding.least_squares(weight + 1, stats, ridge=1e12)
