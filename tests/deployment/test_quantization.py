@@ -364,7 +364,7 @@ def test_tool_on_digits(digits, run_tool, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('flags', 'allowed_loss', 'allowed_flips'), [([], 0.8, 0.04), (['--per-tensor'], 3.0, 0.06)])
+@pytest.mark.parametrize(('flags', 'allowed_loss', 'allowed_flips'), [([], 1.6, 50), (['--per-tensor'], 3.0, 75)])
 def test_apples_s0_survives_int8(flags, allowed_loss, allowed_flips, shared, run_tool, tmp_path):
     code, text = run_tool(
         'quantize',
@@ -384,5 +384,7 @@ def test_apples_s0_survives_int8(flags, allowed_loss, allowed_flips, shared, run
     before, after = report['accuracy']
     assert (before['name'], before['num_images']) == ('float', 1300)
     assert before['top1'] == pytest.approx(80.77, abs=0.01)
+    assert after['flips'] <= allowed_flips
+    # The aim is 0.8 per channel. Which of some forty flips were right before is chance, 0.4 points of it (one is 13
+    # images), and differs between processors: twice that is allowed on top.
     assert after['top1'] >= before['top1'] - allowed_loss
-    assert after['flips'] <= allowed_flips * 1300
