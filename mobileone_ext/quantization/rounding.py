@@ -20,7 +20,7 @@ CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
 
 
 class Moments(NamedTuple):
-    """Of n samples, in float64: ``mean_in`` (G, 1, I), ``mean_out`` (G, 1, O), ``inputs`` (G, I, I) and
+    """Of n weighted samples, in float64: ``mean_in`` (G, 1, I), ``mean_out`` (G, 1, O), ``inputs`` (G, I, I) and
     ``cross`` (G, I, O), the second moments of centred inputs with themselves and with the wanted outputs."""
 
     mean_in: Tensor
