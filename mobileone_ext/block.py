@@ -9,7 +9,7 @@ names follow mmpretrain's, so its published weights load as they are:
     branch_reparam                    KxK conv with bias, the fused form
     se, act                           shared by both forms
 
-In training the sum of branches can be computed as one convolution, see moments.py.
+In training the sum of branches can be computed as one convolution, see moments/.
 
 Shapes: x (N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride)).
 """
@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .depthwise_moments import count_patches
-from .moments import batch_kernel, batch_statistics, is_covered, pays, pool_processes
+from .moments.patches import count_patches
+from .moments.statistics import batch_kernel, batch_statistics, is_covered, pays, pool_processes
 from .reparam import Kernel, fold_affine, identity_kernel, norm_affine, pad_kernel, sum_kernels
 
 TRAIN_IMPLS = ('branches', 'moments', 'auto')

@@ -22,7 +22,7 @@ def in_project_root(monkeypatch):
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory) -> Path:
     """The digits data set on disk."""
-    from mobileone_ext.digits import write_digits
+    from mobileone_ext.data.digits import write_digits
 
     root = tmp_path_factory.mktemp('data') / 'digits'
     write_digits(root)
@@ -44,13 +44,19 @@ def shared() -> Callable[..., Path]:
 
 @pytest.fixture
 def run_tool(monkeypatch, capsys):
-    """``run_tool('train', ...)`` runs a tool in this process; returns its exit code and what it printed."""
+    """``run_tool('train', ...)`` runs a tool (a study: ``'research.unfuse'``) in this process.
+
+    Returns its exit code and what it printed.
+    """
 
     def run(name: str, *arguments) -> 'tuple[int, str]':
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+            if '.' in name:
+                runpy.run_module(name, run_name='__main__')
+            else:
+                runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
         captured = capsys.readouterr()
         return exit_.value.code, captured.out + captured.err
 
@@ -69,7 +75,8 @@ def data_options(root: Path) -> List[str]:
 @pytest.fixture(scope='session')
 def tiny_run(digits, tmp_path_factory) -> Path:
     """Work dir of a finished tiny run with EMA."""
-    from mobileone_ext import cli, training
+    from mobileone_ext import cli
+    from mobileone_ext.engine import train as training
 
     work_dir = tmp_path_factory.mktemp('tiny_run')
     config = cli.load_config(str(ROOT / TINY), dict(option.split('=') for option in data_options(digits)[:3]))

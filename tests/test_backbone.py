@@ -10,7 +10,8 @@ from torch import nn
 
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.cli import load_config
-from mobileone_ext.deploy import build_model, count_multiply_adds, count_parameters
+from mobileone_ext.deploy.cost import count_multiply_adds, count_parameters
+from mobileone_ext.deploy.fuse import build_model
 
 PUBLISHED = ['s0', 's1', 's2', 's3', 's4']
 # mmpretrain's metafile: fused, 1000 classes, 224 px.

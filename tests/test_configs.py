@@ -6,7 +6,7 @@ from conftest import ROOT
 from mmpretrain.structures import DataSample
 
 from mobileone_ext.cli import load_config
-from mobileone_ext.deploy import build_model
+from mobileone_ext.deploy.fuse import build_model
 
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('*.py'))
 

@@ -5,7 +5,7 @@ from conftest import TINY
 from mmpretrain.apis import ImageClassificationInferencer, get_model
 
 from mobileone_ext.backbone import MobileOne
-from mobileone_ext.checkpoints import load_weights
+from mobileone_ext.checkpoints.load import load_weights
 
 
 def test_get_model_builds_from_a_config_path(tiny_run):

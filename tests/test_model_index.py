@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT
 from mmpretrain.apis import ModelHub
 
-from mobileone_ext.model_card import num_parameters
+from mobileone_ext.checkpoints.model_card import num_parameters
 
 VARIANTS = ('s0', 's1', 's2', 's3', 's4')
 

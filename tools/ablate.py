@@ -24,7 +24,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    from mobileone_ext.ablation.run import plan, run_study
+    from mobileone_ext.ablation.ablate import plan, run_study
     from mobileone_ext.ablation.study import describe, read_study
 
     study = read_study(args.study)

@@ -16,7 +16,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
     for name, text in COMMANDS.items():
-        module = import_module(f'mobileone_ext.benchmark.{name}')
+        module = import_module(f'benchmarks.{name}')
         subparser = commands.add_parser(name, help=text, description=module.__doc__)
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)

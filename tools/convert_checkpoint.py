@@ -38,7 +38,7 @@ def main():
     args = parse_args()
     if args.branched and not args.images:
         raise ValueError('--branched: needs --images DIR, the statistics of the branches come from images')
-    from mobileone_ext.convert_checkpoint import card_path, convert
+    from mobileone_ext.checkpoints.convert import card_path, convert
 
     layout = 'mmpretrain' if args.to == OWN_NAME else args.to
     original, weights = convert(

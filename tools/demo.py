@@ -29,7 +29,7 @@ def tool(*arguments) -> None:
 def main():
     from mmengine.config import Config
 
-    from mobileone_ext.digits import write_digits
+    from mobileone_ext.data.digits import write_digits
 
     if DATA.exists():
         print(f'digits: {DATA} (there already)', flush=True)

@@ -24,9 +24,9 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
-    from mobileone_ext import export
-    from mobileone_ext.images import Normalise
-    from mobileone_ext.runtime import open_network
+    from mobileone_ext.data.images import Normalise
+    from mobileone_ext.deploy import export
+    from mobileone_ext.deploy.runtime import open_network
 
     export.check_request(args.out, args.format, args.opset)
     model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)

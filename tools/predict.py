@@ -20,8 +20,9 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
-    from mobileone_ext import files, predict
-    from mobileone_ext.images import find_images
+    from mobileone_ext import files
+    from mobileone_ext.data.images import find_images
+    from mobileone_ext.deploy import predict
 
     if args.out:
         predict.check_format(args.out)

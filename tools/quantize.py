@@ -34,8 +34,8 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
-    from mobileone_ext.quantization import pipeline
-    from mobileone_ext.quantization.calibrate import Options
+    from mobileone_ext.deploy.quantization import quantize as pipeline
+    from mobileone_ext.deploy.quantization.calibrate import Options
 
     options = Options(
         per_channel=not args.per_tensor,

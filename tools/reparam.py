@@ -19,7 +19,7 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
-    from mobileone_ext import conversion
+    from mobileone_ext.deploy import reparam as conversion
 
     report = conversion.convert(
         config,

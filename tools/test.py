@@ -20,9 +20,9 @@ def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext import files
-    from mobileone_ext.checkpoints import load_weights
-    from mobileone_ext.evaluation import evaluate
-    from mobileone_ext.training import use_work_dir
+    from mobileone_ext.checkpoints.load import load_weights
+    from mobileone_ext.engine.test import evaluate
+    from mobileone_ext.engine.train import use_work_dir
 
     if args.out:
         files.check_writable(args.out)

@@ -33,7 +33,7 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
-    from mobileone_ext import training
+    from mobileone_ext.engine import train as training
 
     training.use_work_dir(config, args.work_dir)
     config.launcher = args.launcher

@@ -2,7 +2,13 @@
 
 default_scope = 'mmpretrain'
 custom_imports = dict(
-    imports=['mobileone_ext.backbone', 'mobileone_ext.transforms', 'mobileone_ext.recipe'], allow_failed_imports=False
+    imports=[
+        'mobileone_ext.backbone',
+        'mobileone_ext.data.transforms',
+        'mobileone_ext.data.autoaugment',
+        'mobileone_ext.recipe',
+    ],
+    allow_failed_imports=False,
 )
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from ..files import csv_text, write_atomically, write_text
-from ..machine import processor
+from ..provenance import processor
 from .study import Study
 
 # What a run brings home beside variant, seed, status and reason: the keys of the fusion's report.

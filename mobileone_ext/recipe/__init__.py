@@ -1,13 +1,12 @@
 """How a MobileOne is trained: the registered hooks and constructors that configs name."""
 
 from . import (  # noqa: F401
-    autoaugment,
+    channels_last,
     checkpointing,
-    compilation,
+    compile,
     curriculum,
     distillation,
     freeze_norm,
-    layout,
     param_groups,
     schedule,
     seeding,

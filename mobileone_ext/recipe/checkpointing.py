@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from ..checkpoints import read_checkpoint
+from ..checkpoints.load import read_checkpoint
 from ..files import write_atomically
 from ..registry import HOOKS
 

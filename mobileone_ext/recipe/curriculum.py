@@ -12,7 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmpretrain.registry import TRANSFORMS
 
 from ..registry import HOOKS
-from .pipeline import at_size, at_strength, output_size
+from .strength import at_size, at_strength, output_size
 
 _STAGE_KEYS = ('epoch', 'size', 'strength')
 

@@ -13,7 +13,7 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from ..checkpoints import load_strict, load_weights, read_checkpoint
+from ..checkpoints.load import load_strict, load_weights, read_checkpoint
 from ..registry import MODELS
 
 

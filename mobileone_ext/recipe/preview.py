@@ -12,11 +12,11 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook, ParamSchedulerHook
 from mmengine.runner import Runner
 
-from ..data import check_data
+from ..data.check import check_data
 from .curriculum import CurriculumHook, describe, pipelines, stage_at
-from .pipeline import output_size
 from .schedule import ema_decay, named_groups
 from .seeding import SeedEpochHook
+from .strength import output_size
 
 # Schedules that go by iterations are stepped so often in an epoch, however many images there are.
 STEPS = 20

@@ -14,10 +14,11 @@ from mmpretrain.registry import TRANSFORMS
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mobileone_ext import cli, training
+from mobileone_ext import cli
+from mobileone_ext.engine import train as training
 from mobileone_ext.recipe.checkpointing import PlainCheckpointHook
 from mobileone_ext.recipe.curriculum import CurriculumHook, read_stages, stage_at
-from mobileone_ext.recipe.pipeline import at_size, at_strength, output_size
+from mobileone_ext.recipe.strength import at_size, at_strength, output_size
 
 PAPER = [dict(epoch=0, size=160), dict(epoch=37, size=192), dict(epoch=112, size=224)]
 FRACTIONS = [dict(epoch=0.0, size=160), dict(epoch=37 / 300, size=192), dict(epoch=112 / 300, size=224)]

@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 
 from mobileone_ext import cli
-from mobileone_ext.checkpoints import load_weights
+from mobileone_ext.checkpoints.load import load_weights
 from mobileone_ext.recipe.distillation import soft_target_loss
 from mobileone_ext.registry import MODELS
 
@@ -63,7 +63,7 @@ def test_the_teacher_gets_images_normalised_its_own_way(config):
 
 
 def test_training_saves_the_student_alone(config, tmp_path):
-    from mobileone_ext import training
+    from mobileone_ext.engine import train as training
 
     config.work_dir, config.train_cfg.max_epochs = str(tmp_path), 1
     config.param_scheduler, config.train_dataloader.dataset.indices = [], 64

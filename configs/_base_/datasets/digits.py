@@ -1,6 +1,6 @@
 """Handwritten digits, 1,437 to train on and 360 to test on, as PNG files in class folders.
 
-mobileone_ext.digits.write_digits makes data/digits from scikit-learn's copy of the
+mobileone_ext.data.digits.write_digits makes data/digits from scikit-learn's copy of the
 UCI set (8 x 8 scans); no download.
 """
 

@@ -2,7 +2,7 @@
 
 AutoAugment and the growing strength are the paper's; the strengths 0.3, 0.7, 1.0 are
 mmpretrain's, and what strength does to AutoAugment is ours
-(mobileone_ext.recipe.pipeline.at_strength).
+(mobileone_ext.recipe.strength.at_strength).
 """
 
 _base_ = './imagenet_300e.py'

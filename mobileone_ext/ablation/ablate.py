@@ -1,0 +1,161 @@
+"""Run a study: train and fuse every variant with every seed, each in a folder and processes of its own.
+
+    WORK_DIR/results.{csv,md,png}
+    WORK_DIR/VARIANT/seedN.py
+    WORK_DIR/VARIANT/seedN/{run.log,epoch_*.pth,fused.pth,report.json}
+
+A run with a report is finished and skipped; one without goes on from its newest checkpoint.
+"""
+
+import json
+import pprint
+import subprocess
+import sys
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+from mmengine.config import Config
+
+from .. import cli
+from ..engine.train import latest_checkpoint
+from ..files import write_atomically
+from .overrides import override
+from .report import write_results
+from .study import Study, folder_name
+
+TOOLS = Path(__file__).resolve().parents[2] / 'tools'
+
+
+# Many runs, each evaluated once, at its end: no more on disk than going on needs.
+_ONE_CHECKPOINT = {'default_hooks.checkpoint.max_keep_ckpts': 1, 'default_hooks.checkpoint.save_best': None}
+
+
+class Run(NamedTuple):
+    """One variant with one seed."""
+
+    variant: str
+    seed: int
+    config_text: str
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        return self.folder / 'report.json'
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder.with_suffix('.py')  # beside the folder, where training writes a copy of its own
+
+
+def plan(study: Study, base: Config, seeds: Sequence[int], work_dir: Path) -> List[Run]:
+    """Every run of ``study``, its config made and checked.
+
+    Raises:
+        ValueError: naming the variant whose override doesn't fit, or the folder
+            that holds a run of another config.
+    """
+    runs = []
+    for variant, overrides in study.variants.items():
+        try:
+            config = override(base, overrides)
+            cli.check_keys_are_read(config)
+        except ValueError as error:
+            raise ValueError(f'study {study.name}, variant {variant!r}: {error}') from error
+        for seed in seeds:
+            seeded = override(config, {'randomness': dict(config.get('randomness', {}), seed=seed), **_ONE_CHECKPOINT})
+            run = Run(variant, seed, config_text(seeded), work_dir / folder_name(variant) / f'seed{seed}')
+            if run.config_file.exists() and run.config_file.read_text(encoding='utf-8') != run.config_text:
+                raise ValueError(f'{run.folder}: holds a run of another config; remove it or give another --work-dir')
+            runs.append(run)
+    return runs
+
+
+def config_text(config: Config) -> str:
+    """``config`` as a Python file without bases."""
+    values = config.to_dict().items()
+    return ''.join(f'{key} = {pprint.pformat(value, width=120, sort_dicts=False)}\n' for key, value in values)
+
+
+def run_study(study: Study, base_name: str, runs: Sequence[Run], work_dir: Path, launcher: str, processes: int) -> int:
+    """Do the unfinished ``runs``, and bring the results up to date after each.
+
+    Args:
+        launcher, processes: as in :func:`train_command`.
+
+    Returns:
+        How many runs failed; a failure does not keep the others from running.
+    """
+    failures = {}
+    for number, run in enumerate(runs, 1):
+        print(f'[{number}/{len(runs)}] {run.variant}, seed {run.seed}: ', end='', flush=True)
+        if run.report.exists():
+            print(f'finished before, top-1 {read_report(run)["top1_after"]:.2f}')
+            continue
+        print(f'{run.folder}/run.log', flush=True)
+        reason = execute(run, launcher, processes)
+        if reason:
+            failures[run.folder] = reason
+            print(f'    failed: {reason}')
+        else:
+            print(f'    top-1 {read_report(run)["top1_after"]:.2f}')
+        write_results(study, base_name, rows(runs, failures), work_dir)
+    write_results(study, base_name, rows(runs, failures), work_dir)
+    return len(failures)
+
+
+def execute(run: Run, launcher: str, processes: int) -> str:
+    """Train and fuse; an empty string, or the reason of a failure."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with write_atomically(run.config_file) as part:
+        part.write_text(run.config_text, encoding='utf-8')
+    train = [*train_command(launcher, processes), run.config_file, '--work-dir', run.folder, '--resume']
+    reason = _call([*train, '--no-validate'], run.folder / 'run.log')
+    if reason:
+        return reason
+    checkpoint = latest_checkpoint(run.folder)
+    fuse = [sys.executable, TOOLS / 'reparam.py', run.config_file, checkpoint, run.folder / 'fused.pth']
+    # A prediction that flips by rounding is a column of the results here, no reason to lose the run.
+    return _call([*fuse, '--report', run.report, '--max-flips', '1000000'], run.folder / 'run.log')
+
+
+def train_command(launcher: str, processes: int) -> List[str]:
+    """How to start tools/train.py: ``launcher`` none, pytorch or slurm, with so many ``processes``."""
+    start = {
+        'none': [sys.executable],
+        'pytorch': [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}'],
+        'slurm': ['srun', f'--ntasks={processes}', sys.executable],
+    }
+    return [*start[launcher], str(TOOLS / 'train.py'), '--launcher', launcher]
+
+
+def _call(command: Sequence, log: Path) -> str:
+    """Run ``command`` with its output appended to ``log``; an empty string, or why it failed."""
+    with open(log, 'a', encoding='utf-8') as file:
+        file.write(f'$ {" ".join(map(str, command))}\n')
+        file.flush()
+        code = subprocess.run(list(map(str, command)), stdout=file, stderr=subprocess.STDOUT).returncode
+    if code == 0:
+        return ''
+    if code < 0:
+        return f'killed by signal {-code}'
+    lines = [line.strip() for line in log.read_text(encoding='utf-8', errors='replace').splitlines() if line.strip()]
+    errors = [line[len('error: ') :] for line in lines if line.startswith('error: ')]
+    return errors[-1] if errors else lines[-1]
+
+
+def rows(runs: Sequence[Run], failures: Dict[Path, str]) -> List[Dict]:
+    """A row of the results for each run."""
+    return [_row(run, failures.get(run.folder)) for run in runs]
+
+
+def _row(run: Run, failure: Optional[str]) -> Dict:
+    row = dict(variant=run.variant, seed=run.seed)
+    if run.report.exists():
+        return dict(row, status='done', **read_report(run))
+    if failure:
+        return dict(row, status='failed', reason=failure)
+    return dict(row, status='not run')
+
+
+def read_report(run: Run) -> Dict:
+    return json.loads(run.report.read_text(encoding='utf-8'))

@@ -1,0 +1,129 @@
+"""What tools/convert_checkpoint.py does: any MobileOne checkpoint in, any out, with a model card."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Dict, Iterable, Optional, Tuple
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ..files import check_writable, write_atomically, write_text
+from .layouts import BACKBONE, HEAD, OWN
+from .load import Weights, load_weights, to_layout, without_head
+from .model_card import model_card, sha256
+from .structure import read_structure, shapes_of
+
+SUFFIXES = ('.pth', '.pt', '.safetensors')
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    layout: str,
+    backbone_only: bool = False,
+    images: Optional[Path] = None,
+    num_images: int = 128,
+    image_size: int = 224,
+    ema: str = 'auto',
+    trust: bool = False,
+) -> Tuple[Weights, Weights]:
+    """Write the weights in ``source`` to ``destination`` in ``layout``, and a card beside it.
+
+    Args:
+        backbone_only: leave the head out; without this a source must have one.
+        images: un-fuse, calibrated with ``num_images`` images of ``image_size`` pixels from below this folder.
+        ema, trust: see :func:`mobileone_ext.checkpoints.load_weights`.
+
+    Returns:
+        The weights as read and as written.
+
+    Raises:
+        OSError, ValueError: if something is missing or does not fit; then nothing is written.
+    """
+    source, destination = Path(source), Path(destination)
+    check_suffix(destination)
+    check_writable(destination)
+    original = weights = load_weights(source, ema, trust)
+    if backbone_only:
+        weights = backbone_alone(weights)
+    elif weights.num_classes is None:
+        raise ValueError(f'{source}: holds a backbone without a head; --backbone-only accepts it')
+    note = None
+    if images is not None:
+        from .unfuse import calibration_batches
+
+        weights = with_branches(weights, calibration_batches(images, num_images, image_size))
+        note = f'un-fused, calibrated with {num_images} images of {image_size} px'
+    digest = sha256(source)
+    write_weights(destination, weights, layout)
+    card = model_card(destination, layout, weights, source.name, digest, original, note)
+    write_text(card, card_path(destination))
+    return original, weights
+
+
+def card_path(checkpoint: Path) -> Path:
+    """Where the model card of ``checkpoint`` lies."""
+    return checkpoint.with_name(f'{checkpoint.name}.md')
+
+
+def backbone_alone(weights: Weights) -> Weights:
+    """``weights`` without a classifier."""
+    state = without_head(weights.state)
+    return replace(weights, state=state, structure=read_structure(shapes_of(state)))
+
+
+def with_branches(weights: Weights, batches: Iterable[Tensor], seed: int = 0) -> Weights:
+    """Fused ``weights`` of a published variant as branched ones that compute the same, see unfuse.py.
+
+    Args:
+        batches: images to take the statistics of the branches from.
+        seed: of the kernels of the branches that add nothing yet.
+
+    Raises:
+        ValueError: for weights that have branches, or a network without a name.
+    """
+    from ..backbone import MobileOne
+    from .unfuse import unfuse
+
+    structure = weights.structure
+    if structure.form != 'fused':
+        raise ValueError(f'has branches already: {structure}')
+    if structure.variant is None:
+        raise ValueError(f'only the published variants can be un-fused, and this is a {structure}')
+    options = dict(arch=structure.variant, in_channels=structure.in_channels)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fused, branched = MobileOne(**options, deploy=True), MobileOne(**options)
+    backbone = {key[len(BACKBONE) :]: tensor for key, tensor in without_head(weights.state).items()}
+    fused.load_state_dict(backbone)
+    unfuse(fused, branched, batches)
+    state = {BACKBONE + key: tensor for key, tensor in branched.state_dict().items()}
+    state.update({key: tensor for key, tensor in weights.state.items() if key.startswith(HEAD)})
+    return replace(weights, state=state, structure=read_structure(shapes_of(state)))
+
+
+def check_suffix(path: Path) -> None:
+    """Raise ValueError unless ``path`` ends as a checkpoint does."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f'{path}: the file to write ends in {", ".join(SUFFIXES)}')
+
+
+def write_weights(path: Path, weights: Weights, layout: str) -> None:
+    """Write ``weights`` under the names of ``layout``, whole or not at all.
+
+    ``.safetensors`` holds the tensors alone; so does a torch file of Apple's and timm's
+    layout, as theirs do. A torch file of the own layout has them in ``state_dict``.
+
+    Raises:
+        ValueError: for another suffix or layout; OSError if it can't be written.
+    """
+    check_suffix(path)
+    state: Dict[str, Tensor] = to_layout(weights.state, layout)
+    with write_atomically(path) as part:
+        if path.suffix == '.safetensors':
+            # Two names for one tensor, or strides, are more than the format knows.
+            plain = {key: tensor.contiguous().clone() for key, tensor in state.items()}
+            part.write_bytes(save(plain, metadata=dict(format='pt', layout=layout)))
+        else:
+            torch.save(dict(meta={}, state_dict=state) if layout == OWN else state, part)

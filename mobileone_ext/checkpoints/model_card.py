@@ -1,0 +1,66 @@
+"""The page that lies beside a converted checkpoint: what it is, and where it comes from."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Dict, Optional, Union
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from .load import Weights
+
+_BUFFERS = ('running_mean', 'running_var', 'num_batches_tracked')
+
+
+def num_parameters(state: Dict[str, Tensor]) -> int:
+    """How many numbers are learnt; the statistics of batch norm are not."""
+    return sum(tensor.numel() for key, tensor in state.items() if not key.endswith(_BUFFERS))
+
+
+def sha256(path: Union[str, Path]) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for chunk in iter(lambda: file.read(1 << 20), b''):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def model_card(
+    path: Path, layout: str, weights: Weights, source: str, digest: str, original: Weights, note: Optional[str]
+) -> str:
+    """Markdown about the file at ``path``, which holds ``weights`` in ``layout``.
+
+    Args:
+        source, digest, original: the file that it was made from, its sha256, and the weights that were in there.
+        note: what else was done to them.
+    """
+    structure = weights.structure
+    rows = {
+        'network': f'MobileOne-{structure.variant}' if structure.variant else f'MobileOne, widths {structure.widths}',
+        'variant': structure.variant or 'none of the published ones',
+        'form': weights.form,
+        'branches': None if weights.form == 'fused' else ', '.join(map(str, structure.num_conv_branches)),
+        'classes': 'none: a backbone without a head' if weights.num_classes is None else weights.num_classes,
+        'parameters': f'{num_parameters(weights.state):,}',
+        'tensors': f'{len(weights.state):,}',
+        'layout': f'{layout} (also that of mobileone_ext)' if layout == 'mmpretrain' else layout,
+        'file': f'{path.name}, {os.path.getsize(path):,} bytes',
+        'sha256': sha256(path),
+        'source': source,
+        'source sha256': digest,
+        'source layout': f'{original.layout}, {original.form}, taken from {original.source}',
+        'done to it': note or 'renamed; every number is as it was',
+        'written by': f'mobileone_ext {__version__}, torch {torch.__version__}',
+    }
+    table = '\n'.join(f'| {name} | {value} |' for name, value in rows.items() if value is not None)
+    return f"""# {path.name}
+
+| | |
+|---|---|
+{table}
+
+The weights keep the licence of their source.
+"""

@@ -1,0 +1,110 @@
+"""Give fused weights their branches back, for training on from them.
+
+The inverse of MobileOne, arXiv 2206.04040, section 3.2, which has many answers.
+Here the first convolution branch carries the fused kernel, and its batch norm
+undoes the statistics that it applies:
+
+    gamma = sqrt(var + eps), beta = mean + bias   =>   BN(W * x) = W * x + bias
+
+All other branches start with gamma = beta = 0: they add nothing yet, but gamma
+gets a gradient at once, and the kernel behind it as soon as gamma has moved.
+Statistics of every branch come from images, so that a training step, which
+normalises by its own batch, starts from nearly the same function too.
+"""
+
+from pathlib import Path
+from typing import Callable, Iterable, Iterator, List, Tuple, Union
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import transforms
+
+from ..block import MobileOneBlock
+from ..data.check import IMAGE_SUFFIXES
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def calibration_batches(
+    folder: Union[str, Path], num_images: int, image_size: int = 224, batch_size: int = 32
+) -> Iterator[Tensor]:
+    """Batches (N, 3, ``image_size``, ``image_size``) of images from below ``folder``, normalised as for ImageNet.
+
+    Images are spread evenly over the sorted files, so that every class folder has its share.
+
+    Raises:
+        ValueError: if ``folder`` holds no images.
+    """
+    files = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f'{folder}: holds no images to calibrate with')
+    files = [files[i * len(files) // num_images] for i in range(num_images)] if num_images < len(files) else files
+    prepare = transforms.Compose(
+        [
+            transforms.Resize(round(image_size * 256 / 224)),
+            transforms.CenterCrop(image_size),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    for start in range(0, len(files), batch_size):
+        yield torch.stack([prepare(Image.open(file).convert('RGB')) for file in files[start : start + batch_size]])
+
+
+@torch.no_grad()
+def unfuse(fused: nn.Module, branched: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the weights of ``branched`` so that in eval mode it computes what ``fused`` does.
+
+    Both are backbones of one variant, each block of ``branched`` with at least one
+    convolution branch; its other kernels keep their initial values.
+
+    Args:
+        batches: images (N, C, H, W), best of the size to be trained with.
+
+    Raises:
+        ValueError: if there is no image.
+    """
+    pairs = list(zip(_blocks(fused), _blocks(branched)))
+    norms = [module for module in branched.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for source, block in pairs:
+        block.branch_conv_list[0].conv.weight.copy_(source.branch_reparam.weight)
+        block.se.load_state_dict(source.se.state_dict())
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all batches
+
+    fused.eval().to(memory_format=torch.channels_last)  # twice as fast on a CPU
+    branched.train().to(memory_format=torch.channels_last)
+    # The input of each block is the fused network's: the branched one normalises by the batch here, and would differ.
+    hooks = [source.register_forward_pre_hook(_also_through(block)) for source, block in pairs]
+    count = 0
+    for batch in batches:
+        fused(batch.contiguous(memory_format=torch.channels_last))
+        count += len(batch)
+    for hook in hooks:
+        hook.remove()
+    if not count:
+        raise ValueError('no images to calibrate with')
+
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+        norm.weight.zero_()
+        norm.bias.zero_()
+    for source, block in pairs:
+        carrier = block.branch_conv_list[0].norm
+        carrier.weight.copy_((carrier.running_var.double() + carrier.eps).sqrt())
+        carrier.bias.copy_(carrier.running_mean.double() + source.branch_reparam.bias)
+    branched.eval()
+
+
+def _also_through(block: MobileOneBlock) -> Callable[[nn.Module, Tuple[Tensor]], None]:
+    def hook(_, inputs):
+        block(*inputs)
+
+    return hook
+
+
+def _blocks(backbone: nn.Module) -> List[MobileOneBlock]:
+    return [module for module in backbone.modules() if isinstance(module, MobileOneBlock)]

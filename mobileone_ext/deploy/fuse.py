@@ -1,0 +1,65 @@
+"""From trained branches to a deployed network: build what a checkpoint needs, fuse it, write it with its provenance."""
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Union
+
+import mmengine
+import torch
+from mmengine.config import Config
+from mmpretrain.registry import MODELS
+from torch import nn
+
+from .. import __version__
+from ..checkpoints.load import Weights, load_strict
+from .compare import relative_difference
+
+# Relative to the largest output. Rounding the fused weights to float32 costs about 1e-6 for any variant.
+FUSION_TOLERANCE = 1e-4
+
+
+def build_model(config: Config, form: str) -> nn.Module:
+    """The config's classifier in eval mode, its backbone ``'branched'`` or ``'fused'``."""
+    model = copy.deepcopy(config.model)
+    model.backbone.deploy = form == 'fused'
+    return MODELS.build(model).eval()
+
+
+def load_model(config: Config, weights: Weights, name: Union[str, Path]) -> nn.Module:
+    """The config's classifier in the form of ``weights``, loaded strictly; ``name`` is for messages."""
+    model = build_model(config, weights.form)
+    load_strict(model, weights, str(name))
+    return model
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """A fused copy of a classifier in eval mode.
+
+    Raises:
+        ValueError: if the copy does not compute what the branches do.
+    """
+    fused = copy.deepcopy(model)
+    fused.backbone.switch_to_deploy()
+    difference = relative_difference(model.backbone, fused.backbone)
+    if not difference <= FUSION_TOLERANCE:
+        raise ValueError(f'the fusion is wrong: outputs differ by {difference:.1e} of the largest')
+    return fused
+
+
+def save_fused(model: nn.Module, path: Union[str, Path], config: Config, source: Union[str, Path], origin: str) -> None:
+    """Save a fused classifier's weights with ``meta``: source file, its sha256, config, versions.
+
+    Args:
+        source: the checkpoint that the weights come from.
+        origin: the place in that file, e.g. ``'state_dict (EMA)'``.
+    """
+    meta = dict(
+        source=Path(source).name,
+        source_sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest(),
+        source_weights=origin,
+        config=config.pretty_text,
+        versions={'mobileone_ext': __version__, 'torch': str(torch.__version__), 'mmengine': mmengine.__version__},
+    )
+    state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
+    torch.save({'meta': meta, 'state_dict': state}, path)

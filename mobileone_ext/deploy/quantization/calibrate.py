@@ -1,0 +1,255 @@
+"""Int8 in one pass over calibration images: every layer is fitted to the float network given the int8 ones before it.
+
+The simulation computes in float32 what an int8 runtime computes in integers.
+"""
+
+import copy
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Dict, List, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import rounding
+from .chain import Layer, in_chunks, layers_of
+from .equalization import channel_scales, divide_outputs, incoming_range, multiply_inputs, outgoing_range
+from .ranges import METHODS, Grid, choose_grid
+
+POSITIONS = 64  # pixels of each image that a layer's moments are taken at
+GRID_PIXELS = 14  # an activation's range is chosen on at most about this many rows and columns
+INPUT, POOLED = 'input', 'pooled'
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to do; each step can be left out.
+
+    Attributes:
+        per_channel: one weight scale for each output channel instead of one for the layer.
+        equalise, balance: see equalisation.py.
+        absorb_bias: move what a depthwise channel always exceeds into the next layer's bias.
+        correct_bias: fit each bias to the means of the float network.
+        compensate: least squares and compensated rounding instead of rounding to nearest; fits the bias too.
+        ranges: of activations, one of ``METHODS``.
+        ridge: holds least squares to the given weights, see rounding.py.
+        keep: names of layers that stay in float.
+    """
+
+    per_channel: bool = True
+    equalise: bool = True
+    balance: float = 0.5
+    absorb_bias: bool = False
+    correct_bias: bool = True
+    compensate: bool = True
+    ranges: str = 'mse'
+    ridge: float = 10.0
+    keep: Tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.ranges not in METHODS:
+            raise ValueError(f'ranges={self.ranges!r}: allowed are {", ".join(METHODS)}')
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f'balance={self.balance}: allowed is 0 .. 1')
+
+
+@dataclass
+class Int8:
+    """A quantised classifier: float tensors that lie on int8 grids, and the grids.
+
+    Attributes:
+        model: the classifier; its weights are multiples of their scales.
+        weight_scales: (O,) by the layer's name; a layer that stays in float is absent.
+        grids: of the activations that enter int8 layers: by the name of the layer that
+            makes them, ``input``, ``pooled``, and ``NAME.linear`` for what enters an SE.
+    """
+
+    model: nn.Module
+    weight_scales: Dict[str, Tensor] = field(default_factory=dict)
+    grids: Dict[str, Grid] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) for normalised images, as the int8 network gives them."""
+        *convolutions, head = layers_of(self.model)
+        x = self.rounded(INPUT, images)
+        for layer in convolutions:
+            x = self.block(layer, x)
+        return head.linear(self.rounded(POOLED, x.mean((2, 3))))
+
+    def block(self, layer: Layer, x: Tensor) -> Tensor:
+        """What a convolution and all that follows it makes of ``x``."""
+        return self.rounded(layer.name, layer.finish(self.rounded(f'{layer.name}.linear', layer.linear(x))))
+
+    def rounded(self, name: str, x: Tensor) -> Tensor:
+        return self.grids[name].apply(x) if name in self.grids else x
+
+
+@torch.no_grad()
+def quantise(model: nn.Module, images: Tensor, options: Options = Options()) -> Int8:
+    """A quantised copy of a fused classifier.
+
+    Args:
+        images: normalised calibration images (N, C, H, W); no labels are needed.
+
+    Raises:
+        ValueError: if ``options.keep`` names no layer.
+    """
+    names = [layer.name for layer in layers_of(model)]
+    for name in options.keep:
+        if name not in names:
+            raise ValueError(f'keep: no layer {name!r}; the layers are {", ".join(names)}')
+    reference = copy.deepcopy(model).eval()
+    images = images.contiguous(memory_format=torch.channels_last)
+    if options.equalise:
+        equalise(reference, images, options.balance)
+    if options.absorb_bias:
+        absorb_bias(reference, images)
+    result = Int8(copy.deepcopy(reference))
+
+    *convolutions, head = layers_of(reference)
+    *int8_convolutions, int8_head = layers_of(result.model)
+    following = [*convolutions[1:], head]
+    if names[0] not in options.keep:
+        _add_grid(result, INPUT, images, images.new_ones(images.shape[1]), options)
+    wanted, found = images, in_chunks(lambda x: result.rounded(INPUT, x), images)
+    for layer, int8_layer, after in zip(convolutions, int8_convolutions, following):
+        linear = in_chunks(layer.linear, wanted)
+        is_int8 = layer.name not in options.keep
+        if is_int8:
+            inputs, outputs = _at_random_pixels(int8_layer, found, linear)
+            _quantise_layer(result, int8_layer, inputs, outputs, options)
+        wanted = in_chunks(layer.finish, linear)
+        if layer.has_se and is_int8:
+            made = in_chunks(int8_layer.linear, found)
+            _add_grid(result, f'{layer.name}.linear', made, made.new_ones(made.shape[1]), options)
+        found = in_chunks(lambda x: result.block(int8_layer, x), found)  # noqa: B023
+        if is_int8 if after is head else after.name not in options.keep:
+            _add_grid(result, layer.name, found, _importance(after), options)
+            found = in_chunks(result.grids[layer.name].apply, found)
+    if head.name not in options.keep:
+        wanted, found = wanted.mean((2, 3)), found.mean((2, 3))
+        _add_grid(result, POOLED, found, _importance(head), options)
+        inputs, outputs = result.grids[POOLED].apply(found)[None], head.linear(wanted)[None]
+        _quantise_layer(result, int8_head, inputs, outputs, options)
+    return result
+
+
+@torch.no_grad()
+def equalise(model: nn.Module, images: Tensor, balance: float) -> None:
+    """Bring the channels between any two layers to one range, in place; the function stays the same.
+
+    An SE between them reads the divided channels, so it is made to multiply them back.
+    """
+    layers = layers_of(model)
+    for layer, after, largest in zip(layers, layers[1:], largest_activations(layers, images)):
+        scales = channel_scales(largest, outgoing_range(layer.linear), incoming_range(after.linear), balance)
+        divide_outputs(layer.linear, scales)
+        if layer.has_se:
+            multiply_inputs(layer.finish[0].conv1.conv, scales)
+        multiply_inputs(after.linear, scales)
+
+
+def largest_activations(layers: Sequence[Layer], images: Tensor) -> List[Tensor]:
+    """The largest value of each channel (C,) behind every convolution."""
+    largest, x = [], images
+    for layer in layers[:-1]:
+        x = in_chunks(lambda chunk: layer.finish(layer.linear(chunk)), x)  # noqa: B023
+        largest.append(x.amax((0, 2, 3)))
+    return largest
+
+
+@torch.no_grad()
+def absorb_bias(model: nn.Module, images: Tensor) -> None:
+    """High-bias absorption, in place: what a depthwise channel exceeds on all images moves into the next bias.
+
+    ReLU(x) - c = ReLU(x - c) where x >= c >= 0 (Nagel et al. 2019, arXiv 1906.04721, section 4.1.3). Only into a
+    1x1 convolution: zero padding does not know of c. Exact where no x falls below c.
+    """
+    layers = layers_of(model)
+    x = images
+    for layer, after in zip(layers[:-1], layers[1:]):
+        linear = in_chunks(layer.linear, x)
+        x = in_chunks(layer.finish, linear)
+        if layer.is_depthwise and not layer.has_se:
+            shift = linear.amin((0, 2, 3)).clamp_min(0)
+            layer.linear.bias -= shift
+            after.linear.bias += after.linear.weight.flatten(1) @ shift
+            x = x - shift.reshape(1, -1, 1, 1)
+
+
+def _quantise_layer(result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor, options: Options) -> None:
+    """Put ``layer``'s weights on a grid, given samples of its inputs (G, n, I) and the wanted outputs (G, n, O)."""
+    stats = rounding.moments(inputs, outputs)
+    weight = layer.grouped_weight().double()
+    if options.compensate:
+        weight = rounding.least_squares(weight, stats, options.ridge)
+        scales = rounding.choose_scales(weight, stats.inputs, options.per_channel)
+        weight = rounding.round_with_compensation(weight, stats.inputs, scales)
+    else:
+        scales = rounding.choose_scales(weight, stats.inputs, options.per_channel, clips=(1.0,))
+        weight = rounding.to_grid(weight, scales[..., None])
+    if options.correct_bias or options.compensate:
+        layer.linear.bias.copy_(rounding.fitted_bias(weight, stats))
+    layer.linear.weight.copy_(weight.reshape(layer.linear.weight.shape))
+    result.weight_scales[layer.name] = scales.flatten().float()
+
+
+def _add_grid(result: Int8, name: str, x: Tensor, importance: Tensor, options: Options) -> None:
+    if x.dim() == 4 and options.ranges != 'minmax':
+        rows, columns = (max(1, size // GRID_PIXELS) for size in x.shape[2:])
+        x = x[:, :, ::rows, ::columns]
+    result.grids[name] = choose_grid(x, importance, options.ranges)
+
+
+def _importance(layer: Layer) -> Tensor:
+    """Squared weight on each input channel, (C,): what an error there does to the layer's outputs."""
+    weight = layer.linear.weight**2
+    return weight.flatten(1).sum(1) if layer.is_depthwise else weight.transpose(0, 1).flatten(1).sum(1)
+
+
+def _at_random_pixels(layer: Layer, x: Tensor, outputs: Tensor) -> Tuple[Tensor, Tensor]:
+    """Inputs (G, n, I) and outputs (G, n, O) of a convolution at the same few random pixels of each image."""
+    conv = layer.linear
+    images, _, height, width = outputs.shape
+    generator = torch.Generator().manual_seed(0)
+    count = min(POSITIONS, height * width)
+    rows = torch.randint(height, (images, count), generator=generator)
+    columns = torch.randint(width, (images, count), generator=generator)
+    index = torch.arange(images)[:, None].expand(-1, count)
+    outputs = outputs[index, :, rows, columns].flatten(0, 1)  # (n, O)
+    padded = F.pad(x, [conv.padding[0]] * 4)
+    size = conv.kernel_size[0]
+    offsets = [(row * conv.dilation[0], column * conv.dilation[0]) for row in range(size) for column in range(size)]
+    patches = [padded[index, :, rows * conv.stride[0] + r, columns * conv.stride[0] + c] for r, c in offsets]
+    patches = torch.stack([patch.flatten(0, 1) for patch in patches], -1)  # (n, C, K * K)
+    if layer.is_depthwise:
+        return patches.transpose(0, 1), outputs.t()[:, :, None]
+    return patches.flatten(1)[None], outputs[None]
+
+
+@torch.no_grad()
+def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Tensor) -> List[Tuple[str, float]]:
+    """What each layer costs when it alone is int8: Kullback-Leibler divergence from the float network, largest first.
+
+    Args:
+        images, held_out: normalised; the divergence is measured on ``held_out``.
+    """
+    # A fitted layer makes up for the int8 layers before it, which are float here: round to nearest.
+    full = quantise(model, images, dataclasses.replace(options, compensate=False, correct_bias=False))
+    reference = copy.deepcopy(model).eval()
+    if options.equalise:
+        equalise(reference, images, options.balance)
+    expected = in_chunks(Int8(reference), held_out).log_softmax(1)
+    costs = []
+    for layer, quantised in zip(layers_of(reference), layers_of(full.model)):
+        if layer.name not in full.weight_scales:
+            continue
+        alone = Int8(copy.deepcopy(reference), grids={k: v for k, v in full.grids.items() if k == layer.name})
+        for own in layers_of(alone.model):
+            if own.name == layer.name:
+                own.linear.load_state_dict(quantised.linear.state_dict())
+        found = in_chunks(alone, held_out).log_softmax(1)
+        costs.append((layer.name, float(F.kl_div(found, expected, log_target=True, reduction='batchmean'))))
+    return sorted(costs, key=lambda cost: -cost[1])

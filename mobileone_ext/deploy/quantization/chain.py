@@ -1,0 +1,64 @@
+"""A fused classifier as the chain of linear layers that int8 works on.
+
+Legend: N images, C channels, O outputs, I inputs of one output (in_channels / groups * K * K), G groups
+(depthwise: one a channel; otherwise 1).
+"""
+
+from dataclasses import dataclass
+from typing import Callable, List
+
+import torch
+from torch import Tensor, nn
+
+from ...block import MobileOneBlock
+
+CHUNK = 25  # images
+
+
+@dataclass
+class Layer:
+    """A convolution (with what follows it) or the classifier.
+
+    Attributes:
+        name: as in the state dict, e.g. ``backbone.stage1.0``.
+        linear: the ``nn.Conv2d`` or ``nn.Linear``.
+        finish: what turns its output into the next layer's input: SE and activation; not the pooling.
+        has_se: whether SE is part of ``finish``.
+    """
+
+    name: str
+    linear: nn.Module
+    finish: Callable[[Tensor], Tensor]
+    has_se: bool = False
+
+    @property
+    def is_depthwise(self) -> bool:
+        return getattr(self.linear, 'groups', 1) > 1
+
+    def grouped_weight(self) -> Tensor:
+        """The weight as (G, O, I)."""
+        weight = self.linear.weight
+        return weight.flatten(2) if self.is_depthwise else weight.flatten(1)[None]
+
+
+def layers_of(model: nn.Module) -> List[Layer]:
+    """The layers of a fused mmpretrain classifier, in order; they share its tensors.
+
+    Raises:
+        ValueError: for a grouped convolution that is not depthwise, or a branched network.
+    """
+    layers = []
+    for name, block in model.named_modules():
+        if isinstance(block, MobileOneBlock):
+            if not block.deploy:
+                raise ValueError(f'{name} is not fused; int8 needs the fused network')
+            if block.groups not in (1, block.in_channels):
+                raise ValueError(f'{name} has {block.groups} groups; int8 knows depthwise and dense convolutions')
+            finish = nn.Sequential(block.se, block.act)
+            layers.append(Layer(name, block.branch_reparam, finish, not isinstance(block.se, nn.Identity)))
+    return [*layers, Layer('head.fc', model.head.fc, nn.Identity())]
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """``function`` applied to some images at a time."""
+    return torch.cat([function(chunk) for chunk in images.split(CHUNK)])

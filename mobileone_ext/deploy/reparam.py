@@ -1,0 +1,104 @@
+"""What tools/reparam.py does: fuse a checkpoint, write it, read it back, hold it against its source."""
+
+import json
+from typing import Optional
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.runner import Runner
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from ..checkpoints.load import load_weights
+from ..data.check import check_data
+from ..files import check_writable, write_atomically, write_text
+from . import compare, cost, fuse
+
+DEFAULT_SIZE = 224  # pixels, where no image tells
+
+
+def convert(
+    config: Config,
+    checkpoint: str,
+    out: str,
+    ema: str = 'auto',
+    trust: bool = False,
+    report_path: Optional[str] = None,
+    evaluate: bool = True,
+    max_flips: int = 0,
+) -> dict:
+    """Fuse ``checkpoint`` into the file ``out``; the report has the keys of :func:`compare.compare` and more.
+
+    Args:
+        ema, trust: as in :func:`mobileone_ext.checkpoints.load_weights`.
+        report_path: where to write the report as JSON.
+        evaluate: compare source and written file on the config's test set.
+        max_flips: predictions that may change.
+
+    Raises:
+        ValueError: if the source is fused already or does not fit the config, or
+            if more predictions changed; what stood at ``out`` before stands there still.
+    """
+    if report_path:
+        check_writable(report_path)
+    if evaluate:
+        check_data(config, 'test_dataloader')
+    weights = load_weights(checkpoint, ema, trust)
+    if weights.form == 'fused':
+        raise ValueError(f'{checkpoint}: is fused already; tools/convert_checkpoint.py changes its layout')
+    before = fuse.load_model(config, weights, checkpoint)
+
+    with write_atomically(out) as part:
+        fuse.save_fused(fuse.fuse(before), part, config, checkpoint, weights.source)
+        after = fuse.load_model(config, load_weights(part), out)
+        report = dict(checkpoint=checkpoint, weights=str(weights.structure), source=weights.source, out=out)
+        report.update(_compare_on_data(config, before, after) if evaluate else {'input_size': DEFAULT_SIZE})
+        flips = report.get('changed_predictions', 0)
+        if flips > max_flips:
+            raise ValueError(
+                f'{flips} of {report["num_images"]} predictions changed (allowed {max_flips}); {out} is not written'
+            )
+    for name, model in (('before', before), ('after', after)):
+        report[f'params_{name}'] = cost.count_parameters(model)
+        report[f'multiply_adds_{name}'] = cost.count_multiply_adds(model, report['input_size'])
+        report[f'latency_ms_{name}'] = cost.latency(model, report['input_size'])
+    if report_path:
+        write_text(json.dumps(report, indent=2) + '\n', report_path)
+    return report
+
+
+def _compare_on_data(config: Config, before: nn.Module, after: nn.Module) -> dict:
+    loader = Runner.build_dataloader(config.test_dataloader)
+    device = get_device()
+    batches = compare.with_progress(loader, 'comparing predictions')
+    report = compare.compare(before.to(device), after.to(device), batches)
+    return dict(report, input_size=loader.dataset[0]['inputs'].shape[-1])
+
+
+def show(report: dict, console: Optional[Console] = None) -> None:
+    """Print a report of :func:`convert` as a table."""
+    table = Table(title=f'{report["weights"]} ({report["source"]})')
+    for heading in ('', 'branched', 'fused'):
+        table.add_column(heading, justify='right' if heading else 'left')
+
+    def row(name: str, key: str, form: str) -> None:
+        if f'{key}_before' in report:
+            table.add_row(name, *(format(report[f'{key}_{when}'], form) for when in ('before', 'after')))
+
+    row('top-1 (%)', 'top1', '.2f')
+    row('top-5 (%)', 'top5', '.2f')
+    row('parameters', 'params', ',')
+    row(f'multiply-adds at {report["input_size"]} px', 'multiply_adds', ',')
+    row('latency, batch 1 (ms)', 'latency_ms', '.2f')
+    console = console or Console()
+    console.print(table)
+    if 'num_images' in report:
+        console.print(
+            f'{report["changed_predictions"]} of {report["num_images"]} predictions changed; '
+            f'largest logit difference {report["max_abs_logit_diff"]:.1e}, '
+            f'relative {report["max_rel_logit_diff"]:.1e}'
+        )
+    else:
+        console.print('not compared on images (--no-eval); outputs on noise agree')
+    console.print(f'written: {report["out"]}', soft_wrap=True)

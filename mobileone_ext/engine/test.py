@@ -1,0 +1,30 @@
+"""What tools/test.py does: build the network that a checkpoint needs, load it strictly, measure it."""
+
+from typing import Dict
+
+from mmengine.config import Config
+
+from ..checkpoints.load import Weights, load_strict
+from ..data.check import check_data
+from .runner import Runner
+
+
+def evaluate(config: Config, weights: Weights, name: str) -> Dict[str, float]:
+    """Metrics of ``weights`` on the config's test set, with ``num_images``.
+
+    Args:
+        config: as for training; its ``work_dir`` gets the log.
+        name: of the checkpoint, for messages.
+
+    Raises:
+        ValueError: for missing data, or weights of another network.
+    """
+    check_data(config, 'test_dataloader')
+    config.model.backbone.deploy = weights.form == 'fused'
+    config.load_from, config.resume = None, False
+    config.custom_hooks = [hook for hook in config.get('custom_hooks', []) if hook['type'] != 'EMAHook']
+    runner = Runner.from_cfg(config)
+    model = getattr(runner.model, 'module', runner.model)
+    load_strict(model, weights, name)
+    metrics = runner.test()
+    return {**metrics, 'num_images': len(runner.test_dataloader.dataset)}

@@ -1,0 +1,136 @@
+"""What tools/train.py does: options into the config, checks, resuming, training."""
+
+import re
+from pathlib import Path
+from typing import Iterator, Optional, Union
+
+import torch
+from mmengine.config import Config
+
+from ..checkpoints.load import read_checkpoint
+from ..data.check import check_data
+from .runner import Runner
+
+
+def use_work_dir(config: Config, work_dir: Optional[str], task: str = '') -> None:
+    """Set ``config.work_dir``: the option, else the config's, else ``work_dirs/CONFIG/task``."""
+    config.work_dir = work_dir or config.get('work_dir') or str(Path('work_dirs', Path(config.filename).stem, task))
+    if Path(config.work_dir).is_file():
+        raise ValueError(f'work dir {config.work_dir}: is a file; --work-dir names a folder')
+
+
+def use_amp(config: Config) -> None:
+    """Train in mixed precision.
+
+    Raises:
+        ValueError: without a GPU, which mmengine's AMP needs.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError('--amp: mixed precision needs a GPU, and none is visible; leave --amp out')
+    config.optim_wrapper.type = 'AmpOptimWrapper'
+    config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def use_scaled_lr(config: Config) -> None:
+    """Scale the learning rate by (GPUs x batch size) / the config's base batch size."""
+    if 'auto_scale_lr' not in config:
+        raise ValueError('--auto-scale-lr: the config has no auto_scale_lr=dict(base_batch_size=...) to scale from')
+    config.auto_scale_lr.enable = True
+
+
+def use_accumulation(config: Config, batches: int) -> None:
+    """Step the optimizer once in so many ``batches``; the moving average follows, and so does a scaled lr.
+
+    Raises:
+        ValueError: unless ``batches`` is 1 or more.
+    """
+    if batches < 1:
+        raise ValueError(f'--accumulate {batches}: must be 1 or more')
+    config.optim_wrapper.accumulative_counts = batches
+    for hook in config.get('custom_hooks', []):
+        if str(hook['type']).endswith('EMAHook'):
+            hook['interval'] = batches * hook.get('interval', 1)
+    if 'auto_scale_lr' in config:
+        config.auto_scale_lr.base_batch_size /= batches
+
+
+def use_compile(config: Config) -> None:
+    """Compile the backbone; the first step of each image size takes a minute or more."""
+    config.custom_hooks = [*config.get('custom_hooks', []), dict(type='mobileone_ext.CompileHook')]
+
+
+def skip_validation(config: Config) -> None:
+    config.val_cfg = config.val_dataloader = config.val_evaluator = None
+
+
+def use_checkpoint(config: Config, checkpoint: Union[str, Path]) -> None:
+    """Resume from ``checkpoint``, with its seed unless the config sets one.
+
+    mmengine adopts the seed too late for the data order.
+    """
+    meta = read_training_checkpoint(checkpoint)['meta']
+    config.resume, config.load_from = True, str(checkpoint)
+    if config.setdefault('randomness', {}).get('seed') is None:
+        config.randomness.seed = meta.get('seed')
+
+
+def read_training_checkpoint(path: Union[str, Path]) -> dict:
+    """The checkpoint at ``path`` if a run can go on from it.
+
+    Raises:
+        ValueError: if it cannot be read, or holds weights alone.
+    """
+    checkpoint = read_checkpoint(path)
+    needed = ('meta', 'state_dict', 'optimizer', 'message_hub')
+    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in needed):
+        raise ValueError(
+            f'{path}: not a training checkpoint, so a run cannot be resumed from it (a fused or weights-only file?); '
+            'resume from work_dirs/.../epoch_N.pth'
+        )
+    return checkpoint
+
+
+def saved_checkpoints(work_dir: Union[str, Path]) -> Iterator[Path]:
+    """The periodic checkpoints in ``work_dir``, newest first."""
+    numbered = {path: re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', path.name) for path in Path(work_dir).glob('*.pth')}
+    return iter(sorted((p for p in numbered if numbered[p]), key=lambda p: -int(numbered[p].group(1))))
+
+
+def latest_checkpoint(work_dir: Union[str, Path]) -> Optional[Path]:
+    """The newest checkpoint in ``work_dir`` that is whole, None if there is none at all.
+
+    Broken ones are named and passed over.
+
+    Raises:
+        ValueError: if all are broken.
+    """
+    broken = 0
+    for path in saved_checkpoints(work_dir):
+        try:
+            read_training_checkpoint(path)
+        except (ValueError, OSError) as error:
+            print(f'passed over: {error}')
+            broken += 1
+        else:
+            return path
+    if broken:
+        raise ValueError(f'{work_dir}: none of its {broken} checkpoints can be resumed from')
+    return None
+
+
+def train(config: Config) -> Runner:
+    """Check the data and train; the runner comes back with the trained model.
+
+    Raises:
+        ValueError: for missing data, or a work dir that holds another run's
+            checkpoints while ``config.resume`` is off.
+    """
+    check_data(config, 'train_dataloader', 'val_dataloader')
+    if not config.get('resume') and next(saved_checkpoints(config.work_dir), None):
+        raise ValueError(
+            f'{config.work_dir}: holds checkpoints of an earlier run; '
+            '--resume goes on with it, --work-dir names another folder'
+        )
+    runner = Runner.from_cfg(config)
+    runner.train()
+    return runner

@@ -1,0 +1,92 @@
+"""The latency benchmark: turns, statistics, tables and a small real run."""
+
+import argparse
+import csv
+import functools
+
+import pytest
+from benchmarks import infer
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+
+
+def test_cases_take_turns_and_one_is_open_at_a_time():
+    events, shapes = [], []
+
+    class Call:
+        def __init__(self, name, *_):
+            self.name = name
+            events.append(f'open {name}')
+
+        def __call__(self, images):
+            shapes.append((self.name, images.shape))
+
+        def __del__(self):
+            events.append(f'close {self.name}')
+
+    openers = {
+        infer.Case(name, 'onnx', batch, 1): functools.partial(Call, name)
+        for name, batch in (('mobileone_s0', 1), ('repvgg_a0', 2))
+    }
+    times = infer.measure(openers, turns=3, seconds=0)
+    once = ['open mobileone_s0', 'close mobileone_s0', 'open repvgg_a0', 'close repvgg_a0']
+    assert events == once * 3
+    assert set(shapes) == {('mobileone_s0', (1, 3, 224, 224)), ('repvgg_a0', (2, 3, 224, 224))}
+    assert [len(values) for values in times.values()] == [6, 6]
+
+
+@pytest.mark.parametrize(('seconds', 'counted'), [(0, 2), (0.5, 4)])
+def test_calls_are_timed_after_a_warm_up(seconds, counted, monkeypatch):
+    """By a clock that only calls move: 5 s to warm up, then 125 ms each."""
+    clock, durations = [0.0], iter([5, *[0.125] * 9])
+    monkeypatch.setattr(infer.time, 'perf_counter', lambda: clock[0])
+
+    def call(_):
+        clock[0] += next(durations)
+
+    assert infer.time_calls(call, None, seconds) == [125.0] * counted
+
+
+def test_statistics_and_tables():
+    times = {
+        infer.Case('mobileone_s0', 'onnx', 1, 1): [float(value) for value in range(1, 102)],
+        infer.Case('mobileone_s0', 'onnx', 32, 1): [8.0],
+    }
+    rows = infer.summarise(times)
+    assert (rows[0]['median_ms'], rows[0]['p5_ms'], rows[0]['p95_ms'], rows[0]['calls']) == (51, 6, 96, 101)
+    table = infer.as_markdown(rows)
+    assert '| mobileone_s0 | onnx | 51.00 (6.00 to 96.00) | 8.00 (8.00 to 8.00) |' in table
+    (first, _) = csv.DictReader(infer.as_csv(rows).splitlines())
+    assert (first['published_top1'], first['published_by']) == ('71.4', 'MobileOne, Table 9')
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    infer.add_arguments(parser)
+    infer.run(parser.parse_args(list(map(str, arguments))))
+
+
+def test_small_run_writes_tables_and_picture(tmp_path):
+    networks = ('--networks', 'mobileone_s0', 'timm_mobileone_s0')
+    run(*networks, '--turns', 1, '--seconds', 0, '--batches', 1, '--threads', 1, '--out', tmp_path)
+    rows = list(csv.DictReader((tmp_path / 'latency.csv').open()))
+    assert [(row['network'], row['form']) for row in rows] == [
+        *(('mobileone_s0', form) for form in infer.FORMS),
+        *(('timm_mobileone_s0', form) for form in ('fused', 'onnx', 'openvino')),
+    ]
+    assert (tmp_path / 'latency.png').stat().st_size > 10_000
+    assert 'onnxruntime' in (tmp_path / 'latency.md').read_text()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('--networks', 'resnet50'), "argument --networks: invalid choice: 'resnet50' (choose from 'mobileone_s0'"),
+        (('--forms', 'tflite'), "argument --forms: invalid choice: 'tflite' (choose from 'branched'"),
+        (('--turns', '0'), 'at least 1'),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, tmp_path, capsys):
+    with pytest.raises((ValueError, SystemExit)) as caught:
+        run(*arguments, '--out', tmp_path)
+    assert message in f'{caught.value}{capsys.readouterr().err}'

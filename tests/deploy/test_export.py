@@ -1,0 +1,192 @@
+"""Exported files: what is in the graph, that it computes what PyTorch does, and what is refused."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import randomise_norms
+from PIL import Image
+
+from mobileone_ext import cli
+from mobileone_ext.data.images import Normalise
+from mobileone_ext.deploy import export, fuse
+from mobileone_ext.deploy.runtime import open_network
+
+S0, S4 = 'configs/mobileone_s0_8xb32.py', 'configs/mobileone_s4_8xb32.py'
+pytestmark = pytest.mark.filterwarnings('ignore')
+
+
+def classifier(path, form='fused', **backbone):
+    config = cli.load_config(path)
+    config.model.backbone.update(backbone)
+    torch.manual_seed(0)
+    return config, randomise_norms(fuse.build_model(config, form))
+
+
+@pytest.fixture(scope='module')
+def s0(tmp_path_factory):
+    """Config, branched model and its checkpoint file."""
+    config, model = classifier(S0, 'branched')
+    path = tmp_path_factory.mktemp('s0') / 's0.pth'
+    torch.save(model.state_dict(), path)
+    return config, model, path
+
+
+@pytest.mark.parametrize(
+    ('path', 'expected'),
+    [
+        (S0, dict(Conv=43, Relu=43, GlobalAveragePool=1, Flatten=1, Gemm=1)),
+        (S4, dict(Conv=67, Relu=55, GlobalAveragePool=13, Sigmoid=12, Mul=12, Flatten=1, Gemm=1)),
+    ],
+)
+def test_graph_holds_nothing_else(path, expected):
+    _, model = classifier(path)
+    for name, parameter in model.named_parameters():  # equal biases would share one initialiser through Identity
+        if name.endswith('bias'):
+            torch.nn.init.normal_(parameter)
+    proto = export.onnx_proto(export.DeployNet(model), torch.zeros(2, 3, 64, 64), 17, dynamic_batch=True)
+    assert Counter(node.op_type for node in proto.graph.node) == expected
+
+
+@pytest.mark.parametrize('inside', [False, True])
+@pytest.mark.parametrize('form', ['onnx', 'torchscript', 'openvino'])
+def test_file_computes_what_the_branched_model_does(s0, form, inside, tmp_path):
+    config, model, checkpoint = s0
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0)).float()
+    mean = torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1)
+    std = torch.tensor([58.395, 57.12, 57.375]).reshape(3, 1, 1)
+    images = (pixels - mean) / std
+    with torch.no_grad():
+        expected = model.double()(images.double())
+        model.float()
+
+    net = export.DeployNet(export.load_fused(config, str(checkpoint)), Normalise(config) if inside else None, inside)
+    out = tmp_path / f'net{export.SUFFIX[form]}'
+    metadata = export.describe(config, str(checkpoint), normalise=inside, softmax=inside)
+    export.export(net, out, form, size=64, metadata=metadata)
+    network = open_network(out)
+    if inside:
+        expected = expected.softmax(1)
+    for opened in (network, open_network(out, threads=1, batch=3)):
+        found = torch.from_numpy(np.array(opened((pixels if inside else images).numpy()))).double()
+        assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
+    assert network.metadata == metadata
+    assert json.loads(network.metadata['labels'])[:2] == ['tench, Tinca tinca', 'goldfish, Carassius auratus']
+    assert network.metadata['output'] == ('probabilities' if inside else 'logits')
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == sorted(
+        {out.suffix, *(['.bin'] * (form == 'openvino'))}
+    )
+
+
+@pytest.mark.parametrize('opset', [13, 17, 21])
+@pytest.mark.parametrize('dynamic_batch', [True, False])
+def test_opset_and_batch_are_as_asked(s0, opset, dynamic_batch, tmp_path):
+    config, _, checkpoint = s0
+    net = export.DeployNet(export.load_fused(config, str(checkpoint)))
+    export.export(net, tmp_path / 'net.onnx', 'onnx', 64, opset, dynamic_batch)
+    proto = onnx.load(tmp_path / 'net.onnx')
+    assert proto.opset_import[0].version == opset
+    network = open_network(tmp_path / 'net.onnx')
+    assert network.fixed_batch != dynamic_batch
+    images = np.random.default_rng(0).standard_normal((2, 3, 64, 64), np.float32)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(images)).numpy()
+    for opened in (network, open_network(tmp_path / 'net.onnx', batch=2)):
+        np.testing.assert_allclose(opened(images), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_coreml_program(s0, tmp_path):
+    import coremltools
+
+    config, _, checkpoint = s0
+    net = export.DeployNet(export.load_fused(config, str(checkpoint)))
+    export.export(net, tmp_path / 'net.mlpackage', 'coreml', 64, metadata=dict(output='logits'))
+    spec = coremltools.models.MLModel(str(tmp_path / 'net.mlpackage'), skip_model_load=True).get_spec()
+    operations = Counter(
+        operation.type
+        for block in spec.mlProgram.functions['main'].block_specializations.values()
+        for operation in block.operations
+    )
+    assert operations['conv'] == operations['relu'] == 43
+    assert operations['linear'] == 1
+    assert spec.description.metadata.userDefined['output'] == 'logits'
+
+
+@pytest.mark.parametrize(
+    ('out', 'form', 'opset', 'error', 'message'),
+    [
+        ('net.onnx', 'tflite', 17, ValueError, "'tflite'.*onnx, torchscript, openvino, coreml"),
+        ('net.onnx', 'onnx', 9, ValueError, r'opset 9: allowed are 13 \.\. 21'),
+        ('net.pt', 'onnx', 17, ValueError, r'\*\.onnx'),
+        ('missing/net.onnx', 'onnx', 17, OSError, 'no such folder'),
+    ],
+)
+def test_what_cannot_be_done_is_said_first(out, form, opset, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        export.check_request(tmp_path / out, form, opset)
+
+
+def write_images(folder, count=3):
+    folder.mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (300, 260, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f'{number}.png')
+    (folder / 'broken.png').write_bytes(b'not a picture')
+    return folder
+
+
+def test_refused_file_does_not_take_its_place(s0, tmp_path):
+    config, _, checkpoint = s0
+    net = export.DeployNet(export.load_fused(config, str(checkpoint)))
+    other = export.DeployNet(export.load_fused(config, str(checkpoint)))
+    with torch.no_grad():
+        other.fc.bias[7] = 1e9
+    images = write_images(tmp_path / 'images')
+    out = tmp_path / 'net.onnx'
+    out.write_text('older')
+
+    def check(path):
+        return export.compare(config, other, open_network(path), str(images), 10)
+
+    with pytest.raises(ValueError, match='3 of 3 predictions changed'):
+        export.export(net, out, 'onnx', metadata={}, check=check)
+    assert out.read_text() == 'older'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['images', 'net.onnx']
+
+
+def test_tool_fuses_exports_and_compares(s0, run_tool, tmp_path):
+    _, _, checkpoint = s0
+    images = write_images(tmp_path / 'images')
+    code, text = run_tool('export', S0, checkpoint, tmp_path / 'net.onnx', '--images', images)
+    assert code == 0, text
+    assert '3 images: 0 predictions changed' in text
+    assert 'broken.png: not a readable image' in text
+    code, text = run_tool('export', S0, checkpoint, tmp_path / 'net.tflite', '--format', 'tflite')
+    assert (code, text.count('\n')) == (1, 1)
+    assert "error: format 'tflite' is not supported" in text
+
+
+def test_options_of_the_tool(s0, run_tool, tmp_path):
+    _, _, checkpoint = s0
+    options = ('--fixed-batch', '--opset', 13, '--size', 64, '--normalise', '--softmax')
+    code, text = run_tool('export', S0, checkpoint, tmp_path / 'net.onnx', *options)
+    assert code == 0, text
+    proto = onnx.load(tmp_path / 'net.onnx')
+    assert proto.opset_import[0].version == 13
+    assert [axis.dim_value for axis in proto.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 64, 64]
+    network = open_network(tmp_path / 'net.onnx')
+    assert network.metadata['input'] == 'pixels 0..255'
+    assert network(np.full((1, 3, 64, 64), 100, np.float32)).sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('form', ['onnx', 'torchscript', 'openvino'])
+def test_apples_s0_on_1300_images(form, shared, run_tool, tmp_path):
+    weights, images = shared('weights', 'apple_mobileone_s0_fused.pth'), shared('data', 'ilsvrc_val_1300', 'val')
+    out = tmp_path / f'net{export.SUFFIX[form]}'
+    code, text = run_tool('export', S0, weights, out, '--format', form, '--images', images)
+    assert code == 0, text
+    assert '1300 images: 0 predictions changed' in text

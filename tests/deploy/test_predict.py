@@ -1,0 +1,119 @@
+"""Predictions of checkpoints and exported files, and what they are written to."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
+from PIL import Image
+
+from mobileone_ext import cli
+from mobileone_ext.data.images import read_images
+from mobileone_ext.deploy import export, fuse, predict
+
+S0 = 'configs/mobileone_s0_8xb32.py'
+pytestmark = pytest.mark.filterwarnings('ignore')
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """A checkpoint, its ONNX file that takes pixels, one that takes normalised ones, and a folder of images."""
+    folder = tmp_path_factory.mktemp('predict')
+    config = cli.load_config(S0)
+    torch.manual_seed(0)
+    model = fuse.build_model(config, 'fused')
+    for module in model.modules():  # or the image is lost on the way to the head
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
+            torch.nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        features = model.backbone(torch.randn(1, 3, 224, 224))[-1].mean((2, 3))
+        model.head.fc.weight.normal_().div_(features.norm())
+    torch.save(model.state_dict(), folder / 'net.pth')
+    for name, inside in (('normalised', False), ('pixels', True)):
+        net = export.DeployNet(model, export.Normalise(config) if inside else None, softmax=inside)
+        metadata = export.describe(config, str(folder / 'net.pth'), inside, inside)
+        export.export(net, folder / f'{name}.onnx', 'onnx', metadata=metadata)
+    (folder / 'images').mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        Image.fromarray(rng.integers(0, 256, (240, 300, 3), np.uint8)).save(folder / 'images' / f'{number}.jpg')
+    (folder / 'images' / 'broken.jpg').write_bytes(b'\xff\xd8nothing')
+    return folder, model
+
+
+def test_every_kind_of_file_predicts_the_same(files, run_tool, tmp_path):
+    folder, model = files
+    results = []
+    for name in ('net.pth', 'normalised.onnx', 'pixels.onnx'):
+        out = tmp_path / f'{name}.json'
+        code, text = run_tool('predict', S0, folder / name, folder / 'images', '--out', out)
+        assert code == 0, text
+        assert 'broken.jpg: not a readable image' in text
+        assert '1 of 3 files' in text
+        results.append(json.loads(out.read_text()))
+    config = cli.load_config(S0)
+    ((_, pixels),) = read_images(config, [folder / 'images' / '0.jpg'], [])
+    mean, std = (torch.tensor(config.model.data_preprocessor[key])[:, None, None] for key in ('mean', 'std'))
+    with torch.no_grad():
+        best = int(model((pixels[None] - mean) / std).argmax())
+    assert results[0][0]['predictions'][0]['label'] == IMAGENET_CATEGORIES[best]
+    for result in results[1:]:
+        for one, other in zip(results[0], result):
+            assert one['image'] == other['image']
+            for a, b in zip(one['predictions'], other['predictions']):
+                assert (a['label'], a['index']) == (b['label'], b['index'])
+                assert a['score'] == pytest.approx(b['score'], rel=1e-3)
+
+
+def test_networks_see_colours_in_their_order(tmp_path):
+    Image.new('RGB', (300, 260), (200, 30, 10)).save(tmp_path / 'red.png')
+    config = cli.load_config(S0)
+    ((_, pixels),) = read_images(config, [tmp_path / 'red.png'], [])
+    assert pixels.shape == (3, 224, 224)
+    assert [channel.unique().tolist() for channel in pixels] == [[200], [30], [10]]
+    config.model.data_preprocessor.to_rgb = False
+    ((_, pixels),) = read_images(config, [tmp_path / 'red.png'], [])
+    assert pixels[:, 0, 0].tolist() == [10, 30, 200]
+
+
+def test_csv_and_pictures(files, run_tool, tmp_path):
+    folder, _ = files
+    out, drawn = tmp_path / 'out.csv', tmp_path / 'drawn'
+    arguments = ('--top', 2, '--out', out, '--draw', drawn)
+    code, text = run_tool('predict', S0, folder / 'net.pth', folder / 'images' / '1.jpg', *arguments)
+    assert code == 0, text
+    rows = list(csv.DictReader(out.open()))
+    assert [row['rank'] for row in rows] == ['1', '2']
+    assert float(rows[0]['score']) > float(rows[1]['score'])
+    with Image.open(drawn / '0000_1.png') as picture:
+        assert picture.width == 320
+        assert picture.height > round(240 * 320 / 300)
+
+
+def test_mistakes_are_one_line(files, run_tool, tmp_path):
+    folder, _ = files
+    (tmp_path / 'empty').mkdir()
+    cases = [
+        ((S0, folder / 'net.pth', tmp_path / 'empty'), 'no images in this folder'),
+        ((S0, folder / 'net.pth', tmp_path / 'nowhere.jpg'), 'nowhere.jpg: no such file'),
+        ((S0, folder / 'net.pth', folder / 'images' / 'broken.jpg'), 'none of the files is a readable image'),
+        ((S0, folder / 'net.pth', folder / 'images', '--out', 'x.txt'), '*.json or *.csv'),
+        ((S0, folder / 'pixels.onnx', folder / 'images', '--cfg-options', 'model.head.num_classes=10'), '1000 classes'),
+        ((S0, tmp_path / 'none.onnx', folder / 'images'), 'none.onnx: no such file'),
+    ]
+    for arguments, message in cases:
+        code, text = run_tool('predict', *arguments)
+        assert code == 1, arguments
+        assert message in text.splitlines()[-1], arguments
+
+
+def test_one_image_is_probabilities(files):
+    folder, model = files
+    config = cli.load_config(S0)
+    pixels = torch.rand(1, 3, 224, 224) * 255
+    found = predict.open_classifier(config, str(folder / 'net.pth'))
+    with torch.no_grad():
+        torch.testing.assert_close(found(pixels).sum(), torch.tensor(1.0))

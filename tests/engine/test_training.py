@@ -1,0 +1,137 @@
+"""Whole runs: resuming after a kill, two processes, averaged weights, files that run no code."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+from conftest import ROOT, TINY, data_options
+from mmengine.optim import build_optim_wrapper
+
+from mobileone_ext import cli
+from mobileone_ext.checkpoints.load import load_weights
+from mobileone_ext.deploy.fuse import build_model
+
+TRAIN = [sys.executable, 'tools/train.py', TINY]
+
+
+def environment():
+    return dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+
+
+def start(work_dir, digits, *options):
+    command = [*TRAIN, '--work-dir', str(work_dir), *options, '--cfg-options', *data_options(digits)[:3]]
+    return subprocess.Popen(
+        command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def assert_equal_values(found, expected, where=''):
+    """Containers and tensors equal bit for bit."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key, value in expected.items():
+            assert_equal_values(found[key], value, f'{where}.{key}')
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), where
+        for index, value in enumerate(expected):
+            assert_equal_values(found[index], value, f'{where}.{index}')
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
+def test_a_killed_run_resumes_to_the_same_bits(digits, tmp_path):
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    undisturbed = start(whole, digits, '--seed', '3')
+    run = start(killed, digits, '--seed', '3')
+    while not (killed / 'epoch_1.pth').exists():
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert not (killed / 'epoch_4.pth').exists(), 'the run was over before it was killed'
+    newest = max(killed.glob('epoch_*.pth'))
+    (killed / 'epoch_9.pth').write_bytes(newest.read_bytes()[:-1000])
+
+    resumed = start(killed, digits, '--resume')  # the seed is the checkpoint's
+    log, _ = resumed.communicate()
+    assert resumed.returncode == 0, log
+    assert undisturbed.wait() == 0
+    assert 'passed over' in log and 'epoch_9.pth' in log
+    assert f'resumed epoch: {newest.stem[-1]}' in log
+    assert 'eta: ' in log and 'paramwise_options' not in log and len(log.splitlines()) < 40, log
+
+    expected, found = (torch.load(path / 'epoch_4.pth', weights_only=True) for path in (whole, killed))
+    for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+        assert_equal_values(found[part], expected[part], part)
+    assert not torch.equal(found['state_dict']['head.fc.weight'], found['ema_state_dict']['module.head.fc.weight'])
+
+
+RANK = """
+import sys, torch
+from mobileone_ext import cli
+from mobileone_ext.engine import train as training
+options = dict(option.split('=') for option in sys.argv[2:])
+config = cli.load_config('tests/configs/tiny_digits.py', options)
+config.work_dir, config.launcher, config.randomness.seed = sys.argv[1], 'pytorch', 0
+config.train_cfg.max_epochs = 2
+runner = training.train(config)
+ema = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook').ema_model
+state = dict(model=runner.model.module.state_dict(), ema=ema.state_dict())
+torch.save(state, f'{sys.argv[1]}/rank{torch.distributed.get_rank()}.pt')
+"""
+
+
+def test_two_processes_end_with_the_same_weights(digits, tmp_path):
+    script = tmp_path / 'rank.py'
+    script.write_text(RANK)
+    launch = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29511', str(script)]
+    command = [sys.executable, *launch, str(tmp_path), *data_options(digits)[:3]]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = (torch.load(tmp_path / f'rank{rank}.pt', weights_only=True) for rank in (0, 1))
+    assert_equal_values(first, second)
+
+
+def test_dist_train_launches_the_tool(digits, tmp_path):
+    command = ['bash', 'tools/dist_train.sh', TINY, '2', '--work-dir', str(tmp_path), '--no-validate']
+    options = ['--cfg-options', 'train_cfg.max_epochs=1', *data_options(digits)[:3]]
+    bin_folder = os.path.dirname(sys.executable)
+    env = dict(environment(), MASTER_PORT='29512', PATH=f'{bin_folder}:{os.environ["PATH"]}')
+    done = subprocess.run([*command, *options], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / 'epoch_1.pth').exists()
+
+
+def test_checkpoints_are_plain_and_best_is_kept(tiny_run):
+    files = sorted(tiny_run.glob('*.pth'))
+    assert [path.name for path in files if path.name.startswith('epoch')] == [f'epoch_{i}.pth' for i in (2, 3, 4)]
+    assert any(path.name.startswith('best') for path in files)
+    for path in files:
+        torch.load(path, weights_only=True)
+
+
+def test_averaged_weights_are_found_and_differ(tiny_run):
+    path = str(tiny_run / 'epoch_4.pth')
+    averaged, trained = load_weights(path), load_weights(path, ema='off')
+    assert averaged.ema and not trained.ema
+    assert not torch.equal(averaged.state['head.fc.weight'], trained.state['head.fc.weight'])
+
+
+def test_the_run_leaves_curves_and_its_config(tiny_run):
+    assert list(tiny_run.rglob('events.out.tfevents.*'))
+    assert (tiny_run / 'tiny_digits.py').exists()
+
+
+def test_normalisation_layers_do_not_decay():
+    config = cli.load_config('configs/mobileone_s0_8xb32.py')
+    model = build_model(config, 'branched')
+    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
+    norms = {id(p) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()}
+    decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
+    assert len(groups) == 2 and len(decay) == len(list(model.parameters()))
+    assert all(value == (0.0 if key in norms else 1e-4) for key, value in decay.items())

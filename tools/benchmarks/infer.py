@@ -1,0 +1,319 @@
+"""Latency of deployed networks: MobileOne in every form, and the paper's peers folded and exported the same way.
+
+Every case is opened, warmed up, called for a moment and closed again before the next one's turn, several times
+round: a slow minute of the machine meets all of them, no idle thread pool disturbs, and memory holds one case at a
+time. Weights are random: they cost the same time as trained ones.
+"""
+
+import argparse
+import copy
+import functools
+import itertools
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from statistics import median
+from typing import Callable, Dict, List, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mobileone_ext.arch import ARCHS, stage_widths
+from mobileone_ext.backbone import MobileOne
+from mobileone_ext.deploy.compare import with_progress
+from mobileone_ext.deploy.runtime import open_network
+from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
+from mobileone_ext.provenance import machine
+
+FORMS = ('branched', 'fused', 'onnx', 'int8', 'openvino')
+SIZE = 224
+QUICK = ('mobileone_s0', 'mobileone_s1', 'mobilenetv2_100', 'mobilenetv3_small_100', 'efficientnet_b0')
+
+# Published ImageNet top-1 and whose number it is.
+PUBLISHED = {
+    **{
+        f'mobileone_{name}': (top1, 'MobileOne, Table 9')
+        for name, top1 in dict(s0=71.4, s1=75.9, s2=77.4, s3=78.1, s4=79.4).items()
+    },
+    'timm_mobileone_s0': (71.4, 'MobileOne, Table 9'),
+    'mobilenetv2_100': (72.0, 'Sandler et al. 2018'),
+    'mobilenetv3_large_100': (75.2, 'Howard et al. 2019'),
+    'mobilenetv3_small_100': (67.4, 'Howard et al. 2019'),
+    'efficientnet_b0': (77.1, 'Tan & Le 2019'),
+    'mnasnet_a1': (75.2, 'Tan et al. 2019'),
+    'repvgg_a0': (72.41, 'Ding et al. 2021'),
+    'shufflenet_v2_x1_0': (69.4, 'Ma et al. 2018'),
+}
+NETWORKS = tuple(PUBLISHED)
+
+
+class Case(NamedTuple):
+    network: str
+    form: str
+    batch: int
+    threads: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--quick', action='store_true', help='five networks and short turns: two to three minutes')
+    names = dict(nargs='+', metavar='NAME')
+    parser.add_argument('--networks', choices=NETWORKS, help=f'some of {", ".join(NETWORKS)} (all)', **names)
+    parser.add_argument('--forms', choices=FORMS, default=FORMS, help=f'some of {", ".join(FORMS)} (all)', **names)
+    parser.add_argument('--batches', nargs='+', type=int, default=[1, 32], metavar='N', help='images at a time (1 32)')
+    parser.add_argument('--threads', nargs='+', type=int, default=[1, 2], metavar='N', help='(1 2)')
+    parser.add_argument('--turns', type=int, metavar='N', help='of each case (3; quick: 2)')
+    parser.add_argument('--seconds', type=float, metavar='S', help='of a turn; at least two calls (0.3; quick: 0.1)')
+    parser.add_argument(
+        '--out', default='work_dirs/benchmark_infer', metavar='DIR', help='for latency.csv, .md and .png'
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table and write it with its picture to ``args.out``."""
+    networks = args.networks or (QUICK if args.quick else NETWORKS)
+    turns, seconds = (2, 0.1) if args.quick else (3, 0.3)
+    turns = turns if args.turns is None else args.turns
+    seconds = seconds if args.seconds is None else args.seconds
+    if min(turns, *args.batches, *args.threads) < 1:
+        raise ValueError('--turns, --batches and --threads: at least 1')
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out / 'latency.csv')
+
+    head = f'{machine("torch", "onnxruntime", "openvino", "timm")}; {SIZE} px'
+    print(head)
+    with tempfile.TemporaryDirectory() as folder:
+        openers = {}
+        for name in with_progress(networks, 'fold and export'):
+            for form, opener in prepare(name, args.forms, Path(folder)).items():
+                for batch, threads in itertools.product(args.batches, args.threads):
+                    openers[Case(name, form, batch, threads)] = functools.partial(opener, threads, batch)
+        rows = summarise(measure(openers, turns, seconds))
+    report = f'{head}\n\n{as_markdown(rows)}'
+    print(report)
+    write_text(as_csv(rows), out / 'latency.csv')
+    write_text(report, out / 'latency.md')
+    draw(rows, out / 'latency.png')
+    print(f'written: {out}/latency.csv, .md, .png')
+
+
+def measure(openers: Dict[Case, Callable[[], Callable]], turns: int, seconds: float) -> Dict[Case, List[float]]:
+    """Milliseconds of each call of each case; one case is open at a time."""
+    times = {case: [] for case in openers}
+    for turn in range(turns):  # no progress bar: it would take its share of the processor
+        print(f'turn {turn + 1} of {turns}: {len(openers)} cases', flush=True)
+        for case, opener in openers.items():
+            images = np.random.default_rng(0).standard_normal((case.batch, 3, SIZE, SIZE), np.float32)
+            times[case] += time_calls(opener(), images, seconds)
+    return times
+
+
+def time_calls(call: Callable[[np.ndarray], object], images: np.ndarray, seconds: float) -> List[float]:
+    """Milliseconds of each call for ``seconds``, at least two, after warming up for a fifth of it."""
+    _repeat(call, images, seconds / 5, 1)
+    return _repeat(call, images, seconds, 2)
+
+
+def _repeat(call: Callable[[np.ndarray], object], images: np.ndarray, seconds: float, least: int) -> List[float]:
+    times = []
+    while len(times) < least or sum(times) < seconds * 1e3:
+        start = time.perf_counter()
+        call(images)
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def summarise(times: Dict[Case, List[float]]) -> List[dict]:
+    """A row for each case: median, 5th and 95th percentile in ms, and the number of calls."""
+    return [
+        dict(
+            **case._asdict(),
+            median_ms=float(median(values)),
+            p5_ms=float(np.percentile(values, 5)),
+            p95_ms=float(np.percentile(values, 95)),
+            calls=len(values),
+        )
+        for case, values in times.items()
+    ]
+
+
+def prepare(name: str, forms: Sequence[str], folder: Path) -> Dict[str, Callable[[int, int], Callable]]:
+    """For each form that the network has: a function that opens it for a number of threads and a batch size."""
+    branched = build(name)
+    net = fold(name, branched)
+    own = name.startswith('mobileone_')
+    openers = {}
+    if 'branched' in forms and own:
+        openers['branched'] = lambda threads, _: _torch_call(branched, threads)
+    if 'fused' in forms:
+        openers['fused'] = lambda threads, _: _torch_call(net, threads)
+    onnx_file = folder / f'{name}.onnx'
+    if 'onnx' in forms or 'openvino' in forms:
+        _export(net, onnx_file)
+    if 'onnx' in forms:
+        openers['onnx'] = functools.partial(open_network, onnx_file)
+    if 'int8' in forms and own:
+        int8_file = folder / f'{name}_int8.onnx'
+        _export_int8(net, int8_file)
+        openers['int8'] = functools.partial(open_network, int8_file)
+    if 'openvino' in forms:
+        import openvino
+
+        openvino_file = folder / f'{name}.xml'
+        openvino.save_model(openvino.convert_model(onnx_file), openvino_file, compress_to_fp16=False)
+        openers['openvino'] = functools.partial(open_network, openvino_file)
+    return openers
+
+
+class _Classifier(nn.Module):
+    """A MobileOne classifier with the attributes of mmpretrain's, which export and int8 read."""
+
+    def __init__(self, arch: str):
+        super().__init__()
+        self.backbone = MobileOne(arch)
+        self.head = nn.Module()
+        self.head.fc = nn.Linear(stage_widths(ARCHS[arch])[-1], 1000)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head.fc(self.backbone(images)[-1].mean((2, 3)))
+
+
+def build(name: str) -> nn.Module:
+    """The network as it is trained, in eval mode."""
+    torch.manual_seed(0)
+    if name.startswith('mobileone_'):
+        return _Classifier(name.split('_')[1]).eval()
+    if name == 'shufflenet_v2_x1_0':
+        import torchvision
+
+        return torchvision.models.shufflenet_v2_x1_0().eval()
+    import timm
+
+    # timm calls the search result MNASNet-A1 by its other name.
+    names = {'timm_mobileone_s0': 'mobileone_s0', 'mnasnet_a1': 'semnasnet_100'}
+    return timm.create_model(names.get(name, name)).eval()
+
+
+def fold(name: str, net: nn.Module) -> nn.Module:
+    """The network as it is deployed: branches fused, batch norm folded into convolutions."""
+    if name.startswith('mobileone_'):
+        net = copy.deepcopy(net)
+        net.backbone.switch_to_deploy()
+        return net
+    from timm.utils.model import reparameterize_model
+    from torch.fx.experimental.optimization import fuse as fold_batch_norm
+
+    if name.startswith(('timm_mobileone', 'repvgg')):
+        net = reparameterize_model(net)
+    return fold_batch_norm(net)
+
+
+@torch.no_grad()
+def _export(net: nn.Module, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the exporter announces its successor
+        torch.onnx.export(
+            net,
+            (torch.zeros(2, 3, SIZE, SIZE),),
+            str(path),
+            input_names=['image'],
+            output_names=['output'],
+            opset_version=17,
+            dynamo=False,
+            dynamic_axes={'image': {0: 'batch'}, 'output': {0: 'batch'}},
+        )
+
+
+def _export_int8(net: nn.Module, path: Path) -> None:
+    from mobileone_ext.deploy import export
+    from mobileone_ext.deploy.quantization.calibrate import Options, quantise
+    from mobileone_ext.deploy.quantization.qdq import insert_qdq
+
+    # Rounded to nearest: the time of an int8 kernel does not depend on its numbers.
+    int8 = quantise(net, torch.randn(2, 3, SIZE, SIZE), Options(equalise=False, compensate=False, ranges='minmax'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        proto = export.onnx_proto(export.DeployNet(int8.model), torch.zeros(2, 3, SIZE, SIZE), 17, True)
+    export.write_onnx(insert_qdq(proto, int8), path, {})
+
+
+def _torch_call(net: nn.Module, threads: int) -> Callable[[np.ndarray], Tensor]:
+    @torch.inference_mode()
+    def call(images: np.ndarray) -> Tensor:
+        torch.set_num_threads(threads)
+        return net(torch.from_numpy(images))
+
+    return call
+
+
+COLUMNS = (*Case._fields, 'median_ms', 'p5_ms', 'p95_ms', 'calls', 'published_top1', 'published_by')
+
+
+def as_csv(rows: List[dict]) -> str:
+    """One line a case, with ``COLUMNS``."""
+    lines = []
+    for row in rows:
+        top1, author = PUBLISHED[row['network']]
+        rounded = {key: f'{row[key]:.3f}' for key in ('median_ms', 'p5_ms', 'p95_ms')}
+        lines.append({**row, **rounded, 'published_top1': top1, 'published_by': author})
+    return csv_text(lines, COLUMNS)
+
+
+def as_markdown(rows: List[dict]) -> str:
+    """A table with a line for each network and form, a column for each batch and thread count."""
+    settings = sorted({(row['batch'], row['threads']) for row in rows})
+    lines = [
+        'Milliseconds a call: median (5th to 95th percentile).',
+        '',
+        '| network | form | ' + ' | '.join(f'batch {batch}, {threads} thr.' for batch, threads in settings) + ' |',
+        '|---' * (2 + len(settings)) + '|',
+    ]
+    cells = {tuple(row[key] for key in Case._fields): row for row in rows}
+    for network, form in dict.fromkeys((row['network'], row['form']) for row in rows):
+        found = (cells[(network, form, *setting)] for setting in settings)
+        texts = (f'{row["median_ms"]:.2f} ({row["p5_ms"]:.2f} to {row["p95_ms"]:.2f})' for row in found)
+        lines.append(f'| {network} | {form} | ' + ' | '.join(texts) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def draw(rows: List[dict], path: Path) -> None:
+    """The paper's picture: published top-1 over the latency of one image on one thread, for each form."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    batch, threads = min((row['batch'], row['threads']) for row in rows)
+    rows = [row for row in rows if (row['batch'], row['threads']) == (batch, threads)]
+    forms = [form for form in ('onnx', 'int8', 'openvino', 'fused', 'branched') if any(r['form'] == form for r in rows)]
+    figure, axes = plt.subplots(figsize=(9, 6), layout='constrained')
+    main = forms[0]
+    places = {r['network']: (r['median_ms'], PUBLISHED[r['network']][0]) for r in rows if r['form'] == main}
+    for own, colour in ((True, 'tab:red'), (False, 'tab:blue')):
+        points = [place for network, place in places.items() if network.startswith('mobileone_') == own]
+        if points:
+            label = f'{"MobileOne" if own else "others"}, {main}'
+            axes.plot(*zip(*points), 'o-' if own else 'o', color=colour, label=label)
+    for network, (x, y) in places.items():
+        # Names stand on the right of their points, or on the left where another point is near.
+        near = any(x < other_x < 1.6 * x and abs(other_y - y) < 0.5 for other_x, other_y in places.values())
+        place = dict(xytext=(-6, -3), ha='right') if near else dict(xytext=(6, -11))
+        axes.annotate(network, (x, y), textcoords='offset points', fontsize=8, **place)
+    if main != 'int8' and 'int8' in forms:
+        points = [(r['median_ms'], PUBLISHED[r['network']][0]) for r in rows if r['form'] == 'int8']
+        axes.plot(*zip(*points), 's--', color='tab:orange', label="MobileOne, int8 (the float network's top-1)")
+    axes.set(
+        xscale='log', xlabel=f'milliseconds, batch {batch}, {threads} thread(s)', ylabel='published ImageNet top-1, %'
+    )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.12)
+    axes.grid(alpha=0.3, which='both')
+    axes.legend(loc='lower right')
+    with write_atomically(path) as part:
+        figure.savefig(part, dpi=120, format='png')
+    plt.close(figure)

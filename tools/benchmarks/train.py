@@ -1,0 +1,260 @@
+"""Time and memory of training steps: branches, moments and the fused network, beside mmpretrain's and timm's MobileOne.
+
+A step is whole: forward, cross entropy, backward, SGD. All networks take turns in one process, so that a slow minute
+of the machine slows all of them; the peak memory of each is that of a process of its own.
+
+mmpretrain's network can't train in channels_last on CPU as it is (a strided 1x1 convolution over the image corrupts
+memory in its backward pass); for the comparison in that format the stem's scale branch picks its pixels first.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Callable, Dict, List, NamedTuple, Sequence
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from mobileone_ext.arch import ARCHS, stage_widths
+from mobileone_ext.cli import silence_imports
+from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
+from mobileone_ext.provenance import machine
+
+PUBLISHED_ARCHS = ('s0', 's1', 's2', 's3', 's4')
+CLASSES = 1000
+
+
+class Setting(NamedTuple):
+    """What a step works on."""
+
+    arch: str
+    batch: int
+    size: int
+    threads: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--archs', nargs='+', choices=PUBLISHED_ARCHS, default=PUBLISHED_ARCHS, metavar='ARCH', help='(s0 s1 s2 s3 s4)'
+    )
+    parser.add_argument(
+        '--networks',
+        nargs='+',
+        choices=tuple(NETWORKS),
+        default=DEFAULT,
+        metavar='NAME',
+        help=f'some of {", ".join(NETWORKS)} (all but moments)',
+    )
+    parser.add_argument('--batch', type=int, default=32, metavar='N', help='images a step (32)')
+    parser.add_argument('--size', type=int, default=224, metavar='PX', help='(224)')
+    parser.add_argument('--threads', type=int, default=2, metavar='N', help='(2)')
+    parser.add_argument('--steps', type=int, default=7, metavar='N', help='measured steps of each network (7)')
+    parser.add_argument(
+        '--out', default='work_dirs/benchmark_train', metavar='DIR', help='for training.csv, .md and .png'
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table and write it with its picture to ``args.out``."""
+    if min(args.batch, args.size, args.threads, args.steps) < 1:
+        raise ValueError('--batch, --size, --threads and --steps: at least 1')
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out / 'training.csv')
+
+    head = f'{machine("torch", "mmpretrain", "timm")}; batch {args.batch}, {args.size} px, {args.threads} threads'
+    print(head)
+    console = Console(stderr=True)
+    settings = [Setting(arch, args.batch, args.size, args.threads) for arch in args.archs]
+    # Memory first: a child's peak counts what this process held when it was started.
+    peaks = {
+        (setting, name): peak_memory(name, setting)
+        for setting in track(settings, 'memory', console=console)
+        for name in args.networks
+    }
+    rows = []
+    for setting in track(settings, 'time', console=console):
+        for name, times in measure(args.networks, setting, args.steps).items():
+            rows.append(
+                dict(
+                    arch=setting.arch,
+                    network=name,
+                    median_s=median(times),
+                    min_s=min(times),
+                    max_s=max(times),
+                    steps=len(times),
+                    peak_gb=peaks[setting, name],
+                )
+            )
+    report = f'{head}\n\n{as_markdown(rows)}'
+    print(report)
+    write_text(as_csv(rows), out / 'training.csv')
+    write_text(report, out / 'training.md')
+    draw(rows, head, out / 'training.png')
+    print(f'written: {out}/training.csv, .md, .png')
+
+
+class _Classifier(nn.Module):
+    """Pooling and a linear layer on the last map of a backbone."""
+
+    def __init__(self, backbone: nn.Module, channels: int):
+        super().__init__()
+        self.backbone = backbone
+        self.fc = nn.Linear(channels, CLASSES)
+
+    def forward(self, images):
+        return self.fc(self.backbone(images)[-1].mean((2, 3)))
+
+
+def _own(**options) -> Callable[[str], nn.Module]:
+    def build(arch: str) -> nn.Module:
+        from mobileone_ext.backbone import MobileOne
+
+        net = _Classifier(MobileOne(arch, **options), stage_widths(ARCHS[arch])[-1])
+        return net.to(memory_format=torch.channels_last)
+
+    return build
+
+
+def _mmpretrain(arch: str) -> nn.Module:
+    from mmpretrain.models import MobileOne as Reference
+
+    return _Classifier(Reference(arch), stage_widths(ARCHS[arch])[-1])
+
+
+def _mmpretrain_channels_last(arch: str) -> nn.Module:
+    net = _mmpretrain(arch).to(memory_format=torch.channels_last)
+    branch = net.backbone.stage0.branch_scale
+    branch.conv.stride = (1, 1)
+    branch.register_forward_pre_hook(lambda module, inputs: inputs[0][:, :, ::2, ::2])
+    return net
+
+
+def _timm(arch: str) -> nn.Module:
+    import timm
+
+    return timm.create_model(f'mobileone_{arch}')
+
+
+NETWORKS: Dict[str, Callable[[str], nn.Module]] = {
+    'branches': _own(train_impl='branches'),
+    'moments': _own(train_impl='moments'),
+    'auto': _own(train_impl='auto'),
+    'fused': _own(deploy=True),
+    'mmpretrain': _mmpretrain,
+    'mmpretrain channels_last': _mmpretrain_channels_last,
+    'timm': _timm,
+}
+DEFAULT = tuple(name for name in NETWORKS if name != 'moments')
+
+
+def make_step(name: str, setting: Setting) -> Callable[[], None]:
+    """A function that takes one whole optimizer step."""
+    torch.set_num_threads(setting.threads)
+    torch.manual_seed(0)
+    net = NETWORKS[name](setting.arch).train()
+    images = torch.randn(setting.batch, 3, setting.size, setting.size)  # NCHW, as from a loader
+    labels = torch.randint(CLASSES, (setting.batch,))
+    # As good as no learning: a fused network of random weights has no batch norm to hold it.
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-9, momentum=0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), labels, label_smoothing=0.1).backward()
+        optimizer.step()
+
+    return step
+
+
+def measure(names: Sequence[str], setting: Setting, steps: int) -> Dict[str, List[float]]:
+    """Seconds of each network's steps, taken in turns after one step each that is not counted."""
+    calls = {name: make_step(name, setting) for name in names}
+    times = {name: [] for name in names}
+    for number in range(steps + 1):
+        for name, step in calls.items():
+            start = time.perf_counter()
+            step()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def peak_memory(name: str, setting: Setting) -> float:
+    """GB that a process of its own holds at most in three steps."""
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+        return pool.apply(_peak_of_this_process, (name, setting))
+
+
+def _peak_of_this_process(name: str, setting: Setting) -> float:
+    silence_imports()
+    step = make_step(name, setting)
+    for _ in range(3):
+        step()
+    unit = 1 if sys.platform == 'darwin' else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+COLUMNS = ('arch', 'network', 'median_s', 'min_s', 'max_s', 'steps', 'peak_gb')
+
+
+def as_csv(rows: List[dict]) -> str:
+    """One line a network, with ``COLUMNS``."""
+    rounded = {'median_s', 'min_s', 'max_s', 'peak_gb'}
+    lines = ({key: f'{value:.3f}' if key in rounded else value for key, value in row.items()} for row in rows)
+    return csv_text(lines, COLUMNS)
+
+
+def as_markdown(rows: List[dict]) -> str:
+    """A line a network: median (fastest to slowest) seconds a step, peak memory, and both relative to mmpretrain's."""
+    lines = [
+        'Seconds a training step: median (fastest to slowest); peak memory of the process.',
+        '',
+        '| | network | s | GB | time / mmpretrain | time / mmpretrain channels_last | memory / mmpretrain |',
+        '|---' * 7 + '|',
+    ]
+    found = {(row['arch'], row['network']): row for row in rows}
+
+    def ratio(row: dict, other: str, key: str) -> str:
+        reference = found.get((row['arch'], other))
+        return f'{row[key] / reference[key]:.2f}' if reference else ''
+
+    for row in rows:
+        lines.append(
+            f'| {row["arch"]} | {row["network"]} '
+            f'| {row["median_s"]:.2f} ({row["min_s"]:.2f} to {row["max_s"]:.2f}) | {row["peak_gb"]:.2f} '
+            f'| {ratio(row, "mmpretrain", "median_s")} | {ratio(row, "mmpretrain channels_last", "median_s")} '
+            f'| {ratio(row, "mmpretrain", "peak_gb")} |'
+        )
+    return '\n'.join(lines) + '\n'
+
+
+def draw(rows: List[dict], title: str, path: Path) -> None:
+    """Bars of time and of memory, a group for each variant."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    archs = list(dict.fromkeys(row['arch'] for row in rows))
+    names = list(dict.fromkeys(row['network'] for row in rows))
+    figure, both = plt.subplots(1, 2, figsize=(12, 4.5), layout='constrained')
+    for axes, key, label in zip(both, ('median_s', 'peak_gb'), ('seconds a training step', 'peak memory, GB')):
+        width = 0.85 / len(names)
+        for index, name in enumerate(names):
+            bars = {archs.index(row['arch']) + index * width: row[key] for row in rows if row['network'] == name}
+            axes.bar(list(bars), list(bars.values()), width, align='edge', label=name)
+        axes.set_xticks([at + 0.425 for at in range(len(archs))], archs)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3, axis='y')
+    both[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=8)
+    with write_atomically(path) as part:
+        figure.savefig(part, dpi=120, format='png')
+    plt.close(figure)
