@@ -42,7 +42,7 @@ class MobileOne(BaseModule):
         train_impl: ``'branches'``, ``'moments'`` or ``'auto'``: how the blocks compute
             their training forward, see :class:`mobileone_ext.block.MobileOneBlock`.
         with_cp: activation checkpointing of each stage (less memory, more time).
-        init_cfg: mmengine initialisation; default Kaiming for convolutions.
+        init_cfg: mmengine initialization; default Kaiming for convolutions.
 
     Returns (forward):
         A tuple of maps (N, C_i, H / 2^(i+2), W / 2^(i+2)), one for each of ``out_indices``.

@@ -42,7 +42,7 @@ class MobileOneBlock(nn.Module):
         num_conv_branches: k, the number of KxK conv-BN branches (0 or more).
         use_scale: have the 1x1 conv-BN branch where ``kernel_size`` > 1.
         use_skip: have the BN branch where input and output agree in shape.
-        norm: makes a normalisation layer for a channel count; BN or SyncBN.
+        norm: makes a normalization layer for a channel count; BN or SyncBN.
         act: makes the activation.
         se: makes the squeeze-and-excitation layer for a channel count.
         deploy: build the fused form.
@@ -169,7 +169,7 @@ class MobileOneBlock(nn.Module):
         return F.conv2d(x, weight, bias, self.stride, self.kernel_size // 2, groups=self.groups)
 
     def _norms(self) -> List[nn.Module]:
-        """The normalisation layers: of the kernels, the scale and the skip branch."""
+        """The normalization layers: of the kernels, the scale and the skip branch."""
         norms = [branch.norm for branch in self.branch_conv_list]
         if self.branch_scale is not None:
             norms.append(self.branch_scale.norm)

@@ -22,7 +22,7 @@ class Kernel(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """What a normalisation layer does to a channel: ``scale * z + shift``, each (O,)."""
+    """What a normalization layer does to a channel: ``scale * z + shift``, each (O,)."""
 
     scale: Tensor
     shift: Tensor
@@ -54,7 +54,7 @@ def fold_affine(weight: Tensor, affine: Affine) -> Kernel:
 
 
 def pad_kernel(weight: Tensor, kernel_size: int) -> Tensor:
-    """Zero-pad a centred odd kernel (O, I, k, k) to (O, I, K, K).
+    """Zero-pad a centerd odd kernel (O, I, k, k) to (O, I, K, K).
 
     With padding ``dilation * (K - 1) // 2`` the larger kernel computes what the
     smaller one does with ``dilation * (k - 1) // 2``, at any stride.
@@ -64,7 +64,7 @@ def pad_kernel(weight: Tensor, kernel_size: int) -> Tensor:
     """
     margin, odd = divmod(kernel_size - weight.shape[-1], 2)
     if margin < 0 or odd:
-        raise ValueError(f'cannot centre a {weight.shape[-1]}x{weight.shape[-1]} kernel in {kernel_size}x{kernel_size}')
+        raise ValueError(f'cannot center a {weight.shape[-1]}x{weight.shape[-1]} kernel in {kernel_size}x{kernel_size}')
     return F.pad(weight, [margin] * 4)
 
 

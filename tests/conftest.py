@@ -87,7 +87,7 @@ def tiny_run(digits, tmp_path_factory) -> Path:
     return work_dir
 
 
-def randomise_norms(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def randomize_norms(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Random statistics and affine parameters in every batch norm, so that no term of the fusion is 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     for norm in module.modules():

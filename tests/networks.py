@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 import torch
-from conftest import randomise_norms
+from conftest import randomize_norms
 from mmpretrain.registry import MODELS
 from torch import nn
 
@@ -37,7 +37,7 @@ def spread_norms(model: nn.Module, images: torch.Tensor, seed: int = 0) -> nn.Mo
     network grow until float32 compares badly.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    randomise_norms(model, seed)
+    randomize_norms(model, seed)
     for norm in norms:
         norm.momentum = 1.0
     model.train()(images)

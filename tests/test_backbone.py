@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import randomise_norms
+from conftest import randomize_norms
 from mmpretrain.models import MobileOne as MmpretrainMobileOne
 from torch import nn
 
@@ -32,7 +32,7 @@ def small(**options):
 @pytest.mark.parametrize('arch', PUBLISHED)
 def test_branches_equal_mmpretrain_and_fuse_exactly(arch):
     torch.manual_seed(0)
-    ours = randomise_norms(MobileOne(arch)).double().eval()
+    ours = randomize_norms(MobileOne(arch)).double().eval()
     reference = MmpretrainMobileOne(arch).double()
     reference.load_state_dict(ours.state_dict())
     reference.eval()
@@ -101,7 +101,7 @@ def test_train_and_eval_return_the_model():
 
 @pytest.mark.parametrize('norm_cfg', [dict(type='BN'), dict(type='SyncBN')])
 def test_switch_to_deploy_keeps_outputs_and_trainability(norm_cfg):
-    model = randomise_norms(small(norm_cfg=norm_cfg, frozen_stages=1)).double().eval()
+    model = randomize_norms(small(norm_cfg=norm_cfg, frozen_stages=1)).double().eval()
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     expected = model(x)[0].detach()
     model.switch_to_deploy()

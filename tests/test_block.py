@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import randomise_norms
+from conftest import randomize_norms
 from mmpretrain.models.utils import SELayer
 from torch import nn
 
@@ -37,7 +37,7 @@ BLOCKS = {
 
 
 def make_block(**options):
-    return randomise_norms(MobileOneBlock(**options).eval())
+    return randomize_norms(MobileOneBlock(**options).eval())
 
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-10), (torch.float32, 1e-5)])

@@ -46,10 +46,10 @@ def main():
         print(f'fused: {FUSED} (there already)')
     else:
         tool('tools/reparam.py', CONFIG, last, FUSED, '--report', REPORT)
-    summarise(json.loads(REPORT.read_text()))
+    summarize(json.loads(REPORT.read_text()))
 
 
-def summarise(report: dict) -> None:
+def summarize(report: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -14,7 +14,7 @@ def parse_args():
     parser.add_argument('--opset', type=int, default=17, help='of the ONNX file, 13 .. 21 (17)')
     parser.add_argument('--size', type=int, default=224, help='height and width of the images in pixels (224)')
     parser.add_argument('--fixed-batch', action='store_true', help='one image at a time instead of any number')
-    parser.add_argument('--normalise', action='store_true', help='take pixels 0..255: normalisation inside the file')
+    parser.add_argument('--normalize', action='store_true', help='take pixels 0..255: normalization inside the file')
     parser.add_argument('--softmax', action='store_true', help='return probabilities instead of logits')
     parser.add_argument('--images', metavar='DIR', help='compare the written file with PyTorch on these images')
     parser.add_argument('--num-images', type=int, default=1300, metavar='N', help='how many of them at most (1300)')
@@ -24,14 +24,14 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
-    from mobileone_ext.data.images import Normalise
+    from mobileone_ext.data.images import Normalize
     from mobileone_ext.deploy import export
     from mobileone_ext.deploy.runtime import open_network
 
     export.check_request(args.out, args.format, args.opset)
     model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
-    net = export.DeployNet(model, Normalise(config) if args.normalise else None, args.softmax)
-    metadata = export.describe(config, args.checkpoint, args.normalise, args.softmax)
+    net = export.DeployNet(model, Normalize(config) if args.normalize else None, args.softmax)
+    metadata = export.describe(config, args.checkpoint, args.normalize, args.softmax)
     compare = None
     if args.images and args.format != 'coreml':
 

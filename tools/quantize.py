@@ -13,8 +13,8 @@ def parse_args():
     parser.add_argument('--calib', metavar='DIR', required=True, help='calibration images, not those to be measured on')
     parser.add_argument('--num-calib', type=int, default=200, metavar='N', help='how many of them, spread evenly (200)')
     parser.add_argument('--per-tensor', action='store_true', help='one weight scale for each layer, not each channel')
-    parser.add_argument('--no-equalise', action='store_true', help='leave the ranges of channels as they are')
-    parser.add_argument('--balance', type=float, default=0.5, help='of equalisation: 1 activations .. 0 weights (0.5)')
+    parser.add_argument('--no-equalize', action='store_true', help='leave the ranges of channels as they are')
+    parser.add_argument('--balance', type=float, default=0.5, help='of equalization: 1 activations .. 0 weights (0.5)')
     parser.add_argument('--absorb-bias', action='store_true', help='high-bias absorption')
     parser.add_argument('--no-bias-correction', action='store_true')
     parser.add_argument('--round-to-nearest', action='store_true', help='no least squares, no compensated rounding')
@@ -23,7 +23,7 @@ def parse_args():
     parser.add_argument('--sensitivity', action='store_true', help='print what each layer costs when it alone is int8')
     parser.add_argument('--opset', type=int, default=17, help='of the ONNX file, 13 .. 21 (17)')
     parser.add_argument('--size', type=int, default=224, help='height and width of the images in pixels (224)')
-    parser.add_argument('--normalise', action='store_true', help='take pixels 0..255: normalisation inside the file')
+    parser.add_argument('--normalize', action='store_true', help='take pixels 0..255: normalization inside the file')
     parser.add_argument('--softmax', action='store_true', help='return probabilities instead of logits')
     parser.add_argument('--evaluate', action='store_true', help="measure float and int8 on the config's test set")
     parser.add_argument('--steps', action='store_true', help='measure what each step is worth as well')
@@ -39,7 +39,7 @@ def main():
 
     options = Options(
         per_channel=not args.per_tensor,
-        equalise=not args.no_equalise,
+        equalize=not args.no_equalize,
         balance=args.balance,
         absorb_bias=args.absorb_bias,
         correct_bias=not args.no_bias_correction,

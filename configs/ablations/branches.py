@@ -4,7 +4,7 @@ The paper compares all branches with none and gives both for s0 on ImageNet:
 71.4 and 69.6; for s1 75.9 and 74.6, for s3 78.1 and 77.2.
 """
 
-title = 'Re-parameterisable branches'
+title = 'Re-parameterizable branches'
 variants = {
     'all branches': {},
     'no scale': {'model.backbone.use_scale': False},

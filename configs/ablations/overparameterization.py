@@ -4,7 +4,7 @@ For s0 the paper finds 70.9, 70.7, 71.3, 71.4, 71.1; for s1, with --base
 configs/mobileone_s1_8xb32.py, 75.9, 75.7, 75.6, 75.6, 75.2.
 """
 
-title = 'Over-parameterisation factor k'
+title = 'Over-parameterization factor k'
 variants = {
     'k = 1': {'model.backbone.num_conv_branches': 1},
     'k = 2': {'model.backbone.num_conv_branches': 2},

@@ -36,7 +36,7 @@ class Summary(NamedTuple):
     failures: List[str]
 
 
-def summarise(variant: str, rows: Sequence[Dict]) -> Summary:
+def summarize(variant: str, rows: Sequence[Dict]) -> Summary:
     """The mean and spread over the finished runs of ``variant`` among ``rows``."""
     own = [row for row in rows if row['variant'] == variant]
     done = [row for row in own if row['status'] == 'done']
@@ -53,7 +53,7 @@ def summarise(variant: str, rows: Sequence[Dict]) -> Summary:
 
 def write_results(study: Study, base: str, rows: Sequence[Dict], folder: Path) -> None:
     """Write all three files of ``rows`` (one a variant and seed) into ``folder``."""
-    summaries = [summarise(variant, rows) for variant in study.variants]
+    summaries = [summarize(variant, rows) for variant in study.variants]
     lines = ({column: row.get(column, '') for column in _COLUMNS} for row in rows)
     write_text(csv_text(lines, _COLUMNS), folder / 'results.csv')
     write_text(markdown(study, base, summaries), folder / 'results.md')

@@ -1,6 +1,6 @@
 """A study file: a title, named variants of a config, and the paper's numbers where there are some.
 
-    title = 'Re-parameterisable branches'
+    title = 'Re-parameterizable branches'
     variants = {
         'all': {},
         'no skip': {'model.backbone.use_skip': False},

@@ -15,7 +15,7 @@ _BUFFERS = ('running_mean', 'running_var', 'num_batches_tracked')
 
 
 def num_parameters(state: Dict[str, Tensor]) -> int:
-    """How many numbers are learnt; the statistics of batch norm are not."""
+    """How many numbers are learned; the statistics of batch norm are not."""
     return sum(tensor.numel() for key, tensor in state.items() if not key.endswith(_BUFFERS))
 
 
@@ -62,5 +62,5 @@ def model_card(
 |---|---|
 {table}
 
-The weights keep the licence of their source.
+The weights keep the license of their source.
 """

@@ -9,7 +9,7 @@ undoes the statistics that it applies:
 All other branches start with gamma = beta = 0: they add nothing yet, but gamma
 gets a gradient at once, and the kernel behind it as soon as gamma has moved.
 Statistics of every branch come from images, so that a training step, which
-normalises by its own batch, starts from nearly the same function too.
+normalizes by its own batch, starts from nearly the same function too.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def calibration_batches(
     folder: Union[str, Path], num_images: int, image_size: int = 224, batch_size: int = 32
 ) -> Iterator[Tensor]:
-    """Batches (N, 3, ``image_size``, ``image_size``) of images from below ``folder``, normalised as for ImageNet.
+    """Batches (N, 3, ``image_size``, ``image_size``) of images from below ``folder``, normalized as for ImageNet.
 
     Images are spread evenly over the sorted files, so that every class folder has its share.
 
@@ -77,7 +77,7 @@ def unfuse(fused: nn.Module, branched: nn.Module, batches: Iterable[Tensor]) -> 
 
     fused.eval().to(memory_format=torch.channels_last)  # twice as fast on a CPU
     branched.train().to(memory_format=torch.channels_last)
-    # The input of each block is the fused network's: the branched one normalises by the batch here, and would differ.
+    # The input of each block is the fused network's: the branched one normalizes by the batch here, and would differ.
     hooks = [source.register_forward_pre_hook(_also_through(block)) for source, block in pairs]
     count = 0
     for batch in batches:

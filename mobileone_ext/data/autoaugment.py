@@ -1,4 +1,4 @@
-"""AutoAugment that fills with the colour that it is told."""
+"""AutoAugment that fills with the color that it is told."""
 
 from typing import List, Union
 
@@ -15,7 +15,7 @@ class AutoAugment(_AutoAugment):
     Args:
         policies: a name of mmpretrain's (``'imagenet'``), or lists of operations.
         hparams: arguments for the operations that take them. By default what rotating and
-            shearing lay bare gets ImageNet's mean colour, BGR as images are loaded.
+            shearing lay bare gets ImageNet's mean color, BGR as images are loaded.
     """
 
     def __init__(self, policies: Union[str, List[List[dict]]], hparams: dict = dict(pad_val=[104, 116, 124])):

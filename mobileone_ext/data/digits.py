@@ -37,8 +37,8 @@ def write_digits(root: Union[str, Path]) -> None:
             for index in indices:
                 folder = part / name / str(digits.target[index])
                 folder.mkdir(parents=True, exist_ok=True)
-                grey = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
-                Image.fromarray(grey).save(folder / f'{index:04d}.png')
+                gray = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
+                Image.fromarray(gray).save(folder / f'{index:04d}.png')
         os.replace(part, root)
     finally:
         shutil.rmtree(part, ignore_errors=True)

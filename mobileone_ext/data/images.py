@@ -1,4 +1,4 @@
-"""Images on their way into a deployed network: found, decoded by the config's test pipeline, normalised."""
+"""Images on their way into a deployed network: found, decoded by the config's test pipeline, normalized."""
 
 from pathlib import Path
 from typing import Iterable, Iterator, List, Sequence, Tuple, Union
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """``(x - mean) / std`` by the config's data preprocessor; x (N, 3, H, W) in the file's channel order."""
 
     def __init__(self, config: Config):

@@ -4,7 +4,7 @@ A JPEG is decoded straight into mmcv's BGR. For training that waits until its ra
 crop is known: a crop twice, four or eight times as large as the image that it becomes
 is decoded at half, a quarter or an eighth of its size, which takes less time
 than decoding all of it. There ``backend='pillow'`` means Pillow's bilinear, antialiased
-resizing, by a kernel of torch that rounds otherwise: a grey level here and there.
+resizing, by a kernel of torch that rounds otherwise: a gray level here and there.
 
 Pillow itself decodes the rest: other formats, CMYK, photos that EXIF says to turn,
 files that libjpeg-turbo complains about.
@@ -52,10 +52,10 @@ class Jpeg:
 def open_jpeg(data: bytes) -> Optional[Jpeg]:
     """``data`` as a JPEG file for libjpeg-turbo; None if it has to be decoded otherwise."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    if colours not in ('YCbCr', 'Gray', 'RGB') or _is_turned(data):
+    if colors not in ('YCbCr', 'Gray', 'RGB') or _is_turned(data):
         return None
     return Jpeg(data, (height, width))
 
@@ -139,7 +139,7 @@ class RandomResizedCrop(_RandomResizedCrop):
 class ResizeEdge(_ResizeEdge):
     """mmpretrain's ``ResizeEdge``, with the same arguments, faster where ``backend='pillow'``.
 
-    Its pixels are then within a grey level of Pillow's, so that figures compare with each other,
+    Its pixels are then within a gray level of Pillow's, so that figures compare with each other,
     but not to the last digit with those by Pillow itself: the configs keep mmpretrain's.
     """
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..checkpoints.load import load_weights
-from ..data.images import Normalise, class_names, find_images, in_batches, read_images
+from ..data.images import Normalize, class_names, find_images, in_batches, read_images
 from ..files import check_writable
 from . import fuse
 from .runtime import Network
@@ -31,20 +31,20 @@ class DeployNet(nn.Module):
     """A fused classifier as one function: images (N, C, H, W) -> logits or probabilities (N, classes).
 
     Args:
-        normalise: takes pixels 0 .. 255 to what the backbone expects; None leaves that to the caller.
+        normalize: takes pixels 0 .. 255 to what the backbone expects; None leaves that to the caller.
         softmax: return probabilities.
     """
 
-    def __init__(self, model: nn.Module, normalise: Optional[nn.Module] = None, softmax: bool = False):
+    def __init__(self, model: nn.Module, normalize: Optional[nn.Module] = None, softmax: bool = False):
         super().__init__()
-        self.normalise = normalise or nn.Identity()
+        self.normalize = normalize or nn.Identity()
         self.backbone, self.fc = model.backbone, model.head.fc
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.last = nn.Softmax(1) if softmax else nn.Identity()
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        features = self.backbone(self.normalise(image))[-1]
+        features = self.backbone(self.normalize(image))[-1]
         return self.last(self.fc(self.pool(features).flatten(1)))
 
 
@@ -55,11 +55,11 @@ def load_fused(config: Config, checkpoint: str, ema: str = 'auto', trust: bool =
     return model if weights.form == 'fused' else fuse.fuse(model)
 
 
-def describe(config: Config, checkpoint: str, normalise: bool, softmax: bool) -> Dict[str, str]:
+def describe(config: Config, checkpoint: str, normalize: bool, softmax: bool) -> Dict[str, str]:
     """Metadata for an exported file: what goes in, what comes out, where it comes from."""
     settings = config.model.data_preprocessor
     return dict(
-        input='pixels 0..255' if normalise else 'normalised pixels: (x - mean) / std',
+        input='pixels 0..255' if normalize else 'normalized pixels: (x - mean) / std',
         channels='RGB' if settings.get('to_rgb', False) else 'BGR',
         mean=json.dumps(list(settings.mean)),
         std=json.dumps(list(settings.std)),
@@ -210,10 +210,10 @@ def compare(config: Config, net: nn.Module, exported: Network, folder: str, num_
             differs by more than ``TOLERANCE``.
     """
     paths, skipped = find_images([folder])[:num_images], []
-    normalise = nn.Identity() if isinstance(net.normalise, Normalise) else Normalise(config)
+    normalize = nn.Identity() if isinstance(net.normalize, Normalize) else Normalize(config)
     count, changed, worst = 0, 0, 0.0
     for _, images in in_batches(read_images(config, paths, skipped), 1 if exported.fixed_batch else 25):
-        images = normalise(images)
+        images = normalize(images)
         expected = net(images)
         found = torch.from_numpy(exported(images.numpy()))
         difference = (found - expected).abs().amax(1) / expected.abs().amax(1)

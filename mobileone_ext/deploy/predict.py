@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor, nn
 
 from ..checkpoints.load import load_weights
-from ..data.images import Normalise, class_names, in_batches, read_images
+from ..data.images import Normalize, class_names, in_batches, read_images
 from ..files import csv_text
 from . import fuse
 from .runtime import Network, open_network
@@ -29,21 +29,21 @@ def open_classifier(config: Config, path: str, ema: str = 'auto', trust: bool = 
     Raises:
         ValueError: for a network of another class count than the config's.
     """
-    normalise = Normalise(config)
+    normalize = Normalize(config)
     if Path(path).suffix not in EXPORTED:
         weights = load_weights(path, ema, trust)
         model = fuse.load_model(config, weights, path)
-        return lambda pixels: model(normalise(pixels)).softmax(1)
+        return lambda pixels: model(normalize(pixels)).softmax(1)
     network = open_network(path)
     classes = config.model.head.num_classes
     if network.num_classes != classes:
         raise ValueError(f'{path}: has {network.num_classes} classes, the config has {classes}')
-    return lambda pixels: _probabilities(network, normalise, pixels)
+    return lambda pixels: _probabilities(network, normalize, pixels)
 
 
-def _probabilities(network: Network, normalise: nn.Module, pixels: Tensor) -> Tensor:
+def _probabilities(network: Network, normalize: nn.Module, pixels: Tensor) -> Tensor:
     inside = network.metadata.get('input', '').startswith('pixels')
-    output = torch.from_numpy(np.array(network((pixels if inside else normalise(pixels)).numpy())))
+    output = torch.from_numpy(np.array(network((pixels if inside else normalize(pixels)).numpy())))
     return output if network.metadata.get('output') == 'probabilities' else output.softmax(1)
 
 

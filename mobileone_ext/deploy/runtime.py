@@ -25,7 +25,7 @@ class Network:
 
 
 def open_network(path: Union[str, Path], threads: Optional[int] = None, batch: Optional[int] = None) -> Network:
-    """Open a file that :mod:`mobileone_ext.export` or the quantiser wrote, by its suffix.
+    """Open a file that :mod:`mobileone_ext.export` or the quantizer wrote, by its suffix.
 
     Args:
         threads: of the runtime; None takes its default.

@@ -36,7 +36,7 @@ class Runner(_Runner):
 
     ``load_from`` takes weights of any layout and loads them strictly; mmengine would
     pass over what does not fit. A head of another class count, or none, leaves the
-    model's as it was initialised, and the console says so.
+    model's as it was initialized, and the console says so.
     """
 
     def load_or_resume(self) -> None:

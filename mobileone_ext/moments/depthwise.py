@@ -52,7 +52,7 @@ def correlate(x: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
 
 
 def branch_moments(x: Tensor, kernels: Tensor, stride: int) -> Tuple[Tensor, Tensor, Tensor]:
-    """m (C, 9), q (C, B, 9) for ``kernels`` (C, B, 9), and the variance (C,) of the centre tap."""
+    """m (C, 9), q (C, B, 9) for ``kernels`` (C, B, 9), and the variance (C,) of the center tap."""
     mean = patch_mean(x, stride)
     shift = (kernels @ mean[..., None])[..., 0]  # (C, B)
     products, rest = torch.zeros_like(kernels), torch.zeros_like(shift)
@@ -68,7 +68,7 @@ def branch_moments(x: Tensor, kernels: Tensor, stride: int) -> Tuple[Tensor, Ten
 
 
 def _pixel_var(x: Tensor, mean: Tensor, stride: int) -> Tensor:
-    """Variance (C,) of the centre tap, whose mean is known.
+    """Variance (C,) of the center tap, whose mean is known.
 
     That of torch's batch norm (2.14, CPU, channels last) is wrong in the fourth digit.
     """

@@ -37,7 +37,7 @@ class Statistics(NamedTuple):
     """What batch norm takes from a batch.
 
     ``mean`` and biased ``var`` (B, O) of every branch's output; ``pixel_mean`` and
-    ``pixel_var`` (I,) of the pixels under the kernel's centre, which is all that a
+    ``pixel_var`` (I,) of the pixels under the kernel's center, which is all that a
     skip or a depthwise 1x1 branch needs; ``count`` P, a number or a scalar tensor.
     """
 
@@ -105,21 +105,21 @@ class _BatchStatistics(Function):
     def forward(ctx, x: Tensor, weights: Tensor, stride: int, groups: int):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         matrix = _to_matrix(weights, groups).to(wide.dtype)
-        centre = _centre_taps(weights)
+        center = _center_taps(weights)
         if groups > 1 and (stride > 1 or len(weights) < _LAGS_FROM_BRANCHES):
             mean, q, pixel_var = depthwise.branch_moments(wide, matrix, stride)
         else:
             dense = groups == 1
             mean, cov = patch_moments(wide, weights.shape[-1], stride) if dense else depthwise.lag_moments(wide)
             q = matrix @ cov
-            pixel_var = cov.diagonal(0, 1, 2)[:, centre].flatten()
+            pixel_var = cov.diagonal(0, 1, 2)[:, center].flatten()
         ctx.save_for_backward(x, weights, mean, q)
         ctx.geometry = stride, groups
         ctx.set_materialize_grads(False)
         branch_mean = (matrix @ mean[..., None])[..., 0]
         branch_var = (matrix * q).sum(2).clamp_(min=0)
         branch_mean, branch_var = (_to_branches(value, len(weights)) for value in (branch_mean, branch_var))
-        return x.view_as(x), branch_mean, branch_var, mean[:, centre].flatten(), pixel_var
+        return x.view_as(x), branch_mean, branch_var, mean[:, center].flatten(), pixel_var
 
     @staticmethod
     @once_differentiable
@@ -139,12 +139,12 @@ class _BatchStatistics(Function):
             return None, dw, None, None
 
         matrix = _to_matrix(weights, groups).to(mean.dtype)
-        centre = _centre_taps(weights)
+        center = _center_taps(weights)
         with torch.autocast(x.device.type, enabled=False):
             slope = matrix.transpose(1, 2) @ (2 * grad_var[..., None] * matrix)
-            slope.diagonal(0, 1, 2)[:, centre] += 2 * grad_pixel_var.reshape(groups, -1)
+            slope.diagonal(0, 1, 2)[:, center] += 2 * grad_pixel_var.reshape(groups, -1)
             offset = (grad_mean[:, None] @ matrix)[:, 0] - (slope @ mean[..., None])[..., 0]
-            offset[:, centre] += grad_pixel_mean.reshape(groups, -1)
+            offset[:, center] += grad_pixel_mean.reshape(groups, -1)
             slope, offset = slope / count_patches(x, stride), offset / count_patches(x, stride)
             dx = torch.zeros_like(x) if dx is None else dx
             if groups == 1:
@@ -165,8 +165,8 @@ def _to_branches(values: Tensor, branches: int) -> Tensor:
     return values.unflatten(1, (branches, -1)).transpose(0, 1).flatten(1, 2)
 
 
-def _centre_taps(weights: Tensor) -> slice:
-    """Where the centre taps are among the T taps of a patch."""
+def _center_taps(weights: Tensor) -> slice:
+    """Where the center taps are among the T taps of a patch."""
     size = weights.shape[-1] ** 2
     return slice(size // 2, None, size)
 
@@ -210,7 +210,7 @@ def batch_kernel(
     """The one kernel that computes what the branches and their batch norms do to this batch.
 
     ``weights`` (B, O, I / G, K, K); ``pixel_weights``, one (I,) for each branch that
-    only scales the pixel under the centre; ``norms`` of the former, then of the
+    only scales the pixel under the center; ``norms`` of the former, then of the
     latter. Their running statistics move as in ``nn.BatchNorm2d``.
     """
     mean, var, pixel_mean, pixel_var, count = statistics

@@ -31,9 +31,9 @@ def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float) -> Ten
 class DistilledClassifier(ImageClassifier):
     """An ``ImageClassifier`` that a teacher helps to train; its checkpoints are the student's alone.
 
-    The teacher is built when training initialises the weights, so testing and
+    The teacher is built when training initializes the weights, so testing and
     fusing need neither the teacher nor its file. It sees the student's images,
-    normalised as its own ``data_preprocessor`` says.
+    normalized as its own ``data_preprocessor`` says.
 
     Args:
         teacher: the config of an mmpretrain classifier, ``TimmClassifier`` included.
@@ -86,7 +86,7 @@ class DistilledClassifier(ImageClassifier):
         return losses
 
     def _for_teacher(self, inputs: Tensor) -> Tensor:
-        """``inputs`` normalised as the teacher expects them."""
+        """``inputs`` normalized as the teacher expects them."""
         own, other = self.data_preprocessor, self._teacher[0].data_preprocessor
         if not getattr(other, '_enable_normalize', False):
             return inputs

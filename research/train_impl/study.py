@@ -73,7 +73,7 @@ def learn(arm: str, seed: int, training: Training) -> Tuple[float, List[float]]:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
     transform = v2.Compose([v2.RandomResizedCrop(image_size, (0.25, 1)), v2.RandomHorizontalFlip()])
     losses = []
-    torch.manual_seed(seed)  # what initialisation drew is no matter
+    torch.manual_seed(seed)  # what initialization drew is no matter
     while len(losses) < steps:
         for part in torch.randperm(len(train.images)).split(BATCH_SIZE)[: steps - len(losses)]:
             images = train.batch(part, transform).contiguous(memory_format=memory_format)
@@ -143,13 +143,13 @@ def draw(runs: Runs, path: Path) -> None:
     styles = {
         'branches': ('tab:blue', '-'),
         'moments': ('tab:red', '--'),
-        'contiguous': ('tab:grey', ':'),
+        'contiguous': ('tab:gray', ':'),
     }
-    labelled = set()
+    labeled = set()
     for (arm, seed), (_, losses) in sorted(runs.items(), key=lambda item: list(ARMS).index(item[0][0])):
-        colour, line = styles[arm]
-        options = dict(color=colour, linestyle=line, label=None if arm in labelled else arm)
-        labelled.add(arm)
+        color, line = styles[arm]
+        options = dict(color=color, linestyle=line, label=None if arm in labeled else arm)
+        labeled.add(arm)
         smooth = running_mean(losses)
         steps = range(len(losses) - len(smooth) + 1, len(losses) + 1)
         top.plot(steps, smooth, **options)

@@ -49,7 +49,7 @@ class Images:
         self.num_classes = len(dataset.classes)
 
     def batch(self, indices: Iterable[int], transform: v2.Transform) -> Tensor:
-        """Transformed and normalised, (N, 3, h, w) channels_last."""
+        """Transformed and normalized, (N, 3, h, w) channels_last."""
         images = torch.stack([transform(self.images[i]) for i in indices])
         images = v2.functional.normalize(v2.functional.to_dtype(images, torch.float32, scale=True), MEAN, STD)
         return images.contiguous(memory_format=torch.channels_last)
@@ -79,7 +79,7 @@ def changed_predictions(backbones: Dict[str, nn.Module], weights: Weights, data:
 
 @torch.no_grad()
 def predictions(backbone: nn.Module, head: Tuple[Tensor, Tensor], data: Images, image_size: int) -> Tensor:
-    """Predicted classes (N,) of centre crops, in the fused form."""
+    """Predicted classes (N,) of center crops, in the fused form."""
     fused = copy.deepcopy(backbone).eval()
     fused.switch_to_deploy()
     parts = torch.arange(len(data.images)).split(100)

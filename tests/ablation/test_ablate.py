@@ -11,7 +11,7 @@ from mobileone_ext import cli
 from mobileone_ext.ablation import ablate as runs_module
 from mobileone_ext.ablation.ablate import plan, run_study
 from mobileone_ext.ablation.overrides import override
-from mobileone_ext.ablation.report import summarise
+from mobileone_ext.ablation.report import summarize
 from mobileone_ext.ablation.study import read_study
 
 ROOT = Path(__file__).parents[2]
@@ -181,7 +181,7 @@ def test_a_failing_variant_is_marked_and_the_study_goes_on(base, study_file, tmp
 def test_summary_is_mean_and_sample_deviation():
     rows = [dict(variant='a', seed=s, status='done', top1_after=top1) for s, top1 in enumerate((1.0, 2.0, 6.0))]
     rows.append(dict(variant='a', seed=3, status='failed', reason='r'))
-    found = summarise('a', rows)
+    found = summarize('a', rows)
     assert (found.mean, found.runs, found.failures) == (3.0, 3, ['seed 3: r'])
     assert found.std == pytest.approx(7**0.5)
     assert json.dumps(found.row) == json.dumps(rows[0])

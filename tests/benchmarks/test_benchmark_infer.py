@@ -52,7 +52,7 @@ def test_statistics_and_tables():
         infer.Case('mobileone_s0', 'onnx', 1, 1): [float(value) for value in range(1, 102)],
         infer.Case('mobileone_s0', 'onnx', 32, 1): [8.0],
     }
-    rows = infer.summarise(times)
+    rows = infer.summarize(times)
     assert (rows[0]['median_ms'], rows[0]['p5_ms'], rows[0]['p95_ms'], rows[0]['calls']) == (51, 6, 96, 101)
     table = infer.as_markdown(rows)
     assert '| mobileone_s0 | onnx | 51.00 (6.00 to 96.00) | 8.00 (8.00 to 8.00) |' in table

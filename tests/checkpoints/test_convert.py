@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from conftest import randomise_norms
+from conftest import randomize_norms
 from networks import classifier, random_state, spread_norms
 from timm.utils import reparameterize_model
 
@@ -97,7 +97,7 @@ def test_published_weights(tmp_path, shared, layout):
 @pytest.mark.parametrize('variant', ['s0', 's4'])
 def test_unfuse(variant):
     torch.manual_seed(0)
-    fused = randomise_norms(MobileOne(variant)).eval()
+    fused = randomize_norms(MobileOne(variant)).eval()
     fused.switch_to_deploy()
     branched = MobileOne(variant)
     fused, branched = fused.double(), branched.double()

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from conftest import randomise_norms
+from conftest import randomize_norms
 from networks import classifier
 from safetensors.torch import save_file
 from torch import nn
@@ -24,7 +24,7 @@ FORMS = ('branched', 'fused')
 
 def tiny(form='branched', num_classes=4, seed=0):
     torch.manual_seed(seed)
-    model = randomise_norms(classifier(TINY, num_classes))
+    model = randomize_norms(classifier(TINY, num_classes))
     if form == 'fused':
         model.backbone.switch_to_deploy()
     return model
@@ -300,7 +300,7 @@ def test_what_does_not_fit_is_named(tmp_path, state, change, message):
 
 @pytest.mark.parametrize('form', FORMS)
 def test_squeeze_and_excitation_in_every_block(tmp_path, form):
-    model = randomise_norms(classifier(TINY, 4, se_cfg=dict(ratio=16, every_block=True)))
+    model = randomize_norms(classifier(TINY, 4, se_cfg=dict(ratio=16, every_block=True)))
     if form == 'fused':
         model.backbone.switch_to_deploy()
     found = load_weights(save(tmp_path, model.state_dict()))

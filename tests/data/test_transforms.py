@@ -14,7 +14,7 @@ KINDS = {
     'photo': dict(),
     '4:4:4': dict(subsampling=0),
     'progressive': dict(progressive=True),
-    'grey': dict(mode='L'),
+    'gray': dict(mode='L'),
     'CMYK': dict(mode='CMYK'),
     'turned by EXIF': dict(exif=6),
     'EXIF, upright': dict(exif=1),
@@ -22,11 +22,11 @@ KINDS = {
     'PNG with alpha': dict(format='PNG', mode='RGBA'),
     'PNG with a palette': dict(format='PNG', mode='P'),
 }
-FAST = ('photo', '4:4:4', 'progressive', 'grey', 'EXIF, upright')
+FAST = ('photo', '4:4:4', 'progressive', 'gray', 'EXIF, upright')
 
 
 def photo(width=123, height=90):
-    """Smooth colours with a little noise."""
+    """Smooth colors with a little noise."""
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (3, 4, 3), np.uint8)).resize((width, height), Image.BICUBIC)
     return Image.fromarray((np.asarray(small) * 0.97 + rng.integers(0, 7, (height, width, 3))).astype(np.uint8))
@@ -171,7 +171,7 @@ def test_a_fraction_that_is_refused_still_gives_the_crop(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('resize_edge, apart', [(mmpretrain.ResizeEdge, 0), (transforms.ResizeEdge, 1)])
 def test_validation_pixels_of_photos_are_pillows(resize_edge, apart, shared):
-    """Resize 256, centre crop 224, as everybody evaluates: Pillow's pixels; by our ResizeEdge within a grey level."""
+    """Resize 256, center crop 224, as everybody evaluates: Pillow's pixels; by our ResizeEdge within a gray level."""
     folder = shared('data', 'ilsvrc_val_1300', 'val')
     reference = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
     steps = LoadImageFromFile(), resize_edge(256, backend='pillow'), mmpretrain.CenterCrop(224)

@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import randomise_norms
+from conftest import randomize_norms
 from PIL import Image
 
 from mobileone_ext import cli
-from mobileone_ext.data.images import Normalise
+from mobileone_ext.data.images import Normalize
 from mobileone_ext.deploy import export, fuse
 from mobileone_ext.deploy.runtime import open_network
 
@@ -23,7 +23,7 @@ def classifier(path, form='fused', **backbone):
     config = cli.load_config(path)
     config.model.backbone.update(backbone)
     torch.manual_seed(0)
-    return config, randomise_norms(fuse.build_model(config, form))
+    return config, randomize_norms(fuse.build_model(config, form))
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +44,7 @@ def s0(tmp_path_factory):
 )
 def test_graph_holds_nothing_else(path, expected):
     _, model = classifier(path)
-    for name, parameter in model.named_parameters():  # equal biases would share one initialiser through Identity
+    for name, parameter in model.named_parameters():  # equal biases would share one initializer through Identity
         if name.endswith('bias'):
             torch.nn.init.normal_(parameter)
     proto = export.onnx_proto(export.DeployNet(model), torch.zeros(2, 3, 64, 64), 17, dynamic_batch=True)
@@ -63,9 +63,9 @@ def test_file_computes_what_the_branched_model_does(s0, form, inside, tmp_path):
         expected = model.double()(images.double())
         model.float()
 
-    net = export.DeployNet(export.load_fused(config, str(checkpoint)), Normalise(config) if inside else None, inside)
+    net = export.DeployNet(export.load_fused(config, str(checkpoint)), Normalize(config) if inside else None, inside)
     out = tmp_path / f'net{export.SUFFIX[form]}'
-    metadata = export.describe(config, str(checkpoint), normalise=inside, softmax=inside)
+    metadata = export.describe(config, str(checkpoint), normalize=inside, softmax=inside)
     export.export(net, out, form, size=64, metadata=metadata)
     network = open_network(out)
     if inside:
@@ -171,7 +171,7 @@ def test_tool_fuses_exports_and_compares(s0, run_tool, tmp_path):
 
 def test_options_of_the_tool(s0, run_tool, tmp_path):
     _, _, checkpoint = s0
-    options = ('--fixed-batch', '--opset', 13, '--size', 64, '--normalise', '--softmax')
+    options = ('--fixed-batch', '--opset', 13, '--size', 64, '--normalize', '--softmax')
     code, text = run_tool('export', S0, checkpoint, tmp_path / 'net.onnx', *options)
     assert code == 0, text
     proto = onnx.load(tmp_path / 'net.onnx')

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-    """A checkpoint, its ONNX file that takes pixels, one that takes normalised ones, and a folder of images."""
+    """A checkpoint, its ONNX file that takes pixels, one that takes normalized ones, and a folder of images."""
     folder = tmp_path_factory.mktemp('predict')
     config = cli.load_config(S0)
     torch.manual_seed(0)
@@ -32,8 +32,8 @@ def files(tmp_path_factory):
         features = model.backbone(torch.randn(1, 3, 224, 224))[-1].mean((2, 3))
         model.head.fc.weight.normal_().div_(features.norm())
     torch.save(model.state_dict(), folder / 'net.pth')
-    for name, inside in (('normalised', False), ('pixels', True)):
-        net = export.DeployNet(model, export.Normalise(config) if inside else None, softmax=inside)
+    for name, inside in (('normalized', False), ('pixels', True)):
+        net = export.DeployNet(model, export.Normalize(config) if inside else None, softmax=inside)
         metadata = export.describe(config, str(folder / 'net.pth'), inside, inside)
         export.export(net, folder / f'{name}.onnx', 'onnx', metadata=metadata)
     (folder / 'images').mkdir()
@@ -47,7 +47,7 @@ def files(tmp_path_factory):
 def test_every_kind_of_file_predicts_the_same(files, run_tool, tmp_path):
     folder, model = files
     results = []
-    for name in ('net.pth', 'normalised.onnx', 'pixels.onnx'):
+    for name in ('net.pth', 'normalized.onnx', 'pixels.onnx'):
         out = tmp_path / f'{name}.json'
         code, text = run_tool('predict', S0, folder / name, folder / 'images', '--out', out)
         assert code == 0, text
@@ -68,7 +68,7 @@ def test_every_kind_of_file_predicts_the_same(files, run_tool, tmp_path):
                 assert a['score'] == pytest.approx(b['score'], rel=1e-3)
 
 
-def test_networks_see_colours_in_their_order(tmp_path):
+def test_networks_see_colors_in_their_order(tmp_path):
     Image.new('RGB', (300, 260), (200, 30, 10)).save(tmp_path / 'red.png')
     config = cli.load_config(S0)
     ((_, pixels),) = read_images(config, [tmp_path / 'red.png'], [])

@@ -20,9 +20,9 @@ from mobileone_ext.deploy.quantization.calibrate import (
     Int8,
     Options,
     absorb_bias,
-    equalise,
+    equalize,
     largest_activations,
-    quantise,
+    quantize,
     sensitivity,
 )
 from mobileone_ext.deploy.quantization.chain import layers_of
@@ -61,7 +61,7 @@ def small_classifier(se_blocks=(0, 0, 0, 0)):
 
 
 def images(count=16, dtype=torch.float32):
-    """Coloured squares: unlike noise, they still differ after pooling."""
+    """Colored squares: unlike noise, they still differ after pooling."""
     squares = torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=dtype)
     return torch.nn.functional.interpolate(3 * squares, scale_factor=16)
 
@@ -74,12 +74,12 @@ def unevenness(model, x):
 @torch.no_grad()
 @pytest.mark.parametrize('balance', [0.0, 0.5, 1.0])
 @pytest.mark.parametrize('se_blocks', [[0] * 4, SE_BLOCKS])
-def test_equalisation_keeps_the_function(se_blocks, balance):
+def test_equalization_keeps_the_function(se_blocks, balance):
     model = small_classifier(se_blocks).double()
     x = images(dtype=torch.float64)
     before = model(x)
     unequal = unevenness(model, x)
-    equalise(model, x, balance)
+    equalize(model, x, balance)
     torch.testing.assert_close(model(x), before, rtol=1e-10, atol=1e-10)
     if balance == 1:
         assert max(unevenness(model, x)) < 1 + 1e-6 < min(unequal)
@@ -209,7 +209,7 @@ def int8_file(model, int8, path):
 def test_onnx_file_computes_what_the_simulation_does(se_blocks, keep, per_channel, tmp_path):
     model = small_classifier(se_blocks)
     calibration = images()
-    int8 = quantise(model, calibration, Options(per_channel=per_channel, keep=keep))
+    int8 = quantize(model, calibration, Options(per_channel=per_channel, keep=keep))
     proto = int8_file(model, int8, tmp_path / 'int8.onnx')
 
     stored = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
@@ -228,8 +228,8 @@ def test_onnx_file_computes_what_the_simulation_does(se_blocks, keep, per_channe
 def test_ranges_are_chosen_as_asked():
     x = torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     x[0, 0, 0, 0] = 10
-    plain = dict(equalise=False, compensate=False, correct_bias=False)
-    grids = [quantise(small_classifier(), x, Options(ranges=name, **plain)).grids['input'] for name in METHODS]
+    plain = dict(equalize=False, compensate=False, correct_bias=False)
+    grids = [quantize(small_classifier(), x, Options(ranges=name, **plain)).grids['input'] for name in METHODS]
     highest = dict(zip(METHODS, ((255 - grid.zero_point) * grid.scale for grid in grids)))
     assert highest['minmax'] == pytest.approx(10, abs=0.05)
     assert 5 < highest['mse'] < 9.9
@@ -240,13 +240,13 @@ def test_ranges_are_chosen_as_asked():
 def test_balance_and_absorption_are_used_as_asked():
     model, x = small_classifier(), images()
     plain = dict(compensate=False, correct_bias=False, ranges='minmax')
-    uneven = {b: max(unevenness(quantise(model, x, Options(balance=b, **plain)).model, x)) for b in (0.0, 1.0)}
+    uneven = {b: max(unevenness(quantize(model, x, Options(balance=b, **plain)).model, x)) for b in (0.0, 1.0)}
     assert uneven[1.0] < 1.2 < uneven[0.0]
 
     name = 'backbone.stage1.0'
     layers_of(model)[1].linear.bias += 1000
     scales = [
-        quantise(model, x, Options(equalise=False, absorb_bias=absorb, **plain)).grids[name].scale
+        quantize(model, x, Options(equalize=False, absorb_bias=absorb, **plain)).grids[name].scale
         for absorb in (False, True)
     ]
     assert scales[1] < 0.9 * scales[0]
@@ -264,11 +264,11 @@ def test_each_step_helps_a_hard_network():
         after.linear.weight *= spread.reshape(axis)
     x = images(64)
     expected = model(x)
-    options = dict(per_channel=False, equalise=False, compensate=False, correct_bias=False, ranges='minmax')
+    options = dict(per_channel=False, equalize=False, compensate=False, correct_bias=False, ranges='minmax')
     errors = []
-    for step in ('', 'equalise', 'correct_bias', 'compensate'):
+    for step in ('', 'equalize', 'correct_bias', 'compensate'):
         options.update({step: True} if step else {})
-        found = quantise(model, x[:48], Options(**options))(x)
+        found = quantize(model, x[:48], Options(**options))(x)
         errors.append(float((found - expected)[48:].abs().mean() / expected.std(0).mean()))
     assert all(after < 0.8 * before for before, after in zip(errors, errors[1:])), errors
 
@@ -280,16 +280,16 @@ def test_sensitivity_finds_the_layer_that_suffers():
     with torch.no_grad():
         layer.linear.weight[0, 0] = 1e4  # leaves the others no step of the grid
         layer.linear.bias[0] = -1e6  # and its own channel silent
-    options = Options(per_channel=False, equalise=False, compensate=False)
+    options = Options(per_channel=False, equalize=False, compensate=False)
     costs = sensitivity(model, images(8), options, images(8))
     assert costs[0][0] == victim
     assert {name for name, _ in costs} == {layer.name for layer in layers_of(model)}
 
 
-def test_quantising_leaves_the_model_alone():
+def test_quantizing_leaves_the_model_alone():
     model = small_classifier()
     before = copy.deepcopy(model.state_dict())
-    quantise(model, images(4))
+    quantize(model, images(4))
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[key]), key
 
@@ -304,7 +304,7 @@ def test_quantising_leaves_the_model_alone():
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        quantise(small_classifier(), images(1), Options(**options))
+        quantize(small_classifier(), images(1), Options(**options))
 
 
 def test_unrounded_network_simulates_itself():
@@ -319,7 +319,7 @@ def test_unrounded_network_simulates_itself():
     [
         ((), {}),
         (('--per-tensor',), dict(per_channel=False)),
-        (('--no-equalise',), dict(equalise=False)),
+        (('--no-equalize',), dict(equalize=False)),
         (('--balance', 0.3), dict(balance=0.3)),
         (('--absorb-bias',), dict(absorb_bias=True)),
         (('--no-bias-correction',), dict(correct_bias=False)),
@@ -348,11 +348,11 @@ def test_tool_on_digits(digits, run_tool, tmp_path):
     calibration = next(path for path in digits.rglob('*') if path.is_dir() and list(path.glob('*/*.png')))
     code, text = run_tool(
         *('quantize', *arguments, '--calib', calibration, '--num-calib', 40, '--steps', '--sensitivity'),
-        *('--keep', 'head.fc', '--softmax', '--normalise', '--report', tmp_path / 'report.json', *options),
+        *('--keep', 'head.fc', '--softmax', '--normalize', '--report', tmp_path / 'report.json', *options),
     )
     assert code == 0, text
     report = json.loads((tmp_path / 'report.json').read_text())
-    names = ['float', 'naive', '+ equalise', '+ ranges', '+ correct_bias', 'int8']
+    names = ['float', 'naive', '+ equalize', '+ ranges', '+ correct_bias', 'int8']
     assert [row['name'] for row in report['accuracy']] == names
     assert report['accuracy'][-1]['flips'] < 0.05 * report['accuracy'][-1]['num_images']
     assert 'head.fc' not in dict(report['sensitivity'])

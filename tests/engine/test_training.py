@@ -127,7 +127,7 @@ def test_the_run_leaves_curves_and_its_config(tiny_run):
     assert (tiny_run / 'tiny_digits.py').exists()
 
 
-def test_normalisation_layers_do_not_decay():
+def test_normalization_layers_do_not_decay():
     config = cli.load_config('configs/mobileone_s0_8xb32.py')
     model = build_model(config, 'branched')
     groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import randomise_norms
+from conftest import randomize_norms
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,7 +33,7 @@ every_block = pytest.mark.parametrize('options', BLOCKS.values(), ids=BLOCKS)
 def pair(options, dtype=torch.float64, **more):
     """The same block twice: by moments and by branches. SiLU, as a ReLU would hide half of the gradients."""
     torch.manual_seed(0)
-    moments = randomise_norms(MobileOneBlock(**{'act': nn.SiLU, **options, **more}, train_impl='moments'))
+    moments = randomize_norms(MobileOneBlock(**{'act': nn.SiLU, **options, **more}, train_impl='moments'))
     moments = moments.to(dtype).train()
     branches = copy.deepcopy(moments)
     branches.train_impl = 'branches'
@@ -171,7 +171,7 @@ def test_with_cp_counts_statistics_once():
 
     arch = dict(num_blocks=[1, 2, 2, 1], width_factor=[0.125] * 4, num_conv_branches=[2] * 4, num_se_blocks=[0] * 4)
     torch.manual_seed(0)
-    plain = randomise_norms(MobileOne(arch, train_impl='branches')).double().train()
+    plain = randomize_norms(MobileOne(arch, train_impl='branches')).double().train()
     saving = MobileOne(arch, train_impl='moments', with_cp=True).double().train()
     saving.load_state_dict(plain.state_dict())
     x = torch.randn(4, 3, 64, 64, dtype=torch.float64)
@@ -344,7 +344,7 @@ def small_net(train_impl, norm=nn.BatchNorm2d):
         if kind == 'stem':
             options['out_channels'] = 6
         blocks.append(MobileOneBlock(**options, norm=norm, act=nn.SiLU, train_impl=train_impl))
-    return randomise_norms(nn.Sequential(*blocks)).double().train()
+    return randomize_norms(nn.Sequential(*blocks)).double().train()
 
 
 def images_of_each_rank():

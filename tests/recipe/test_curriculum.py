@@ -109,12 +109,12 @@ def test_strength_of_each_augmentation():
         at_strength(pipeline[3:], 0.5)
 
 
-def test_what_autoaugment_lays_bare_gets_the_colour_asked_for():
+def test_what_autoaugment_lays_bare_gets_the_color_asked_for():
     image = np.full((40, 40, 3), 255, np.uint8)
-    for hparams, colour in ((dict(), [104, 116, 124]), (dict(hparams=dict(pad_val=[1, 2, 3])), [1, 2, 3])):
+    for hparams, color in ((dict(), [104, 116, 124]), (dict(hparams=dict(pad_val=[1, 2, 3])), [1, 2, 3])):
         policy = [dict(type='Rotate', angle=30.0, prob=1.0)]
         transform = TRANSFORMS.build(dict(type='mobileone_ext.AutoAugment', policies=[policy], **hparams))
-        assert transform(dict(img=image))['img'][0, 0].tolist() == colour
+        assert transform(dict(img=image))['img'][0, 0].tolist() == color
 
 
 @pytest.mark.parametrize('augmentation', ['AutoAugment', 'RandAugment'])

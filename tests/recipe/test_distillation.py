@@ -54,7 +54,7 @@ def test_loss_is_the_weighted_sum_and_the_teacher_stays_as_it_is(config, tiny_ru
     assert all(torch.equal(tensor, stored[key]) for key, tensor in teacher.state_dict().items())
 
 
-def test_the_teacher_gets_images_normalised_its_own_way(config):
+def test_the_teacher_gets_images_normalized_its_own_way(config):
     config.model.teacher.data_preprocessor.update(mean=[127.5] * 3, std=[127.5] * 3)
     model = build(config)
     pixels = torch.randint(0, 256, (2, 3, 8, 8)).float()

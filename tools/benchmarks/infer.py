@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
             for form, opener in prepare(name, args.forms, Path(folder)).items():
                 for batch, threads in itertools.product(args.batches, args.threads):
                     openers[Case(name, form, batch, threads)] = functools.partial(opener, threads, batch)
-        rows = summarise(measure(openers, turns, seconds))
+        rows = summarize(measure(openers, turns, seconds))
     report = f'{head}\n\n{as_markdown(rows)}'
     print(report)
     write_text(as_csv(rows), out / 'latency.csv')
@@ -125,7 +125,7 @@ def _repeat(call: Callable[[np.ndarray], object], images: np.ndarray, seconds: f
     return times
 
 
-def summarise(times: Dict[Case, List[float]]) -> List[dict]:
+def summarize(times: Dict[Case, List[float]]) -> List[dict]:
     """A row for each case: median, 5th and 95th percentile in ms, and the number of calls."""
     return [
         dict(
@@ -228,11 +228,11 @@ def _export(net: nn.Module, path: Path) -> None:
 
 def _export_int8(net: nn.Module, path: Path) -> None:
     from mobileone_ext.deploy import export
-    from mobileone_ext.deploy.quantization.calibrate import Options, quantise
+    from mobileone_ext.deploy.quantization.calibrate import Options, quantize
     from mobileone_ext.deploy.quantization.qdq import insert_qdq
 
     # Rounded to nearest: the time of an int8 kernel does not depend on its numbers.
-    int8 = quantise(net, torch.randn(2, 3, SIZE, SIZE), Options(equalise=False, compensate=False, ranges='minmax'))
+    int8 = quantize(net, torch.randn(2, 3, SIZE, SIZE), Options(equalize=False, compensate=False, ranges='minmax'))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         proto = export.onnx_proto(export.DeployNet(int8.model), torch.zeros(2, 3, SIZE, SIZE), 17, True)
@@ -292,11 +292,11 @@ def draw(rows: List[dict], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 6), layout='constrained')
     main = forms[0]
     places = {r['network']: (r['median_ms'], PUBLISHED[r['network']][0]) for r in rows if r['form'] == main}
-    for own, colour in ((True, 'tab:red'), (False, 'tab:blue')):
+    for own, color in ((True, 'tab:red'), (False, 'tab:blue')):
         points = [place for network, place in places.items() if network.startswith('mobileone_') == own]
         if points:
             label = f'{"MobileOne" if own else "others"}, {main}'
-            axes.plot(*zip(*points), 'o-' if own else 'o', color=colour, label=label)
+            axes.plot(*zip(*points), 'o-' if own else 'o', color=color, label=label)
     for network, (x, y) in places.items():
         # Names stand on the right of their points, or on the left where another point is near.
         near = any(x < other_x < 1.6 * x and abs(other_y - y) < 0.5 for other_x, other_y in places.values())

@@ -1,7 +1,7 @@
 """Images a second of one core on their way into training and validation: ours, mmpretrain's and torchvision's.
 
 Reading (from memory that the system has filled before), decoding, random resized crop
-and flip, or resize and centre crop, up to a uint8 tensor (3, H, W). All pipelines take
+and flip, or resize and center crop, up to a uint8 tensor (3, H, W). All pipelines take
 turns on the same images with the same random crops where they draw alike. "Antialiased" ones
 resize as Pillow does; the others take the nearest two pixels of a row, whatever lies between.
 """

@@ -1,4 +1,4 @@
-"""ILSVRC-2012 at 224 px: random resized crop and flip; resize 256 and centre crop to evaluate.
+"""ILSVRC-2012 at 224 px: random resized crop and flip; resize 256 and center crop to evaluate.
 
 Expected below data_root: train/ and val/, each with class folders or with an
 annotation file meta/train.txt, meta/val.txt of "file label" lines.

@@ -2,7 +2,7 @@
 
 Paper: lr 0.1 to 0 by a cosine, weight decay 1e-4 annealed by a cosine to 1e-5.
 Where it is silent, as in mmpretrain: momentum 0.9, 5 epochs of linear warm-up
-from 0.001 x lr, cosine to 1e-6, no weight decay on normalisation layers.
+from 0.001 x lr, cosine to 1e-6, no weight decay on normalization layers.
 
 EMA decay 0.9995 is the paper's, for all variants, and so is progressive learning
 (section 3.3), on size alone for s0 and s1; the sizes and the epochs 37 and 112 of 300

@@ -1,7 +1,7 @@
 """Post-training int8 of a fused MobileOne, without labels and without training.
 
 chain.py         the classifier as a chain of linear layers
-equalisation.py  channels brought to one range, the function unchanged
+equalization.py  channels brought to one range, the function unchanged
 rounding.py      weights to the int8 grid, each rounding made up for by the weights still to come
 ranges.py        what an activation's 256 steps span
 calibrate.py     all of it in one pass over calibration images; the simulated int8 network

@@ -28,7 +28,7 @@ class Options:
 
     Attributes:
         per_channel: one weight scale for each output channel instead of one for the layer.
-        equalise, balance: see equalisation.py.
+        equalize, balance: see equalization.py.
         absorb_bias: move what a depthwise channel always exceeds into the next layer's bias.
         correct_bias: fit each bias to the means of the float network.
         compensate: least squares and compensated rounding instead of rounding to nearest; fits the bias too.
@@ -38,7 +38,7 @@ class Options:
     """
 
     per_channel: bool = True
-    equalise: bool = True
+    equalize: bool = True
     balance: float = 0.5
     absorb_bias: bool = False
     correct_bias: bool = True
@@ -56,7 +56,7 @@ class Options:
 
 @dataclass
 class Int8:
-    """A quantised classifier: float tensors that lie on int8 grids, and the grids.
+    """A quantized classifier: float tensors that lie on int8 grids, and the grids.
 
     Attributes:
         model: the classifier; its weights are multiples of their scales.
@@ -71,7 +71,7 @@ class Int8:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) for normalised images, as the int8 network gives them."""
+        """Logits (N, classes) for normalized images, as the int8 network gives them."""
         *convolutions, head = layers_of(self.model)
         x = self.rounded(INPUT, images)
         for layer in convolutions:
@@ -87,11 +87,11 @@ class Int8:
 
 
 @torch.no_grad()
-def quantise(model: nn.Module, images: Tensor, options: Options = Options()) -> Int8:
-    """A quantised copy of a fused classifier.
+def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> Int8:
+    """A quantized copy of a fused classifier.
 
     Args:
-        images: normalised calibration images (N, C, H, W); no labels are needed.
+        images: normalized calibration images (N, C, H, W); no labels are needed.
 
     Raises:
         ValueError: if ``options.keep`` names no layer.
@@ -102,8 +102,8 @@ def quantise(model: nn.Module, images: Tensor, options: Options = Options()) -> 
             raise ValueError(f'keep: no layer {name!r}; the layers are {", ".join(names)}')
     reference = copy.deepcopy(model).eval()
     images = images.contiguous(memory_format=torch.channels_last)
-    if options.equalise:
-        equalise(reference, images, options.balance)
+    if options.equalize:
+        equalize(reference, images, options.balance)
     if options.absorb_bias:
         absorb_bias(reference, images)
     result = Int8(copy.deepcopy(reference))
@@ -119,7 +119,7 @@ def quantise(model: nn.Module, images: Tensor, options: Options = Options()) -> 
         is_int8 = layer.name not in options.keep
         if is_int8:
             inputs, outputs = _at_random_pixels(int8_layer, found, linear)
-            _quantise_layer(result, int8_layer, inputs, outputs, options)
+            _quantize_layer(result, int8_layer, inputs, outputs, options)
         wanted = in_chunks(layer.finish, linear)
         if layer.has_se and is_int8:
             made = in_chunks(int8_layer.linear, found)
@@ -132,12 +132,12 @@ def quantise(model: nn.Module, images: Tensor, options: Options = Options()) -> 
         wanted, found = wanted.mean((2, 3)), found.mean((2, 3))
         _add_grid(result, POOLED, found, _importance(head), options)
         inputs, outputs = result.grids[POOLED].apply(found)[None], head.linear(wanted)[None]
-        _quantise_layer(result, int8_head, inputs, outputs, options)
+        _quantize_layer(result, int8_head, inputs, outputs, options)
     return result
 
 
 @torch.no_grad()
-def equalise(model: nn.Module, images: Tensor, balance: float) -> None:
+def equalize(model: nn.Module, images: Tensor, balance: float) -> None:
     """Bring the channels between any two layers to one range, in place; the function stays the same.
 
     An SE between them reads the divided channels, so it is made to multiply them back.
@@ -179,7 +179,7 @@ def absorb_bias(model: nn.Module, images: Tensor) -> None:
             x = x - shift.reshape(1, -1, 1, 1)
 
 
-def _quantise_layer(result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor, options: Options) -> None:
+def _quantize_layer(result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor, options: Options) -> None:
     """Put ``layer``'s weights on a grid, given samples of its inputs (G, n, I) and the wanted outputs (G, n, O)."""
     stats = rounding.moments(inputs, outputs)
     weight = layer.grouped_weight().double()
@@ -234,22 +234,22 @@ def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Te
     """What each layer costs when it alone is int8: Kullback-Leibler divergence from the float network, largest first.
 
     Args:
-        images, held_out: normalised; the divergence is measured on ``held_out``.
+        images, held_out: normalized; the divergence is measured on ``held_out``.
     """
     # A fitted layer makes up for the int8 layers before it, which are float here: round to nearest.
-    full = quantise(model, images, dataclasses.replace(options, compensate=False, correct_bias=False))
+    full = quantize(model, images, dataclasses.replace(options, compensate=False, correct_bias=False))
     reference = copy.deepcopy(model).eval()
-    if options.equalise:
-        equalise(reference, images, options.balance)
+    if options.equalize:
+        equalize(reference, images, options.balance)
     expected = in_chunks(Int8(reference), held_out).log_softmax(1)
     costs = []
-    for layer, quantised in zip(layers_of(reference), layers_of(full.model)):
+    for layer, quantized in zip(layers_of(reference), layers_of(full.model)):
         if layer.name not in full.weight_scales:
             continue
         alone = Int8(copy.deepcopy(reference), grids={k: v for k, v in full.grids.items() if k == layer.name})
         for own in layers_of(alone.model):
             if own.name == layer.name:
-                own.linear.load_state_dict(quantised.linear.state_dict())
+                own.linear.load_state_dict(quantized.linear.state_dict())
         found = in_chunks(alone, held_out).log_softmax(1)
         costs.append((layer.name, float(F.kl_div(found, expected, log_target=True, reduction='batchmean'))))
     return sorted(costs, key=lambda cost: -cost[1])

@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: channels between two layers brought to one range, the function unchanged.
+"""Cross-layer equalization: channels between two layers brought to one range, the function unchanged.
 
 ReLU(x / s) = ReLU(x) / s for s > 0, so layer a may return channel c divided by s[c] if layer b multiplies
 it back (Nagel et al. 2019, arXiv 1906.04721, section 4.1). There s balances the weights of a and b alone;

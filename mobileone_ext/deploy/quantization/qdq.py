@@ -1,4 +1,4 @@
-"""A quantised classifier as an ONNX file with QuantizeLinear / DequantizeLinear pairs.
+"""A quantized classifier as an ONNX file with QuantizeLinear / DequantizeLinear pairs.
 
 Weights are stored as int8, biases as int32, activations are uint8: runtimes turn the pairs into integer kernels.
 """
@@ -14,7 +14,7 @@ from .chain import layers_of
 
 
 def insert_qdq(proto: onnx.ModelProto, int8: Int8) -> onnx.ModelProto:
-    """The exported float graph of ``int8.model`` with quantisation at every grid of ``int8``.
+    """The exported float graph of ``int8.model`` with quantization at every grid of ``int8``.
 
     Raises:
         ValueError: if the graph is not the model's.
@@ -25,7 +25,7 @@ def insert_qdq(proto: onnx.ModelProto, int8: Int8) -> onnx.ModelProto:
 class _Writer:
     def __init__(self, proto: onnx.ModelProto, int8: Int8):
         self.proto, self.int8 = proto, int8
-        self.initialisers = {item.name: item for item in proto.graph.initializer}
+        self.initializers = {item.name: item for item in proto.graph.initializer}
         self.nodes: List[onnx.NodeProto] = []
         self.replaced: Dict[str, str] = {}  # tensor -> its rounded self
         self.grid_of: Dict[str, str] = {}  # tensor -> name of its grid
@@ -43,14 +43,14 @@ class _Writer:
                 previous = layer.name
             self._use_rounded(node)
             if layer is not None and layer.name in self.int8.weight_scales:
-                self._quantise_weights(node, layer.name)
+                self._quantize_weights(node, layer.name)
             self.nodes.append(node)
             for name in ends.get(node.output[0], ()):
                 self._round(node.output[0], name)
         del self.proto.graph.node[:]
         self.proto.graph.node.extend(self.nodes)
         used = {name for node in self.nodes for name in node.input}
-        kept = [item for name, item in self.initialisers.items() if name in used]
+        kept = [item for name, item in self.initializers.items() if name in used]
         del self.proto.graph.initializer[:]
         self.proto.graph.initializer.extend(kept)
         del self.proto.graph.value_info[:]
@@ -96,9 +96,9 @@ class _Writer:
         for index, name in enumerate(node.input):
             node.input[index] = self.replaced.get(name, name)
 
-    def _quantise_weights(self, node: onnx.NodeProto, layer_name: str) -> None:
-        weight = numpy_helper.to_array(self.initialisers[node.input[1]])
-        bias = numpy_helper.to_array(self.initialisers[node.input[2]])
+    def _quantize_weights(self, node: onnx.NodeProto, layer_name: str) -> None:
+        weight = numpy_helper.to_array(self.initializers[node.input[1]])
+        bias = numpy_helper.to_array(self.initializers[node.input[2]])
         scales = self.int8.weight_scales[layer_name].numpy()
         if (scales == scales[0]).all():
             scales = scales[0]
@@ -106,10 +106,10 @@ class _Writer:
         source = self.grid_of.get(node.input[0], POOLED)
         bias_scales = np.float64(self.int8.grids[source].scale) * scales
         shape = (-1, *[1] * (weight.ndim - 1)) if np.ndim(scales) else ()
-        node.input[1] = self._dequantised(node.input[1], np.round(weight / scales.reshape(shape)), np.int8, scales)
-        node.input[2] = self._dequantised(node.input[2], np.round(bias / bias_scales), np.int32, bias_scales)
+        node.input[1] = self._dequantized(node.input[1], np.round(weight / scales.reshape(shape)), np.int8, scales)
+        node.input[2] = self._dequantized(node.input[2], np.round(bias / bias_scales), np.int32, bias_scales)
 
-    def _dequantised(self, name: str, integers: np.ndarray, dtype, scales: np.ndarray) -> str:
+    def _dequantized(self, name: str, integers: np.ndarray, dtype, scales: np.ndarray) -> str:
         limits = np.iinfo(dtype)
         values = self._constant(f'{name}_q', integers.clip(limits.min, limits.max).astype(dtype))
         scale = self._constant(f'{name}_scale', np.asarray(scales, np.float32))
@@ -119,5 +119,5 @@ class _Writer:
         return f'{name}_dq'
 
     def _constant(self, name: str, value: np.ndarray) -> str:
-        self.initialisers[name] = numpy_helper.from_array(np.asarray(value), name)
+        self.initializers[name] = numpy_helper.from_array(np.asarray(value), name)
         return name

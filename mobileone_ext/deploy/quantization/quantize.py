@@ -1,4 +1,4 @@
-"""What tools/quantize.py does: read images, quantise, write the ONNX file, measure it."""
+"""What tools/quantize.py does: read images, quantize, write the ONNX file, measure it."""
 
 import argparse
 import dataclasses
@@ -16,21 +16,21 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ...data.check import check_data
-from ...data.images import Normalise, find_images, read_images
+from ...data.images import Normalize, find_images, read_images
 from ...engine.runner import Runner
 from ...files import check_writable, write_atomically, write_text
 from .. import export
 from ..compare import top_accuracies, with_progress
 from ..runtime import Network, open_network
-from .calibrate import Int8, Options, quantise, sensitivity
+from .calibrate import Int8, Options, quantize, sensitivity
 from .qdq import insert_qdq
 
 
 def run(config: Config, args: argparse.Namespace, options: Options) -> None:
-    """Quantise ``args.checkpoint`` with the images of ``args.calib`` into ``args.out``.
+    """Quantize ``args.checkpoint`` with the images of ``args.calib`` into ``args.out``.
 
     Raises:
-        ValueError, OSError: for what cannot be read, written or quantised; nothing is left half-written.
+        ValueError, OSError: for what cannot be read, written or quantized; nothing is left half-written.
     """
     export.check_request(args.out, 'onnx', args.opset)
     if args.report:
@@ -48,27 +48,27 @@ def run(config: Config, args: argparse.Namespace, options: Options) -> None:
         report['sensitivity'] = sensitivity(model, images[::2], options, images[1::2])
         show_sensitivity(report['sensitivity'])
     with write_atomically(args.out) as part:
-        write(config, quantise(model, images, options), part, args)
+        write(config, quantize(model, images, options), part, args)
     print(f'{args.out}: written')
     if args.evaluate or args.steps:
         with tempfile.TemporaryDirectory() as folder:
             networks = {}
             for name, partial in steps_to(options) if args.steps else ():
-                write(config, quantise(model, images, partial), Path(folder, f'{name}.onnx'), args)
+                write(config, quantize(model, images, partial), Path(folder, f'{name}.onnx'), args)
                 networks[name] = open_network(Path(folder, f'{name}.onnx'))
             networks['int8'] = open_network(args.out)
-            report['accuracy'] = evaluate(config, model, networks, args.normalise)
+            report['accuracy'] = evaluate(config, model, networks, args.normalize)
         show_accuracy(report['accuracy'])
     if args.report:
         write_text(json.dumps(report, indent=2) + '\n', args.report)
 
 
 def steps_to(options: Options) -> Iterator[Tuple[str, Options]]:
-    """From plain min-max quantisation towards ``options``, one step more each time, with the step's name."""
-    plain = dict(equalise=False, absorb_bias=False, correct_bias=False, compensate=False, ranges='minmax')
+    """From plain min-max quantization towards ``options``, one step more each time, with the step's name."""
+    plain = dict(equalize=False, absorb_bias=False, correct_bias=False, compensate=False, ranges='minmax')
     current = dataclasses.replace(options, **plain)
     yield 'naive', current
-    for step in ('equalise', 'absorb_bias', 'ranges', 'correct_bias', 'compensate'):
+    for step in ('equalize', 'absorb_bias', 'ranges', 'correct_bias', 'compensate'):
         if getattr(options, step) != plain[step]:
             current = dataclasses.replace(current, **{step: getattr(options, step)})
             if current != options:
@@ -76,7 +76,7 @@ def steps_to(options: Options) -> Iterator[Tuple[str, Options]]:
 
 
 def read_calibration(config: Config, folder: str, count: int) -> Tuple[Tensor, List[str]]:
-    """``count`` normalised images (N, C, H, W), spread evenly over ``folder``, and messages about unreadable files.
+    """``count`` normalized images (N, C, H, W), spread evenly over ``folder``, and messages about unreadable files.
 
     Raises:
         ValueError: if there are fewer files than asked for, or none can be read.
@@ -90,37 +90,37 @@ def read_calibration(config: Config, folder: str, count: int) -> Tuple[Tensor, L
     pixels = [image for _, image in read_images(config, chosen, skipped)]
     if not pixels:
         raise ValueError(f'{folder}: none of {count} files is a readable image')
-    return Normalise(config)(torch.stack(pixels)), skipped
+    return Normalize(config)(torch.stack(pixels)), skipped
 
 
 def write(config: Config, int8: Int8, path: Path, args: argparse.Namespace) -> None:
     """Write the ONNX file of ``int8``."""
-    net = export.DeployNet(int8.model, Normalise(config) if args.normalise else None, args.softmax)
+    net = export.DeployNet(int8.model, Normalize(config) if args.normalize else None, args.softmax)
     image = torch.zeros(2, net.backbone.stage0.in_channels, args.size, args.size)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporter announces its successor
         proto = insert_qdq(export.onnx_proto(net, image, args.opset, dynamic_batch=True), int8)
-    metadata = export.describe(config, args.checkpoint, args.normalise, args.softmax)
+    metadata = export.describe(config, args.checkpoint, args.normalize, args.softmax)
     export.write_onnx(proto, path, {**metadata, 'precision': 'int8'})
 
 
 @torch.no_grad()
 def evaluate(
-    config: Config, model: nn.Module, networks: Dict[str, Network], normalised_inside: bool = False
+    config: Config, model: nn.Module, networks: Dict[str, Network], normalized_inside: bool = False
 ) -> List[dict]:
     """Float model and int8 files on the config's test set: rows with ``name``, ``top1``, ``top5`` (percent),
     ``flips`` (predictions unlike the float model's) and ``num_images``."""
-    normalise = Normalise(config)
+    normalize = Normalize(config)
     flip = config.model.data_preprocessor.get('to_rgb', False)
     outputs = {'float': [], **{name: [] for name in networks}}
     labels = []
     for batch in with_progress(Runner.build_dataloader(config.test_dataloader), 'evaluate'):
         pixels = torch.stack(list(batch['inputs'])).float()
         pixels = pixels.flip(1) if flip else pixels
-        images = normalise(pixels)
+        images = normalize(pixels)
         outputs['float'].append(model(images))
         for name, network in networks.items():
-            found = network((pixels if normalised_inside else images).numpy())
+            found = network((pixels if normalized_inside else images).numpy())
             outputs[name].append(torch.from_numpy(np.array(found)))
         labels.extend(sample.gt_label for sample in batch['data_samples'])
     labels, expected = torch.cat(labels), torch.cat(outputs['float']).argmax(1)
