@@ -10,11 +10,9 @@ the least spread of log(width / s0's width); k = 4 is s0's as well, as Table 6 s
 it to pay in the small. tests/test_micro_variants.py repeats the search.
 """
 
-from typing import Dict, List, Union
-
 BASE_WIDTHS = (64, 128, 256, 512)
 
-ARCHS: Dict[str, Dict[str, list]] = {
+ARCHS: dict[str, dict[str, list]] = {
     'mu0': dict(
         num_blocks=[2, 8, 10, 1],
         width_factor=[24 / 64, 64 / 128, 112 / 256, 360 / 512],
@@ -66,7 +64,7 @@ ARCHS: Dict[str, Dict[str, list]] = {
 }
 
 
-def resolve_arch(arch: Union[str, Dict[str, list]]) -> Dict[str, List]:
+def resolve_arch(arch: str | dict[str, list]) -> dict[str, list]:
     """The checked table of ``arch``: a name of ``ARCHS`` or a dict with its keys.
 
     Keys of a dict: ``num_blocks`` and ``width_factor`` (four numbers each, one a
@@ -103,7 +101,7 @@ def resolve_arch(arch: Union[str, Dict[str, list]]) -> Dict[str, List]:
     return table
 
 
-def stage_widths(arch: Dict[str, List]) -> List[int]:
+def stage_widths(arch: dict[str, list]) -> list[int]:
     """Output channels of the stem and the four stages, for a resolved ``arch``."""
     widths = [int(base * factor) for base, factor in zip(BASE_WIDTHS, arch['width_factor'])]
     return [min(BASE_WIDTHS[0], widths[0]), *widths]

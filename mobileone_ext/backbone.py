@@ -4,9 +4,9 @@ MobileOne: An Improved One Millisecond Mobile Backbone, arXiv 2206.04040. A stem
 and four stages of depthwise + pointwise blocks; every stage halves the plane.
 """
 
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import ContextManager, Iterator, List, Sequence, Tuple, Union
 
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule, Sequential
@@ -53,10 +53,10 @@ class MobileOne(BaseModule):
 
     def __init__(
         self,
-        arch: Union[str, dict],
+        arch: str | dict,
         in_channels: int = 3,
-        out_indices: Union[int, Sequence[int]] = (3,),
-        num_conv_branches: Union[int, Sequence[int], None] = None,
+        out_indices: int | Sequence[int] = (3,),
+        num_conv_branches: int | Sequence[int] | None = None,
         use_scale: bool = True,
         use_skip: bool = True,
         act_cfg: dict = dict(type='ReLU', inplace=True),
@@ -67,7 +67,7 @@ class MobileOne(BaseModule):
         deploy: bool = False,
         train_impl: str = 'auto',
         with_cp: bool = False,
-        init_cfg: Union[dict, List[dict], None] = (
+        init_cfg: dict | list[dict] | None = (
             dict(type='Kaiming', layer=['Conv2d']),
             dict(type='Constant', val=1, layer=['_BatchNorm']),
         ),
@@ -109,7 +109,7 @@ class MobileOne(BaseModule):
             self.add_module(f'stage{stage + 1}', Sequential(*blocks))
         self._freeze()
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.stage0(x)
         maps = []
         for index, stage in enumerate(self._stages()[1:]):
@@ -137,7 +137,7 @@ class MobileOne(BaseModule):
                 module.switch_to_deploy()
         self.deploy = True
 
-    def _stages(self) -> List[nn.Module]:
+    def _stages(self) -> list[nn.Module]:
         return [getattr(self, f'stage{i}') for i in range(NUM_STAGES + 1)]
 
     def _freeze(self) -> None:
@@ -146,7 +146,7 @@ class MobileOne(BaseModule):
             stage.requires_grad_(False)
 
 
-def _once_only(stage: nn.Module) -> Tuple[ContextManager, ContextManager]:
+def _once_only(stage: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
     """Contexts of a checkpointed forward and its repetition, which must not count in running statistics again."""
     return nullcontext(), _keep_buffers(stage)
 
@@ -161,7 +161,7 @@ def _keep_buffers(module: nn.Module) -> Iterator[None]:
             buffer.data.copy_(value)  # .data: batch norm's backward holds the buffer, without need
 
 
-def _per_stage(num_conv_branches: Union[int, Sequence[int], None], default: List[int]) -> List[int]:
+def _per_stage(num_conv_branches: int | Sequence[int] | None, default: list[int]) -> list[int]:
     if num_conv_branches is None:
         return default
     if isinstance(num_conv_branches, int):
@@ -171,7 +171,7 @@ def _per_stage(num_conv_branches: Union[int, Sequence[int], None], default: List
     return list(num_conv_branches)
 
 
-def _stage_indices(out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
+def _stage_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
     indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
     for index in indices:
         if not -NUM_STAGES <= index < NUM_STAGES:

@@ -17,7 +17,7 @@ Shapes: x (N, C_in, H, W) -> (N, C_out, ceil(H / stride), ceil(W / stride)).
 import copy
 import warnings
 from collections import OrderedDict
-from typing import Callable, Iterator, List, Optional
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -70,7 +70,7 @@ class MobileOneBlock(nn.Module):
         use_skip: bool = True,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         act: Callable[[], nn.Module] = nn.ReLU,
-        se: Optional[Callable[[int], nn.Module]] = None,
+        se: Callable[[int], nn.Module] | None = None,
         deploy: bool = False,
         train_impl: str = 'auto',
     ):
@@ -168,7 +168,7 @@ class MobileOneBlock(nn.Module):
             weight = torch.empty_like(self.branch_conv_list[0].conv.weight, dtype=weight.dtype).copy_(weight)
         return F.conv2d(x, weight, bias, self.stride, self.kernel_size // 2, groups=self.groups)
 
-    def _norms(self) -> List[nn.Module]:
+    def _norms(self) -> list[nn.Module]:
         """The normalization layers: of the kernels, the scale and the skip branch."""
         norms = [branch.norm for branch in self.branch_conv_list]
         if self.branch_scale is not None:
@@ -177,7 +177,7 @@ class MobileOneBlock(nn.Module):
             norms.append(self.branch_norm)
         return norms
 
-    def moments_obstacle(self) -> Optional[str]:
+    def moments_obstacle(self) -> str | None:
         """Why this block can only train by its branches; None if it can do otherwise."""
         if self.deploy:
             return 'it is fused'

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from typing import Callable, Optional
+from collections.abc import Callable
 
 TRACEBACK_VARIABLE = 'MOBILEONE_TRACEBACK'
 
@@ -23,7 +23,7 @@ _KEYS_BESIDE_RUNNER = {
 }
 
 
-def run(main: Callable[[], Optional[int]]) -> None:
+def run(main: Callable[[], int | None]) -> None:
     """Run a tool's ``main`` and exit with its code; a user's mistake becomes one line and exit code 1.
 
     ValueError and OSError are mistakes of the user: a bad value, a missing or
@@ -100,7 +100,7 @@ def add_launcher_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def load_config(path: str, options: Optional[dict] = None):
+def load_config(path: str, options: dict | None = None):
     """The mmengine ``Config`` at ``path`` with ``options`` merged in; its scope becomes the default.
 
     Raises:

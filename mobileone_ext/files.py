@@ -3,13 +3,13 @@
 import csv
 import io
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterable, Iterator, Sequence, Union
 
 
 @contextmanager
-def write_atomically(path: Union[str, Path]) -> Iterator[Path]:
+def write_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it on success, remove it on failure.
 
     Raises:
@@ -25,7 +25,7 @@ def write_atomically(path: Union[str, Path]) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def check_writable(path: Union[str, Path]) -> None:
+def check_writable(path: str | Path) -> None:
     """Raise OSError if a file cannot be written at ``path``: before an hour's work, not after it."""
     path = Path(path)
     if path.is_dir():
@@ -36,7 +36,7 @@ def check_writable(path: Union[str, Path]) -> None:
         raise PermissionError(f'{path.parent}: no permission to write {path.name} there')
 
 
-def write_text(text: str, path: Union[str, Path]) -> None:
+def write_text(text: str, path: str | Path) -> None:
     """Write ``text`` to ``path``, whole or not at all."""
     with write_atomically(path) as part:
         part.write_text(text, encoding='utf-8')

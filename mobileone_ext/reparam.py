@@ -7,7 +7,8 @@ modules that own the tensors are in block.py.
 Shapes: O output channels, I input channels per group, K kernel size (odd).
 """
 
-from typing import Iterable, NamedTuple, Optional
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,8 @@ class Affine(NamedTuple):
 def norm_affine(
     mean: Tensor,
     var: Tensor,
-    gamma: Optional[Tensor],
-    beta: Optional[Tensor],
+    gamma: Tensor | None,
+    beta: Tensor | None,
     eps: float,
 ) -> Affine:
     """The affine map of batch norm with statistics ``mean`` and ``var``, all (O,).

@@ -3,8 +3,8 @@
 import os
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, List
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def run_tool(monkeypatch, capsys):
     return run
 
 
-def data_options(root: Path) -> List[str]:
+def data_options(root: Path) -> list[str]:
     """``--cfg-options`` that point a config's three loaders at ``root``, read in this process."""
     loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
     return [

@@ -11,8 +11,9 @@ import json
 import pprint
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 from mmengine.config import Config
 
@@ -47,7 +48,7 @@ class Run(NamedTuple):
         return self.folder.with_suffix('.py')  # beside the folder, where training writes a copy of its own
 
 
-def plan(study: Study, base: Config, seeds: Sequence[int], work_dir: Path) -> List[Run]:
+def plan(study: Study, base: Config, seeds: Sequence[int], work_dir: Path) -> list[Run]:
     """Every run of ``study``, its config made and checked.
 
     Raises:
@@ -118,7 +119,7 @@ def execute(run: Run, launcher: str, processes: int) -> str:
     return _call([*fuse, '--report', run.report, '--max-flips', '1000000'], run.folder / 'run.log')
 
 
-def train_command(launcher: str, processes: int) -> List[str]:
+def train_command(launcher: str, processes: int) -> list[str]:
     """How to start tools/train.py: ``launcher`` none, pytorch or slurm, with so many ``processes``."""
     start = {
         'none': [sys.executable],
@@ -143,12 +144,12 @@ def _call(command: Sequence, log: Path) -> str:
     return errors[-1] if errors else lines[-1]
 
 
-def rows(runs: Sequence[Run], failures: Dict[Path, str]) -> List[Dict]:
+def rows(runs: Sequence[Run], failures: dict[Path, str]) -> list[dict]:
     """A row of the results for each run."""
     return [_row(run, failures.get(run.folder)) for run in runs]
 
 
-def _row(run: Run, failure: Optional[str]) -> Dict:
+def _row(run: Run, failure: str | None) -> dict:
     row = dict(variant=run.variant, seed=run.seed)
     if run.report.exists():
         return dict(row, status='done', **read_report(run))
@@ -157,5 +158,5 @@ def _row(run: Run, failure: Optional[str]) -> Dict:
     return dict(row, status='not run')
 
 
-def read_report(run: Run) -> Dict:
+def read_report(run: Run) -> dict:
     return json.loads(run.report.read_text(encoding='utf-8'))

@@ -7,7 +7,7 @@ what was there, whole; None removes it; a function of the config gives the value
 
 import copy
 import inspect
-from typing import Any, Dict, List, Union
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -20,7 +20,7 @@ _REGISTRIES = [
 ]
 
 
-def override(config: Config, overrides: Dict[str, Any]) -> Config:
+def override(config: Config, overrides: dict[str, Any]) -> Config:
     """A copy of ``config`` with every override applied.
 
     In a list, a type that is there is replaced by the value, one that isn't is
@@ -48,7 +48,7 @@ def override(config: Config, overrides: Dict[str, Any]) -> Config:
     return config
 
 
-def _child(node: Union[dict, list], part: str, key: str) -> Union[dict, list]:
+def _child(node: dict | list, part: str, key: str) -> dict | list:
     if isinstance(node, list):
         index = _index(node, part, key)
         if index is None:
@@ -63,7 +63,7 @@ def _child(node: Union[dict, list], part: str, key: str) -> Union[dict, list]:
     return child
 
 
-def _index(items: List[dict], part: str, key: str) -> Union[int, None]:
+def _index(items: list[dict], part: str, key: str) -> int | None:
     if part.isdigit():
         if int(part) >= len(items):
             raise ValueError(f'override {key!r}: index {part} of a list of {len(items)}')
@@ -74,7 +74,7 @@ def _index(items: List[dict], part: str, key: str) -> Union[int, None]:
     return matches[0] if matches else None
 
 
-def _set_in_list(items: List[dict], part: str, value: Any, key: str) -> None:
+def _set_in_list(items: list[dict], part: str, value: Any, key: str) -> None:
     index = _index(items, part, key)
     if value is not None and not part.isdigit() and _type_name(value) != part:
         raise ValueError(f'override {key!r}: its value must be a dict with type {part!r}')
@@ -93,7 +93,7 @@ def _check_known(node: dict, last: str, key: str) -> None:
         raise ValueError(f'override {key!r}: nothing reads {last!r} there; known are {", ".join(known)}')
 
 
-def _arguments(type_name: Union[str, None]) -> set:
+def _arguments(type_name: str | None) -> set:
     """The arguments of a registered type; with ``'**'`` if it takes any."""
     if type_name is None:
         return set()
@@ -114,5 +114,5 @@ def _type_name(item: Any) -> str:
     return str(item.get('type', '')).rsplit('.', 1)[-1] if isinstance(item, dict) else ''
 
 
-def _names(items: List[dict]) -> str:
+def _names(items: list[dict]) -> str:
     return ', '.join(filter(None, map(_type_name, items))) or 'none'

@@ -2,8 +2,9 @@
 
 import platform
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 from ..files import csv_text, write_atomically, write_text
 from ..provenance import processor
@@ -29,14 +30,14 @@ class Summary(NamedTuple):
     """A variant over its seeds: top-1 in percent, standard deviation of the sample (None for one run)."""
 
     variant: str
-    mean: Optional[float]
-    std: Optional[float]
+    mean: float | None
+    std: float | None
     runs: int
-    row: Dict
-    failures: List[str]
+    row: dict
+    failures: list[str]
 
 
-def summarize(variant: str, rows: Sequence[Dict]) -> Summary:
+def summarize(variant: str, rows: Sequence[dict]) -> Summary:
     """The mean and spread over the finished runs of ``variant`` among ``rows``."""
     own = [row for row in rows if row['variant'] == variant]
     done = [row for row in own if row['status'] == 'done']
@@ -51,7 +52,7 @@ def summarize(variant: str, rows: Sequence[Dict]) -> Summary:
     )
 
 
-def write_results(study: Study, base: str, rows: Sequence[Dict], folder: Path) -> None:
+def write_results(study: Study, base: str, rows: Sequence[dict], folder: Path) -> None:
     """Write all three files of ``rows`` (one a variant and seed) into ``folder``."""
     summaries = [summarize(variant, rows) for variant in study.variants]
     lines = ({column: row.get(column, '') for column in _COLUMNS} for row in rows)
@@ -113,7 +114,7 @@ def environment() -> str:
     )
 
 
-def plot(study: Study, summaries: Sequence[Summary], rows: Sequence[Dict], path: Path) -> None:
+def plot(study: Study, summaries: Sequence[Summary], rows: Sequence[dict], path: Path) -> None:
     """A dot a run and a bar at the mean, one line a variant; the paper's numbers in a panel of their own."""
     import matplotlib
 

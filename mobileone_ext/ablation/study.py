@@ -13,7 +13,7 @@ The first variant is the one that the others are compared with.
 import ast
 import re
 from pathlib import Path
-from typing import Any, Dict, NamedTuple
+from typing import Any, NamedTuple
 
 _KEYS = ('title', 'variants', 'paper')
 
@@ -24,9 +24,9 @@ class Study(NamedTuple):
     name: str
     title: str
     text: str
-    variants: Dict[str, Dict[str, Any]]
+    variants: dict[str, dict[str, Any]]
     source: str
-    numbers: Dict[str, float]
+    numbers: dict[str, float]
 
 
 def read_study(path: str) -> Study:
@@ -78,7 +78,7 @@ def _check_no_duplicates(tree: ast.AST, path: str) -> None:
                 raise ValueError(f'{path}: line {node.lineno}: {twice[0]!r} is given twice')
 
 
-def describe(overrides: Dict[str, Any]) -> str:
+def describe(overrides: dict[str, Any]) -> str:
     """A variant's overrides as one line for the console."""
     values = {key: 'by the base config' if callable(value) else value for key, value in overrides.items()}
     return ', '.join(f'{key}: {value}' for key, value in values.items()) or 'the base config'

@@ -1,8 +1,8 @@
 """What tools/convert_checkpoint.py does: any MobileOne checkpoint in, any out, with a model card."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, Iterable, Optional, Tuple
 
 import torch
 from safetensors.torch import save
@@ -22,12 +22,12 @@ def convert(
     destination: Path,
     layout: str,
     backbone_only: bool = False,
-    images: Optional[Path] = None,
+    images: Path | None = None,
     num_images: int = 128,
     image_size: int = 224,
     ema: str = 'auto',
     trust: bool = False,
-) -> Tuple[Weights, Weights]:
+) -> tuple[Weights, Weights]:
     """Write the weights in ``source`` to ``destination`` in ``layout``, and a card beside it.
 
     Args:
@@ -119,7 +119,7 @@ def write_weights(path: Path, weights: Weights, layout: str) -> None:
         ValueError: for another suffix or layout; OSError if it can't be written.
     """
     check_suffix(path)
-    state: Dict[str, Tensor] = to_layout(weights.state, layout)
+    state: dict[str, Tensor] = to_layout(weights.state, layout)
     with write_atomically(path) as part:
         if path.suffix == '.safetensors':
             # Two names for one tensor, or strides, are more than the format knows.

@@ -5,7 +5,7 @@
 """
 
 import re
-from typing import Dict, Iterable, Optional, Tuple
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -46,7 +46,7 @@ _PATTERNS = {layout: [_pattern(row[column]) for row in _ROWS] for column, layout
 _WRAPPERS = ('module.', '_orig_mod.', 'model.')
 
 
-def translate(key: str, source: str, target: str) -> Optional[str]:
+def translate(key: str, source: str, target: str) -> str | None:
     """The name in layout ``target`` of what layout ``source`` calls ``key``; None if it calls nothing so.
 
     Keys of the backbone are given without ``backbone.``, in every layout.
@@ -61,7 +61,7 @@ def translate(key: str, source: str, target: str) -> Optional[str]:
     return None
 
 
-def detect_layout(keys: Iterable[str]) -> Optional[str]:
+def detect_layout(keys: Iterable[str]) -> str | None:
     """The layout that knows most of ``keys`` (as in :func:`translate`), None if none knows any."""
     keys = list(keys)
     known = {layout: sum(translate(key, layout, layout) is not None for key in keys) for layout in LAYOUTS}
@@ -69,7 +69,7 @@ def detect_layout(keys: Iterable[str]) -> Optional[str]:
     return best if known[best] else None
 
 
-def to_own(state: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], str]:
+def to_own(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """``state`` under own names, and the layout that it had.
 
     Prefixes that all keys share (``module.`` and such) and a ``backbone.`` are taken off first.
@@ -96,7 +96,7 @@ def to_own(state: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], str]:
     return own, layout
 
 
-def to_layout(state: Dict[str, Tensor], layout: str) -> Dict[str, Tensor]:
+def to_layout(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     """``state`` (own names) under the names of ``layout``.
 
     Raises:

@@ -8,9 +8,9 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class Weights:
         structure: the network that they belong to.
     """
 
-    state: Dict[str, Tensor]
+    state: dict[str, Tensor]
     layout: str
     source: str
     ema: bool
@@ -52,7 +52,7 @@ class Weights:
         return self.structure.form
 
     @property
-    def num_classes(self) -> Optional[int]:
+    def num_classes(self) -> int | None:
         """None without a head."""
         return self.structure.num_classes
 
@@ -136,12 +136,12 @@ def load_strict(model: nn.Module, weights: Weights, name: str, backbone_only: bo
     model.load_state_dict(state)
 
 
-def without_head(state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """``state`` (own names) without the classifier."""
     return {key: tensor for key, tensor in state.items() if not key.startswith(HEAD)}
 
 
-def _mismatch(own: Dict[str, Tensor], weights: Weights, backbone_only: bool) -> Optional[str]:
+def _mismatch(own: dict[str, Tensor], weights: Weights, backbone_only: bool) -> str | None:
     """The one cause behind many differing keys, if there is one."""
     try:
         wanted = read_structure(shapes_of(own))
@@ -168,7 +168,7 @@ def _check_archive(path: str) -> None:
             raise ValueError(f'wrong checksum of {damaged}')
 
 
-def _pickled_code(error: Exception) -> Optional[str]:
+def _pickled_code(error: Exception) -> str | None:
     """The name of the code that safe unpickling met, None if it failed for another reason."""
     if not isinstance(error, pickle.UnpicklingError):
         return None
@@ -190,7 +190,7 @@ def _first_line(error: Exception) -> str:
     return _printable(f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__, 200)
 
 
-def _find_state(checkpoint: Any, ema: str) -> Tuple[Dict[str, Tensor], str, bool]:
+def _find_state(checkpoint: Any, ema: str) -> tuple[dict[str, Tensor], str, bool]:
     """The chosen state dict in what a file holds, the name of its place, and whether it is averaged."""
     if ema not in EMA_CHOICES:
         raise ValueError(f'ema={ema!r}: allowed are {", ".join(EMA_CHOICES)}')
@@ -217,13 +217,13 @@ def _find_state(checkpoint: Any, ema: str) -> Tuple[Dict[str, Tensor], str, bool
     return state, f'{key} (EMA)' if use_averaged else key, use_averaged
 
 
-def _as_state(value: Any) -> Optional[Mapping]:
+def _as_state(value: Any) -> Mapping | None:
     if isinstance(value, nn.Module):
         return value.state_dict()
     return value if isinstance(value, Mapping) else None
 
 
-def _check_tensors(state: Dict[str, Tensor]) -> None:
+def _check_tensors(state: dict[str, Tensor]) -> None:
     """Refuse what is not a plain tensor of weights; looks at no value, so a huge one costs nothing."""
     if not state:
         raise ValueError('holds no weights')
@@ -242,7 +242,7 @@ def _check_tensors(state: Dict[str, Tensor]) -> None:
             raise ValueError(f'{key} is {tensor.dtype}; weights are {", ".join(map(str, _DTYPES))}')
 
 
-def _check_values(state: Dict[str, Tensor]) -> None:
+def _check_values(state: dict[str, Tensor]) -> None:
     numbers = {key: tensor for key, tensor in state.items() if not key.endswith(_COUNTER)}
     variances = {key: tensor for key, tensor in state.items() if key.endswith('running_var')}
     # All at once first: a thousand small reductions take a second on a busy machine.
@@ -252,11 +252,11 @@ def _check_values(state: Dict[str, Tensor]) -> None:
         _raise_first(variances, lambda tensor: tensor < 0, 'a negative variance')
 
 
-def _flat(state: Dict[str, Tensor]) -> Tensor:
+def _flat(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in state.values()])
 
 
-def _raise_first(state: Dict[str, Tensor], is_bad: Callable[[Tensor], Tensor], what: str) -> None:
+def _raise_first(state: dict[str, Tensor], is_bad: Callable[[Tensor], Tensor], what: str) -> None:
     for key, tensor in state.items():
         if is_bad(tensor).any():
             raise ValueError(f'{key} holds {what}')

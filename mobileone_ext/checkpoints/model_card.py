@@ -3,7 +3,6 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Dict, Optional, Union
 
 import torch
 from torch import Tensor
@@ -14,12 +13,12 @@ from .load import Weights
 _BUFFERS = ('running_mean', 'running_var', 'num_batches_tracked')
 
 
-def num_parameters(state: Dict[str, Tensor]) -> int:
+def num_parameters(state: dict[str, Tensor]) -> int:
     """How many numbers are learned; the statistics of batch norm are not."""
     return sum(tensor.numel() for key, tensor in state.items() if not key.endswith(_BUFFERS))
 
 
-def sha256(path: Union[str, Path]) -> str:
+def sha256(path: str | Path) -> str:
     """Hex digest of a file."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
@@ -29,7 +28,7 @@ def sha256(path: Union[str, Path]) -> str:
 
 
 def model_card(
-    path: Path, layout: str, weights: Weights, source: str, digest: str, original: Weights, note: Optional[str]
+    path: Path, layout: str, weights: Weights, source: str, digest: str, original: Weights, note: str | None
 ) -> str:
     """Markdown about the file at ``path``, which holds ``weights`` in ``layout``.
 

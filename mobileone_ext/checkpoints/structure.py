@@ -7,8 +7,8 @@ missing, left over or of another shape is found and named.
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from ..arch import ARCHS, resolve_arch, stage_widths
 from .layouts import HEAD, some
 
 STAGES = (1, 2, 3, 4)
-Shape = Tuple[int, ...]
+Shape = tuple[int, ...]
 
 _BLOCK = re.compile(r'(backbone\.stage([0-4])\.(?:([0-9]+)\.)?)(.+)')
 _BRANCH = re.compile(r'branch_conv_list\.([0-9]+)\.')
@@ -35,16 +35,16 @@ class Structure:
 
     form: str
     in_channels: int
-    num_blocks: Tuple[int, ...]
-    widths: Tuple[int, ...]
-    num_conv_branches: Tuple[int, ...]
+    num_blocks: tuple[int, ...]
+    widths: tuple[int, ...]
+    num_conv_branches: tuple[int, ...]
     use_scale: bool
     use_skip: bool
-    squeeze: Dict[str, int]
-    num_classes: Optional[int]
+    squeeze: dict[str, int]
+    num_classes: int | None
 
     @property
-    def variant(self) -> Optional[str]:
+    def variant(self) -> str | None:
         """``'s0'`` .. ``'s4'`` by blocks, widths and SE blocks; None for another network."""
         for name in ARCHS:
             arch = resolve_arch(name)
@@ -58,7 +58,7 @@ class Structure:
         head = 'without a head' if self.num_classes is None else f'{self.num_classes} classes'
         return f'{name}, {form}, {head}'
 
-    def shapes(self) -> Dict[str, Shape]:
+    def shapes(self) -> dict[str, Shape]:
         """Every key of the network, in the order of its state dict, and the shape of its tensor."""
         shapes = self._block_shapes('backbone.stage0.', self.in_channels, self.widths[0], 3, 1, 2, stage=0)
         width = self.widths[0]
@@ -75,8 +75,8 @@ class Structure:
 
     def _block_shapes(
         self, prefix: str, width_in: int, width: int, kernel: int, groups: int, stride: int, stage: int
-    ) -> Dict[str, Shape]:
-        shapes: Dict[str, Shape] = {}
+    ) -> dict[str, Shape]:
+        shapes: dict[str, Shape] = {}
         weight = (width, width_in // groups, kernel, kernel)
         if self.form == 'fused':
             shapes.update({'branch_reparam.weight': weight, 'branch_reparam.bias': (width,)})
@@ -96,12 +96,12 @@ class Structure:
         return {prefix + name: shape for name, shape in shapes.items()}
 
 
-def shapes_of(state: Dict[str, Tensor]) -> Dict[str, Shape]:
+def shapes_of(state: dict[str, Tensor]) -> dict[str, Shape]:
     """The shape of every tensor of a state dict."""
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
-def read_structure(shapes: Dict[str, Shape]) -> Structure:
+def read_structure(shapes: dict[str, Shape]) -> Structure:
     """The network whose weights have these ``shapes`` (by own keys), checked key by key.
 
     Where tensors disagree the majority decides, so that the odd one is what the error names.
@@ -110,7 +110,7 @@ def read_structure(shapes: Dict[str, Shape]) -> Structure:
         ValueError: if keys are missing or left over, or shapes don't fit together.
     """
     # (stage, block) -> {name within the block: shape}; the stem is block 0 of stage 0.
-    blocks: Dict[Tuple[int, int], Dict[str, Shape]] = defaultdict(dict)
+    blocks: dict[tuple[int, int], dict[str, Shape]] = defaultdict(dict)
     for key, shape in shapes.items():
         match = _BLOCK.match(key)
         if match:
@@ -160,7 +160,7 @@ def read_structure(shapes: Dict[str, Shape]) -> Structure:
     return structure
 
 
-def differences(expected: Dict[str, Shape], found: Dict[str, Shape]) -> List[str]:
+def differences(expected: dict[str, Shape], found: dict[str, Shape]) -> list[str]:
     """What keeps ``found`` from being ``expected``, as phrases; empty if nothing does."""
     problems = []
     missing = [key for key in expected if key not in found]
@@ -185,7 +185,7 @@ def _se_blocks(arch: dict) -> Iterator[str]:
             yield f'backbone.stage{stage}.{block}.'
 
 
-def _norm_shapes(prefix: str, width: int) -> Dict[str, Shape]:
+def _norm_shapes(prefix: str, width: int) -> dict[str, Shape]:
     return {**{prefix + name: (width,) for name in _NORM}, prefix + 'num_batches_tracked': ()}
 
 
@@ -194,9 +194,9 @@ def _majority(numbers: Iterable[int]) -> int:
     return counts[0][0] if counts else 0
 
 
-def _briefly(numbers: Tuple[int, ...]) -> str:
+def _briefly(numbers: tuple[int, ...]) -> str:
     return str(numbers[0]) if len(set(numbers)) == 1 else str(list(numbers))
 
 
-def _keys(keys: List[str]) -> str:
+def _keys(keys: list[str]) -> str:
     return f'{len(keys)} key{"s" if len(keys) > 1 else ""}'

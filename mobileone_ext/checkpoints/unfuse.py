@@ -12,8 +12,8 @@ Statistics of every branch come from images, so that a training step, which
 normalizes by its own batch, starts from nearly the same function too.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, List, Tuple, Union
 
 import torch
 from PIL import Image
@@ -27,7 +27,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def calibration_batches(
-    folder: Union[str, Path], num_images: int, image_size: int = 224, batch_size: int = 32
+    folder: str | Path, num_images: int, image_size: int = 224, batch_size: int = 32
 ) -> Iterator[Tensor]:
     """Batches (N, 3, ``image_size``, ``image_size``) of images from below ``folder``, normalized as for ImageNet.
 
@@ -99,12 +99,12 @@ def unfuse(fused: nn.Module, branched: nn.Module, batches: Iterable[Tensor]) -> 
     branched.eval()
 
 
-def _also_through(block: MobileOneBlock) -> Callable[[nn.Module, Tuple[Tensor]], None]:
+def _also_through(block: MobileOneBlock) -> Callable[[nn.Module, tuple[Tensor]], None]:
     def hook(_, inputs):
         block(*inputs)
 
     return hook
 
 
-def _blocks(backbone: nn.Module) -> List[MobileOneBlock]:
+def _blocks(backbone: nn.Module) -> list[MobileOneBlock]:
     return [module for module in backbone.modules() if isinstance(module, MobileOneBlock)]

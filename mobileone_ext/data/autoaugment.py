@@ -1,7 +1,5 @@
 """AutoAugment that fills with the color that it is told."""
 
-from typing import List, Union
-
 from mmpretrain.datasets.transforms import AutoAugment as _AutoAugment
 from mmpretrain.datasets.transforms.auto_augment import AUTOAUG_POLICIES, merge_hparams
 
@@ -18,7 +16,7 @@ class AutoAugment(_AutoAugment):
             shearing lay bare gets ImageNet's mean color, BGR as images are loaded.
     """
 
-    def __init__(self, policies: Union[str, List[List[dict]]], hparams: dict = dict(pad_val=[104, 116, 124])):
+    def __init__(self, policies: str | list[list[dict]], hparams: dict = dict(pad_val=[104, 116, 124])):
         if isinstance(policies, str):
             policies = AUTOAUG_POLICIES[policies]
         super().__init__([[merge_hparams(operation, hparams) for operation in policy] for policy in policies], hparams)

@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Union
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,7 @@ from PIL import Image
 NUM_TRAIN, NUM_TEST = 1437, 360
 
 
-def write_digits(root: Union[str, Path]) -> None:
+def write_digits(root: str | Path) -> None:
     """Write ``root/train/D/*.png`` (1,437) and ``root/val/D/*.png`` (360), split by a fixed seed.
 
     Does nothing where ``root`` is there; else it appears whole or not at all.

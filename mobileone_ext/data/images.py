@@ -1,7 +1,7 @@
 """Images on their way into a deployed network: found, decoded by the config's test pipeline, normalized."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Iterable, Iterator, List, Sequence, Tuple, Union
 
 import torch
 from mmengine.config import Config
@@ -25,7 +25,7 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-def find_images(paths: Iterable[Union[str, Path]]) -> List[Path]:
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """The image files among ``paths`` and, sorted, below those that are folders.
 
     Raises:
@@ -46,7 +46,7 @@ def find_images(paths: Iterable[Union[str, Path]]) -> List[Path]:
     return found
 
 
-def read_images(config: Config, paths: Sequence[Path], skipped: List[str]) -> Iterator[Tuple[Path, Tensor]]:
+def read_images(config: Config, paths: Sequence[Path], skipped: list[str]) -> Iterator[tuple[Path, Tensor]]:
     """Each readable image and its pixels (3, H, W), 0 .. 255, RGB where the config says ``to_rgb``.
 
     The config's test pipeline resizes and crops. A file that is not an image
@@ -63,7 +63,7 @@ def read_images(config: Config, paths: Sequence[Path], skipped: List[str]) -> It
         yield path, (pixels.flip(0) if flip else pixels).float()
 
 
-def in_batches(images: Iterable[Tuple[Path, Tensor]], size: int) -> Iterator[Tuple[List[Path], Tensor]]:
+def in_batches(images: Iterable[tuple[Path, Tensor]], size: int) -> Iterator[tuple[list[Path], Tensor]]:
     """Lists of ``size`` paths (the last may be shorter) and their images (n, 3, H, W)."""
     paths, pixels = [], []
     for path, image in images:
@@ -76,7 +76,7 @@ def in_batches(images: Iterable[Tuple[Path, Tensor]], size: int) -> Iterator[Tup
         yield paths, torch.stack(pixels)
 
 
-def class_names(config: Config) -> List[str]:
+def class_names(config: Config) -> list[str]:
     """Names of the config's classes: the data set's own, ImageNet's for 1000 classes, or else numbers."""
     from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 

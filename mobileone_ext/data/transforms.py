@@ -11,7 +11,6 @@ files that libjpeg-turbo complains about.
 """
 
 import io
-from typing import Optional, Tuple, Union
 
 import cv2
 import mmcv
@@ -33,7 +32,7 @@ _REDUCTIONS = (8, 4, 2)  # by which libjpeg-turbo decodes quickly
 class Jpeg:
     """A JPEG file, still to be decoded; ``shape`` (H, W, 3) is the whole image's."""
 
-    def __init__(self, data: bytes, size: Tuple[int, int]):
+    def __init__(self, data: bytes, size: tuple[int, int]):
         self.data, self.shape = data, (*size, 3)
 
     def decode(self, reduction: int = 1) -> np.ndarray:
@@ -49,7 +48,7 @@ class Jpeg:
             return mmcv.imfrombytes(self.data, backend='pillow')
 
 
-def open_jpeg(data: bytes) -> Optional[Jpeg]:
+def open_jpeg(data: bytes) -> Jpeg | None:
     """``data`` as a JPEG file for libjpeg-turbo; None if it has to be decoded otherwise."""
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
@@ -86,7 +85,7 @@ class LoadImageFromFile(_LoadImageFromFile):
         super().__init__(imdecode_backend=imdecode_backend, **kwargs)
         self.lazy = lazy
 
-    def transform(self, results: dict) -> Optional[dict]:
+    def transform(self, results: dict) -> dict | None:
         if 'img' in results:
             return results
         path = results['img_path']
@@ -101,7 +100,7 @@ class LoadImageFromFile(_LoadImageFromFile):
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
         return results
 
-    def _decode(self, data: bytes) -> Union[np.ndarray, Jpeg]:
+    def _decode(self, data: bytes) -> np.ndarray | Jpeg:
         jpeg = open_jpeg(data) if self.color_type == 'color' else None
         if jpeg and self.lazy and not self.to_float32:
             return jpeg
@@ -151,12 +150,12 @@ class ResizeEdge(_ResizeEdge):
         results['scale_factor'] = (size[1] / width, size[0] / height)
 
 
-def reduction(crop: Tuple[int, int], size: Tuple[int, int]) -> int:
+def reduction(crop: tuple[int, int], size: tuple[int, int]) -> int:
     """The largest of 1, 2, 4, 8 by which a crop (h, w) can shrink and still be no smaller than ``size``."""
     return next((n for n in _REDUCTIONS if crop[0] >= n * size[0] and crop[1] >= n * size[1]), 1)
 
 
-def resize(image: np.ndarray, size: Tuple[int, int], interpolation: str, backend: str) -> np.ndarray:
+def resize(image: np.ndarray, size: tuple[int, int], interpolation: str, backend: str) -> np.ndarray:
     """``mmcv.imresize`` of an image (H, W, C) to ``size`` (h, w), which see; faster for Pillow's bilinear of uint8."""
     if (interpolation, backend, image.dtype) != ('bilinear', 'pillow', np.uint8):
         return mmcv.imresize(image, size[::-1], interpolation=interpolation, backend=backend)

@@ -1,7 +1,7 @@
 """Two networks held against each other: on noise, and on real images."""
 
 import copy
-from typing import Dict, Iterable
+from collections.abc import Iterable
 
 import torch
 from mmpretrain.evaluation import Accuracy
@@ -21,7 +21,7 @@ def relative_difference(backbone: nn.Module, other: nn.Module) -> float:
 
 
 @torch.no_grad()
-def compare(before: nn.Module, after: nn.Module, batches: Iterable[dict]) -> Dict[str, float]:
+def compare(before: nn.Module, after: nn.Module, batches: Iterable[dict]) -> dict[str, float]:
     """Accuracy of two classifiers on the same images, and how far their outputs lie apart.
 
     Args:

@@ -7,9 +7,9 @@ import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Callable, Dict, Optional, Union
 
 import torch
 from mmengine.config import Config
@@ -35,7 +35,7 @@ class DeployNet(nn.Module):
         softmax: return probabilities.
     """
 
-    def __init__(self, model: nn.Module, normalize: Optional[nn.Module] = None, softmax: bool = False):
+    def __init__(self, model: nn.Module, normalize: nn.Module | None = None, softmax: bool = False):
         super().__init__()
         self.normalize = normalize or nn.Identity()
         self.backbone, self.fc = model.backbone, model.head.fc
@@ -55,7 +55,7 @@ def load_fused(config: Config, checkpoint: str, ema: str = 'auto', trust: bool =
     return model if weights.form == 'fused' else fuse.fuse(model)
 
 
-def describe(config: Config, checkpoint: str, normalize: bool, softmax: bool) -> Dict[str, str]:
+def describe(config: Config, checkpoint: str, normalize: bool, softmax: bool) -> dict[str, str]:
     """Metadata for an exported file: what goes in, what comes out, where it comes from."""
     settings = config.model.data_preprocessor
     return dict(
@@ -73,14 +73,14 @@ def describe(config: Config, checkpoint: str, normalize: bool, softmax: bool) ->
 
 def export(
     net: nn.Module,
-    out: Union[str, Path],
+    out: str | Path,
     form: str,
     size: int = 224,
     opset: int = 17,
     dynamic_batch: bool = True,
-    metadata: Optional[Dict[str, str]] = None,
-    check: Optional[Callable[[Path], dict]] = None,
-) -> Optional[dict]:
+    metadata: dict[str, str] | None = None,
+    check: Callable[[Path], dict] | None = None,
+) -> dict | None:
     """Write ``net`` to ``out`` in one of the forms of ``SUFFIX``; what ``check`` returned.
 
     Args:
@@ -111,7 +111,7 @@ def export(
     return report
 
 
-def check_request(out: Union[str, Path], form: str, opset: int = 17) -> None:
+def check_request(out: str | Path, form: str, opset: int = 17) -> None:
     """Raise ValueError or OSError for what :func:`export` could not do; called before the work."""
     if form not in SUFFIX:
         raise ValueError(f'format {form!r} is not supported; allowed are {", ".join(SUFFIX)}')
@@ -123,7 +123,7 @@ def check_request(out: Union[str, Path], form: str, opset: int = 17) -> None:
     check_writable(Path(out, '_') if form == 'coreml' and Path(out).is_dir() else out)
 
 
-def write_onnx(proto, path: Path, metadata: Dict[str, str]) -> None:
+def write_onnx(proto, path: Path, metadata: dict[str, str]) -> None:
     """Check an ONNX model and save it with ``metadata``."""
     import onnx
 
@@ -153,12 +153,12 @@ def onnx_proto(net: nn.Module, image: Tensor, opset: int, dynamic_batch: bool):
         return onnx.load(path)
 
 
-def _write_torchscript(net: nn.Module, path: Path, image: Tensor, metadata: Dict[str, str]) -> None:
+def _write_torchscript(net: nn.Module, path: Path, image: Tensor, metadata: dict[str, str]) -> None:
     traced = torch.jit.freeze(torch.jit.trace(net, image))
     torch.jit.save(traced, str(path), _extra_files={'metadata.json': json.dumps(metadata)})
 
 
-def _write_openvino(proto, path: Path, metadata: Dict[str, str]) -> None:
+def _write_openvino(proto, path: Path, metadata: dict[str, str]) -> None:
     import onnx
     import openvino
 
@@ -170,7 +170,7 @@ def _write_openvino(proto, path: Path, metadata: Dict[str, str]) -> None:
     openvino.save_model(converted, path, compress_to_fp16=False)
 
 
-def _write_coreml(net: nn.Module, path: Path, image: Tensor, dynamic_batch: bool, metadata: Dict[str, str]) -> None:
+def _write_coreml(net: nn.Module, path: Path, image: Tensor, dynamic_batch: bool, metadata: dict[str, str]) -> None:
     logging.getLogger('coremltools').setLevel(logging.CRITICAL)  # it misses its macOS library at import
     import coremltools
 

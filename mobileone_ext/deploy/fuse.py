@@ -3,7 +3,6 @@
 import copy
 import hashlib
 from pathlib import Path
-from typing import Union
 
 import mmengine
 import torch
@@ -26,7 +25,7 @@ def build_model(config: Config, form: str) -> nn.Module:
     return MODELS.build(model).eval()
 
 
-def load_model(config: Config, weights: Weights, name: Union[str, Path]) -> nn.Module:
+def load_model(config: Config, weights: Weights, name: str | Path) -> nn.Module:
     """The config's classifier in the form of ``weights``, loaded strictly; ``name`` is for messages."""
     model = build_model(config, weights.form)
     load_strict(model, weights, str(name))
@@ -47,7 +46,7 @@ def fuse(model: nn.Module) -> nn.Module:
     return fused
 
 
-def save_fused(model: nn.Module, path: Union[str, Path], config: Config, source: Union[str, Path], origin: str) -> None:
+def save_fused(model: nn.Module, path: str | Path, config: Config, source: str | Path, origin: str) -> None:
     """Save a fused classifier's weights with ``meta``: source file, its sha256, config, versions.
 
     Args:

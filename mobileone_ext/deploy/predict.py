@@ -1,8 +1,8 @@
 """What tools/predict.py does: the best classes of images, by a checkpoint or an exported file."""
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Union
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def _probabilities(network: Network, normalize: nn.Module, pixels: Tensor) -> Te
 
 @torch.no_grad()
 def predict(
-    config: Config, classify: Callable[[Tensor], Tensor], paths: Iterable[Path], skipped: List[str], top: int = 5
+    config: Config, classify: Callable[[Tensor], Tensor], paths: Iterable[Path], skipped: list[str], top: int = 5
 ) -> Iterator[dict]:
     """For each readable image ``dict(image=path, predictions=[dict(label, index, score), ...])``, best first.
 
@@ -63,11 +63,11 @@ def predict(
             yield dict(image=str(file), predictions=best)
 
 
-def as_json(results: List[dict]) -> str:
+def as_json(results: list[dict]) -> str:
     return json.dumps(results, indent=2) + '\n'
 
 
-def as_csv(results: List[dict]) -> str:
+def as_csv(results: list[dict]) -> str:
     """One line a prediction, with ``COLUMNS``."""
     rows = (
         dict(image=result['image'], rank=rank, **best)
@@ -77,10 +77,10 @@ def as_csv(results: List[dict]) -> str:
     return csv_text(rows, COLUMNS)
 
 
-FORMATS: Dict[str, Callable[[List[dict]], str]] = {'.json': as_json, '.csv': as_csv}
+FORMATS: dict[str, Callable[[list[dict]], str]] = {'.json': as_json, '.csv': as_csv}
 
 
-def check_format(path: Union[str, Path]) -> None:
+def check_format(path: str | Path) -> None:
     """Raise ValueError if results cannot be written to a file of this name."""
     if Path(path).suffix not in FORMATS:
         raise ValueError(f'{path}: results are written to {" or ".join(f"*{suffix}" for suffix in FORMATS)}')

@@ -1,7 +1,6 @@
 """What tools/reparam.py does: fuse a checkpoint, write it, read it back, hold it against its source."""
 
 import json
-from typing import Optional
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -24,7 +23,7 @@ def convert(
     out: str,
     ema: str = 'auto',
     trust: bool = False,
-    report_path: Optional[str] = None,
+    report_path: str | None = None,
     evaluate: bool = True,
     max_flips: int = 0,
 ) -> dict:
@@ -76,7 +75,7 @@ def _compare_on_data(config: Config, before: nn.Module, after: nn.Module) -> dic
     return dict(report, input_size=loader.dataset[0]['inputs'].shape[-1])
 
 
-def show(report: dict, console: Optional[Console] = None) -> None:
+def show(report: dict, console: Console | None = None) -> None:
     """Print a report of :func:`convert` as a table."""
     table = Table(title=f'{report["weights"]} ({report["source"]})')
     for heading in ('', 'branched', 'fused'):

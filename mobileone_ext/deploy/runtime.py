@@ -1,7 +1,6 @@
 """Exported files, opened for use: ONNX (float or int8), TorchScript and OpenVINO behind one call."""
 
 from pathlib import Path
-from typing import Optional, Union
 
 import numpy as np
 
@@ -15,7 +14,7 @@ class Network:
         metadata: what the file says about itself, see :func:`mobileone_ext.export.describe`.
     """
 
-    def __init__(self, call, fixed_batch: bool, num_classes: Optional[int], metadata: dict):
+    def __init__(self, call, fixed_batch: bool, num_classes: int | None, metadata: dict):
         self._call, self.fixed_batch, self.num_classes, self.metadata = call, fixed_batch, num_classes, metadata
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -24,7 +23,7 @@ class Network:
         return self._call(images)
 
 
-def open_network(path: Union[str, Path], threads: Optional[int] = None, batch: Optional[int] = None) -> Network:
+def open_network(path: str | Path, threads: int | None = None, batch: int | None = None) -> Network:
     """Open a file that :mod:`mobileone_ext.export` or the quantizer wrote, by its suffix.
 
     Args:
@@ -49,7 +48,7 @@ def open_network(path: Union[str, Path], threads: Optional[int] = None, batch: O
         ) from error
 
 
-def _open_onnx(path: Path, threads: Optional[int], batch: Optional[int]) -> Network:
+def _open_onnx(path: Path, threads: int | None, batch: int | None) -> Network:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -68,7 +67,7 @@ def _open_onnx(path: Path, threads: Optional[int], batch: Optional[int]) -> Netw
     )
 
 
-def _open_torchscript(path: Path, threads: Optional[int], batch: Optional[int]) -> Network:
+def _open_torchscript(path: Path, threads: int | None, batch: int | None) -> Network:
     import json
 
     import torch
@@ -85,7 +84,7 @@ def _open_torchscript(path: Path, threads: Optional[int], batch: Optional[int]) 
     return Network(call, False, None, json.loads(extra['metadata.json'] or '{}'))
 
 
-def _open_openvino(path: Path, threads: Optional[int], batch: Optional[int]) -> Network:
+def _open_openvino(path: Path, threads: int | None, batch: int | None) -> Network:
     import openvino
 
     model = openvino.Core().read_model(path)

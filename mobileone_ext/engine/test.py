@@ -1,7 +1,5 @@
 """What tools/test.py does: build the network that a checkpoint needs, load it strictly, measure it."""
 
-from typing import Dict
-
 from mmengine.config import Config
 
 from ..checkpoints.load import Weights, load_strict
@@ -9,7 +7,7 @@ from ..data.check import check_data
 from .runner import Runner
 
 
-def evaluate(config: Config, weights: Weights, name: str) -> Dict[str, float]:
+def evaluate(config: Config, weights: Weights, name: str) -> dict[str, float]:
     """Metrics of ``weights`` on the config's test set, with ``num_images``.
 
     Args:

@@ -1,8 +1,8 @@
 """What tools/train.py does: options into the config, checks, resuming, training."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, Optional, Union
 
 import torch
 from mmengine.config import Config
@@ -12,7 +12,7 @@ from ..data.check import check_data
 from .runner import Runner
 
 
-def use_work_dir(config: Config, work_dir: Optional[str], task: str = '') -> None:
+def use_work_dir(config: Config, work_dir: str | None, task: str = '') -> None:
     """Set ``config.work_dir``: the option, else the config's, else ``work_dirs/CONFIG/task``."""
     config.work_dir = work_dir or config.get('work_dir') or str(Path('work_dirs', Path(config.filename).stem, task))
     if Path(config.work_dir).is_file():
@@ -63,7 +63,7 @@ def skip_validation(config: Config) -> None:
     config.val_cfg = config.val_dataloader = config.val_evaluator = None
 
 
-def use_checkpoint(config: Config, checkpoint: Union[str, Path]) -> None:
+def use_checkpoint(config: Config, checkpoint: str | Path) -> None:
     """Resume from ``checkpoint``, with its seed unless the config sets one.
 
     mmengine adopts the seed too late for the data order.
@@ -74,7 +74,7 @@ def use_checkpoint(config: Config, checkpoint: Union[str, Path]) -> None:
         config.randomness.seed = meta.get('seed')
 
 
-def read_training_checkpoint(path: Union[str, Path]) -> dict:
+def read_training_checkpoint(path: str | Path) -> dict:
     """The checkpoint at ``path`` if a run can go on from it.
 
     Raises:
@@ -90,13 +90,13 @@ def read_training_checkpoint(path: Union[str, Path]) -> dict:
     return checkpoint
 
 
-def saved_checkpoints(work_dir: Union[str, Path]) -> Iterator[Path]:
+def saved_checkpoints(work_dir: str | Path) -> Iterator[Path]:
     """The periodic checkpoints in ``work_dir``, newest first."""
     numbered = {path: re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', path.name) for path in Path(work_dir).glob('*.pth')}
     return iter(sorted((p for p in numbered if numbered[p]), key=lambda p: -int(numbered[p].group(1))))
 
 
-def latest_checkpoint(work_dir: Union[str, Path]) -> Optional[Path]:
+def latest_checkpoint(work_dir: str | Path) -> Path | None:
     """The newest checkpoint in ``work_dir`` that is whole, None if there is none at all.
 
     Broken ones are named and passed over.

@@ -24,7 +24,6 @@ Legend: N images, C channels, H x W plane, B kernels, 9 taps in row-major order.
 from functools import lru_cache
 from itertools import product
 from math import prod
-from typing import Tuple
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +50,7 @@ def correlate(x: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
     return out.flatten(1)
 
 
-def branch_moments(x: Tensor, kernels: Tensor, stride: int) -> Tuple[Tensor, Tensor, Tensor]:
+def branch_moments(x: Tensor, kernels: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
     """m (C, 9), q (C, B, 9) for ``kernels`` (C, B, 9), and the variance (C,) of the center tap."""
     mean = patch_mean(x, stride)
     shift = (kernels @ mean[..., None])[..., 0]  # (C, B)
@@ -77,7 +76,7 @@ def _pixel_var(x: Tensor, mean: Tensor, stride: int) -> Tensor:
     return torch.stack(squares).sum(0) / count_patches(x, stride)
 
 
-def lag_moments(x: Tensor) -> Tuple[Tensor, Tensor]:
+def lag_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """m (C, 9) and the covariance (C, 9, 9) of the patches at stride 1."""
     squares = torch.stack([_squares(images) for images in few_patches(x, 1, _LAG_PATCHES)])
     _, square_table = _tables(x.dtype, x.device)
@@ -101,7 +100,7 @@ def _squares(x: Tensor) -> Tensor:
     return torch.cat(squares, 1)
 
 
-def _pad(x: Tensor) -> Tuple[Tensor, Tensor]:
+def _pad(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (N, C, H, W) with two rows of zeros below, and two columns of zeros on its left; on its right.
 
     Both are the same memory: what follows a row on its right is what precedes the next on its left.
@@ -213,7 +212,7 @@ def _add_last_row(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
         target[..., :size] += source[..., :size]
 
 
-def _borders(x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def _borders(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Top and bottom row (2, N, C, W), left and right column (2, N, C, H), corners (2, N, C, 2) [row, .., column]."""
     rows = torch.stack([x[:, :, 0], x[:, :, -1]])
     columns = torch.stack([x[:, :, :, 0], x[:, :, :, -1]])
@@ -244,7 +243,7 @@ def _by_channel(values: Tensor) -> Tensor:
 
 
 @lru_cache
-def _tables(dtype: torch.dtype, device: torch.device) -> Tuple[Tensor, Tensor]:
+def _tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """The constant matrices behind S = sums @ (9, 9) and M = squares @ (31, 81).
 
     Rows are, for sums: the plane; top and bottom row; left and right column; the

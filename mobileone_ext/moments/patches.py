@@ -3,7 +3,7 @@
 Legend: N images, I channels, T = I * K * K taps of a patch, P = N * H_out * W_out patches.
 """
 
-from typing import Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ def count_patches(x: Tensor, stride: int) -> int:
     return x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
 
 
-def few_patches(x: Tensor, stride: int, patches: Optional[int] = None) -> Sequence[Tensor]:
+def few_patches(x: Tensor, stride: int, patches: int | None = None) -> Sequence[Tensor]:
     """x (N, ...) by so few images that their patches can be summed up without losing digits."""
     patches = patches or _CHUNK_PATCHES
     return x.split(max(patches // count_patches(x[:1], stride), 1)) if x.device.type == 'cpu' else (x,)
@@ -31,7 +31,7 @@ def chunks(x: Tensor) -> Sequence[Tensor]:
     return x.split(max(_CHUNK_VALUES // x[0].numel(), 1)) if x.device.type == 'cpu' else (x,)
 
 
-def patch_moments(x: Tensor, kernel_size: int, stride: int) -> Tuple[Tensor, Tensor]:
+def patch_moments(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Tensor]:
     """m (1, T) and C (1, T, T) of dense patches.
 
     Subtracting the channel's mean from every tap first keeps the digits where the

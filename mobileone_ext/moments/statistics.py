@@ -17,7 +17,8 @@ Legend: N images, I = C_in input channels, G groups, T = I / G * K * K taps of a
 patch, P = N * H_out * W_out patches, B branches, O output channels, R = B * O / G.
 """
 
-from typing import NamedTuple, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -45,7 +46,7 @@ class Statistics(NamedTuple):
     var: Tensor
     pixel_mean: Tensor
     pixel_var: Tensor
-    count: Union[int, Tensor]
+    count: int | Tensor
 
 
 def is_covered(in_channels: int, out_channels: int, kernel_size: int, stride: int, dilation: int, groups: int) -> bool:
@@ -79,7 +80,7 @@ def pays(x: Tensor, kernel_size: int, stride: int, groups: int, out_channels: in
     return spent < saved and (branches > 1 or x.numel() >= 2e6)
 
 
-def batch_statistics(x: Tensor, weights: Tensor, stride: int, groups: int) -> Tuple[Tensor, Statistics]:
+def batch_statistics(x: Tensor, weights: Tensor, stride: int, groups: int) -> tuple[Tensor, Statistics]:
     """``x`` (N, I, H, W) itself, and what batch norm takes from its "same" convolutions.
 
     ``weights`` (B, O, I / G, K, K), G = ``groups`` = 1 or I. Hand the returned ``x``
@@ -123,7 +124,7 @@ class _BatchStatistics(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dx: Optional[Tensor], *grads: Optional[Tensor]):
+    def backward(ctx, dx: Tensor | None, *grads: Tensor | None):
         x, weights, mean, q = ctx.saved_tensors
         (stride, groups), kernel_size = ctx.geometry, weights.shape[-1]
         if all(grad is None for grad in grads):
@@ -171,7 +172,7 @@ def _center_taps(weights: Tensor) -> slice:
     return slice(size // 2, None, size)
 
 
-def pool_processes(statistics: Statistics, group: Optional[dist.ProcessGroup] = None) -> Statistics:
+def pool_processes(statistics: Statistics, group: dist.ProcessGroup | None = None) -> Statistics:
     """The statistics of the batches of all processes together, as SyncBN takes them."""
     count = statistics.mean.new_full((1,), statistics.count)
     mean = torch.cat([statistics.mean.flatten(), statistics.pixel_mean])
@@ -190,7 +191,7 @@ class _AllReduce(Function):
     """The sum over all processes; so is its gradient."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, group: Optional[dist.ProcessGroup]) -> Tensor:
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
         x = x.clone()
         dist.all_reduce(x, group=group)
@@ -230,7 +231,7 @@ def batch_kernel(
     return Kernel(kernel, (shift.new_ones(1, len(shift)) @ shift)[0])
 
 
-def _batch_norm_affine(norms: Sequence[nn.Module], mean: Tensor, var: Tensor, count: Union[int, Tensor]) -> Affine:
+def _batch_norm_affine(norms: Sequence[nn.Module], mean: Tensor, var: Tensor, count: int | Tensor) -> Affine:
     """What batch norms do to their channels in training mode: scale and shift (B, O).
 
     ``mean`` and biased ``var`` (B, O) of the batch, ``count`` values a channel. The

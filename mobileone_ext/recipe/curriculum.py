@@ -4,7 +4,8 @@ MobileOne, arXiv 2206.04040, section 3.3. Which stage an epoch belongs to is
 computed from the epoch, so a resumed run needs no state of its own.
 """
 
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
@@ -21,11 +22,11 @@ class Stage(NamedTuple):
     """From ``epoch`` on: image ``size`` (pixels, or a fraction of the pipeline's own) and ``strength`` (0 .. 1)."""
 
     epoch: int
-    size: Union[int, float, None]
-    strength: Optional[float]
+    size: int | float | None
+    strength: float | None
 
 
-def read_stages(stages: Sequence[dict], max_epochs: int) -> List[Stage]:
+def read_stages(stages: Sequence[dict], max_epochs: int) -> list[Stage]:
     """The checked stages of a run of ``max_epochs`` epochs, in order.
 
     Args:
@@ -69,7 +70,7 @@ def read_stages(stages: Sequence[dict], max_epochs: int) -> List[Stage]:
     return read
 
 
-def _epoch(epoch: Union[int, float], max_epochs: int, where: str) -> int:
+def _epoch(epoch: int | float, max_epochs: int, where: str) -> int:
     if isinstance(epoch, float):
         if not 0 <= epoch < 1:
             raise ValueError(f'{where}: a fractional epoch must lie in 0 .. 1')
@@ -84,7 +85,7 @@ def stage_at(epoch: int, stages: Sequence[Stage]) -> Stage:
     return [stage for stage in stages if stage.epoch <= epoch][-1]
 
 
-def stage_pipeline(pipeline: List[dict], stage: Stage) -> List[dict]:
+def stage_pipeline(pipeline: list[dict], stage: Stage) -> list[dict]:
     """The pipeline config of ``stage``.
 
     Raises:
@@ -97,7 +98,7 @@ def stage_pipeline(pipeline: List[dict], stage: Stage) -> List[dict]:
     return pipeline
 
 
-def pipelines(dataset, config: dict) -> Iterator[Tuple[object, List[dict]]]:
+def pipelines(dataset, config: dict) -> Iterator[tuple[object, list[dict]]]:
     """Every data set with a pipeline inside ``dataset``, with that pipeline's config.
 
     Args:
@@ -169,7 +170,7 @@ class CurriculumHook(Hook):
             runner.message_hub.update_scalar('train/augment_strength', float(stage.strength))
 
 
-def describe(size: Optional[int], strength: Optional[float]) -> str:
+def describe(size: int | None, strength: float | None) -> str:
     """``160 px, augmentation 0.3``, for console and plots; ``size`` in pixels."""
     parts = []
     if size is not None:

@@ -5,8 +5,6 @@ Hinton et al., arXiv 1503.02531. MobileOne's Table 10 uses MEAL V2 (arXiv
 is one teacher and no discriminator.
 """
 
-from typing import Dict, List, Optional
-
 import torch
 import torch.nn.functional as F
 from mmpretrain.models import ImageClassifier
@@ -51,7 +49,7 @@ class DistilledClassifier(ImageClassifier):
         self,
         *args,
         teacher: dict,
-        teacher_checkpoint: Optional[str] = None,
+        teacher_checkpoint: str | None = None,
         temperature: float = 1.0,
         soft_weight: float = 0.5,
         **kwargs,
@@ -66,14 +64,14 @@ class DistilledClassifier(ImageClassifier):
             )
         self.teacher_config, self.teacher_checkpoint = teacher, teacher_checkpoint
         self.temperature, self.soft_weight = temperature, soft_weight
-        self._teacher: List[nn.Module] = []  # in a list, it is no submodule: not trained, not averaged, not saved
+        self._teacher: list[nn.Module] = []  # in a list, it is no submodule: not trained, not averaged, not saved
 
     def init_weights(self) -> None:
         super().init_weights()
         teacher = build_teacher(self.teacher_config, self.teacher_checkpoint)
         self._teacher = [teacher.to(next(self.parameters()).device)]
 
-    def loss(self, inputs: Tensor, data_samples: List[DataSample]) -> Dict[str, Tensor]:
+    def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
         features = self.extract_feat(inputs)
         hard = self.head.loss(features, data_samples)
         logits = self.head(features)
@@ -93,7 +91,7 @@ class DistilledClassifier(ImageClassifier):
         return (inputs * own.std + own.mean - other.mean) / other.std
 
 
-def build_teacher(config: dict, checkpoint: Optional[str]) -> nn.Module:
+def build_teacher(config: dict, checkpoint: str | None) -> nn.Module:
     """The frozen classifier of ``config`` in eval mode, with the weights in ``checkpoint`` or its own.
 
     Raises:

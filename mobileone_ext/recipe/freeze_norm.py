@@ -1,7 +1,5 @@
 """A last phase of training with frozen batch norm statistics."""
 
-from typing import Union
-
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
@@ -16,7 +14,7 @@ class FreezeNormHook(Hook):
         epoch: counted from 0; a float is a fraction of ``max_epochs``.
     """
 
-    def __init__(self, epoch: Union[int, float]):
+    def __init__(self, epoch: int | float):
         if epoch < 0 or (isinstance(epoch, float) and epoch >= 1):
             raise ValueError(f'FreezeNormHook: epoch={epoch!r} must be 0 or more, or a fraction (float) below 1')
         self.epoch = epoch

@@ -5,8 +5,6 @@ stepped on its own. Groups with the same options are merged here, so the fused
 optimizer kernels work on long lists and a schedule shows two curves, not 1,321.
 """
 
-from typing import List
-
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
@@ -17,13 +15,13 @@ from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's default constructor, with parameter groups of equal options merged."""
 
-    def add_params(self, params: List[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
         super().add_params(params, module, prefix=prefix, **kwargs)
         if not prefix:
             params[:] = merge_groups(params)
 
 
-def merge_groups(groups: List[dict]) -> List[dict]:
+def merge_groups(groups: list[dict]) -> list[dict]:
     """Groups (``params`` and options) with equal options merged, in order of first appearance."""
     merged = {}
     for group in groups:

@@ -4,7 +4,7 @@ import copy
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 import sklearn
@@ -26,10 +26,10 @@ class Epoch(NamedTuple):
     """An epoch's start: learning rate, weight decay by group, EMA decay, image size in pixels, strength."""
 
     lr: float
-    weight_decay: Dict[str, float]
-    ema: Optional[float]
-    size: Optional[int]
-    strength: Optional[float]
+    weight_decay: dict[str, float]
+    ema: float | None
+    size: int | None
+    strength: float | None
 
 
 class Stage(NamedTuple):
@@ -38,7 +38,7 @@ class Stage(NamedTuple):
     first: int
     last: int
     name: str
-    images: List[np.ndarray]
+    images: list[np.ndarray]
 
     @property
     def span(self) -> str:
@@ -48,8 +48,8 @@ class Stage(NamedTuple):
 class Preview(NamedTuple):
     """The epochs and stages of a run; ``stand_in`` says what data was missing, or is empty."""
 
-    epochs: List[Epoch]
-    stages: List[Stage]
+    epochs: list[Epoch]
+    stages: list[Stage]
     stand_in: str
 
 
@@ -141,7 +141,7 @@ def _build(config: Config, work_dir: str) -> Runner:
     return runner
 
 
-def _size_or_none(pipeline: List[dict]) -> Optional[int]:
+def _size_or_none(pipeline: list[dict]) -> int | None:
     try:
         return output_size(pipeline)
     except ValueError:
@@ -154,7 +154,7 @@ def _rgb(sample: dict, preprocessor) -> np.ndarray:
     return image[..., ::-1] if preprocessor.to_rgb else image
 
 
-def summary(found: Preview) -> List[str]:
+def summary(found: Preview) -> list[str]:
     """A line for each stage: its epochs, image size, strength, learning rate and weight decay from first to last."""
     lines = []
     for stage in found.stages:

@@ -1,7 +1,5 @@
 """What a schedule does to the parameters: weight decay by group, EMA decay."""
 
-from typing import Dict, List
-
 import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
@@ -12,7 +10,7 @@ from ..registry import HOOKS
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 
 
-def named_groups(model: nn.Module, groups: List[dict]) -> Dict[str, dict]:
+def named_groups(model: nn.Module, groups: list[dict]) -> dict[str, dict]:
     """One optimizer group for each weight decay, by the kinds of parameters that have it.
 
     Kinds are ``norm``, ``weight`` and ``bias``, joined where they share a decay

@@ -7,7 +7,7 @@ same for any number of workers, and the same when it is resumed at an epoch.
 """
 
 import random
-from typing import Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch

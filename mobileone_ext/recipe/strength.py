@@ -7,7 +7,6 @@ transforms bake size and strength in when they are built.
 """
 
 import copy
-from typing import List, Union
 
 from mmpretrain.datasets.transforms.auto_augment import AUTOAUG_POLICIES, RANDAUG_POLICIES
 
@@ -20,7 +19,7 @@ _NEUTRAL = dict(magnitude=0, angle=0, thr=256, bits=8)
 _DEFAULT_PROB = 0.5  # of mmpretrain's BaseAugTransform
 
 
-def output_size(pipeline: List[dict]) -> int:
+def output_size(pipeline: list[dict]) -> int:
     """The image size in pixels (height, if not square) of the last transform that sets one.
 
     Raises:
@@ -32,7 +31,7 @@ def output_size(pipeline: List[dict]) -> int:
     return sizes[-1] if isinstance(sizes[-1], int) else sizes[-1][0]
 
 
-def at_size(pipeline: List[dict], size: Union[int, float]) -> List[dict]:
+def at_size(pipeline: list[dict], size: int | float) -> list[dict]:
     """A copy of ``pipeline`` that puts out images of ``size``.
 
     Args:
@@ -51,7 +50,7 @@ def at_size(pipeline: List[dict], size: Union[int, float]) -> List[dict]:
     return pipeline
 
 
-def at_strength(pipeline: List[dict], strength: float) -> List[dict]:
+def at_strength(pipeline: list[dict], strength: float) -> list[dict]:
     """A copy of ``pipeline`` that augments ``strength`` (0 .. 1) times as far and as often.
 
     AutoAugment and RandAugment: magnitudes go the way from "leaves the image

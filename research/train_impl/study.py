@@ -11,9 +11,10 @@ last arm shows:
 
 import csv
 import statistics
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +30,13 @@ ARMS = ('branches', 'moments', 'contiguous')
 WINDOW = 20  # steps of the running mean
 COLUMNS = ('arm', 'seed', 'top1', 'losses')
 
-Runs = Dict[Tuple[str, int], Tuple[float, List[float]]]  # (arm, seed) -> top-1 and the loss of every step
+Runs = dict[tuple[str, int], tuple[float, list[float]]]  # (arm, seed) -> top-1 and the loss of every step
 
 
 class Training(NamedTuple):
     """What all runs share: the backbone to start from (None: from scratch), images, and the recipe."""
 
-    start: Optional[nn.Module]
+    start: nn.Module | None
     train: Images
     val: Images
     lr: float
@@ -56,7 +57,7 @@ def run_all(training: Training, path: Path, seeds: Iterable[int]) -> None:
             print(f'{arm}, seed {seed}: loss {losses[0]:.4f} -> {losses[-1]:.4f}, top-1 {top1:.2f} %', flush=True)
 
 
-def learn(arm: str, seed: int, training: Training) -> Tuple[float, List[float]]:
+def learn(arm: str, seed: int, training: Training) -> tuple[float, list[float]]:
     """Top-1 (percent) on the validation images after training, and the loss of every step."""
     start, train, val, lr, steps, image_size = training
     torch.manual_seed(seed)
@@ -93,13 +94,13 @@ def read_runs(path: Path) -> Runs:
     return {(r['arm'], int(r['seed'])): (float(r['top1']), [float(x) for x in r['losses'].split()]) for r in rows}
 
 
-def running_mean(losses: List[float]) -> List[float]:
+def running_mean(losses: list[float]) -> list[float]:
     """Means of ``WINDOW`` steps in a row, one for each place where they fit."""
     window = min(WINDOW, len(losses))
     return [statistics.fmean(losses[i : i + window]) for i in range(len(losses) - window + 1)]
 
 
-def apart(losses: List[float], others: List[float]) -> List[float]:
+def apart(losses: list[float], others: list[float]) -> list[float]:
     """Percent by which each of ``others`` differs from its counterpart."""
     return [100 * abs(other / loss - 1) for loss, other in zip(losses, others)]
 

@@ -14,8 +14,8 @@ import csv
 import math
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class Images:
         return images.contiguous(memory_format=torch.channels_last)
 
 
-def starting_points(weights: Weights, data: Images, image_size: int, num_images: int = 256) -> Dict[str, nn.Module]:
+def starting_points(weights: Weights, data: Images, image_size: int, num_images: int = 256) -> dict[str, nn.Module]:
     """The backbone of every arm, from the same fused ``weights``, calibrated with training images."""
     fused = MobileOne(weights.structure.variant, deploy=True)
     fused.load_state_dict({k[len(BACKBONE) :]: v for k, v in weights.state.items() if k.startswith(BACKBONE)})
@@ -70,7 +70,7 @@ def starting_points(weights: Weights, data: Images, image_size: int, num_images:
     return backbones
 
 
-def changed_predictions(backbones: Dict[str, nn.Module], weights: Weights, data: Images, image_size: int) -> Dict:
+def changed_predictions(backbones: dict[str, nn.Module], weights: Weights, data: Images, image_size: int) -> dict:
     """How many predictions of each arm differ from the fused network's, with the head of ``weights``."""
     head = weights.state[HEAD + 'weight'], weights.state[HEAD + 'bias']
     found = {arm: predictions(backbone, head, data, image_size) for arm, backbone in backbones.items()}
@@ -78,7 +78,7 @@ def changed_predictions(backbones: Dict[str, nn.Module], weights: Weights, data:
 
 
 @torch.no_grad()
-def predictions(backbone: nn.Module, head: Tuple[Tensor, Tensor], data: Images, image_size: int) -> Tensor:
+def predictions(backbone: nn.Module, head: tuple[Tensor, Tensor], data: Images, image_size: int) -> Tensor:
     """Predicted classes (N,) of center crops, in the fused form."""
     fused = copy.deepcopy(backbone).eval()
     fused.switch_to_deploy()
@@ -87,7 +87,7 @@ def predictions(backbone: nn.Module, head: Tuple[Tensor, Tensor], data: Images, 
     return torch.cat([classify(fused, head, data.batch(part, crop)).argmax(1) for part in parts])
 
 
-def classify(backbone: nn.Module, head: Tuple[Tensor, Tensor], images: Tensor) -> Tensor:
+def classify(backbone: nn.Module, head: tuple[Tensor, Tensor], images: Tensor) -> Tensor:
     """Logits (N, classes)."""
     return F.linear(backbone(images)[-1].mean((2, 3)), *head)
 
@@ -124,7 +124,7 @@ def fine_tune(
     return 100 * float((predictions(backbone, head, val, image_size) == val.labels).double().mean())
 
 
-def read_rows(path: Path) -> List[Dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
     """The finished runs in ``path``."""
     if not path.exists():
         return []
@@ -133,11 +133,11 @@ def read_rows(path: Path) -> List[Dict[str, str]]:
 
 
 def run_all(
-    backbones: Dict[str, nn.Module],
+    backbones: dict[str, nn.Module],
     train: Images,
     val: Images,
     path: Path,
-    lrs: Optional[List[float]],
+    lrs: list[float] | None,
     seeds: Iterable[int],
     epochs: int,
     image_size: int,
@@ -162,9 +162,9 @@ def run_all(
                 print(row, flush=True)
 
 
-def table(rows: List[Dict[str, str]]) -> str:
+def table(rows: list[dict[str, str]]) -> str:
     """Markdown: a line an arm and learning rate, mean and standard deviation over the seeds."""
-    groups: Dict[Tuple[str, float], List[float]] = {}
+    groups: dict[tuple[str, float], list[float]] = {}
     for row in rows:
         groups.setdefault((row['arm'], float(row['lr'])), []).append(float(row['top1']))
     lines = ['| arm | lr | n | top-1 mean | std | each seed |', '|---|---|---|---|---|---|']

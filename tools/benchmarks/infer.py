@@ -12,9 +12,10 @@ import itertools
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Callable, Dict, List, NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
     print(f'written: {out}/latency.csv, .md, .png')
 
 
-def measure(openers: Dict[Case, Callable[[], Callable]], turns: int, seconds: float) -> Dict[Case, List[float]]:
+def measure(openers: dict[Case, Callable[[], Callable]], turns: int, seconds: float) -> dict[Case, list[float]]:
     """Milliseconds of each call of each case; one case is open at a time."""
     times = {case: [] for case in openers}
     for turn in range(turns):  # no progress bar: it would take its share of the processor
@@ -110,13 +111,13 @@ def measure(openers: Dict[Case, Callable[[], Callable]], turns: int, seconds: fl
     return times
 
 
-def time_calls(call: Callable[[np.ndarray], object], images: np.ndarray, seconds: float) -> List[float]:
+def time_calls(call: Callable[[np.ndarray], object], images: np.ndarray, seconds: float) -> list[float]:
     """Milliseconds of each call for ``seconds``, at least two, after warming up for a fifth of it."""
     _repeat(call, images, seconds / 5, 1)
     return _repeat(call, images, seconds, 2)
 
 
-def _repeat(call: Callable[[np.ndarray], object], images: np.ndarray, seconds: float, least: int) -> List[float]:
+def _repeat(call: Callable[[np.ndarray], object], images: np.ndarray, seconds: float, least: int) -> list[float]:
     times = []
     while len(times) < least or sum(times) < seconds * 1e3:
         start = time.perf_counter()
@@ -125,7 +126,7 @@ def _repeat(call: Callable[[np.ndarray], object], images: np.ndarray, seconds: f
     return times
 
 
-def summarize(times: Dict[Case, List[float]]) -> List[dict]:
+def summarize(times: dict[Case, list[float]]) -> list[dict]:
     """A row for each case: median, 5th and 95th percentile in ms, and the number of calls."""
     return [
         dict(
@@ -139,7 +140,7 @@ def summarize(times: Dict[Case, List[float]]) -> List[dict]:
     ]
 
 
-def prepare(name: str, forms: Sequence[str], folder: Path) -> Dict[str, Callable[[int, int], Callable]]:
+def prepare(name: str, forms: Sequence[str], folder: Path) -> dict[str, Callable[[int, int], Callable]]:
     """For each form that the network has: a function that opens it for a number of threads and a batch size."""
     branched = build(name)
     net = fold(name, branched)
@@ -251,7 +252,7 @@ def _torch_call(net: nn.Module, threads: int) -> Callable[[np.ndarray], Tensor]:
 COLUMNS = (*Case._fields, 'median_ms', 'p5_ms', 'p95_ms', 'calls', 'published_top1', 'published_by')
 
 
-def as_csv(rows: List[dict]) -> str:
+def as_csv(rows: list[dict]) -> str:
     """One line a case, with ``COLUMNS``."""
     lines = []
     for row in rows:
@@ -261,7 +262,7 @@ def as_csv(rows: List[dict]) -> str:
     return csv_text(lines, COLUMNS)
 
 
-def as_markdown(rows: List[dict]) -> str:
+def as_markdown(rows: list[dict]) -> str:
     """A table with a line for each network and form, a column for each batch and thread count."""
     settings = sorted({(row['batch'], row['threads']) for row in rows})
     lines = [
@@ -278,7 +279,7 @@ def as_markdown(rows: List[dict]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def draw(rows: List[dict], path: Path) -> None:
+def draw(rows: list[dict], path: Path) -> None:
     """The paper's picture: published top-1 over the latency of one image on one thread, for each form."""
     import matplotlib
 

@@ -9,10 +9,11 @@ resize as Pillow does; the others take the nearest two pixels of a row, whatever
 import argparse
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
-from typing import Callable, Dict, List, NamedTuple, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     print(f'written: {out}/pipeline.csv, .md')
 
 
-def resample(files: Sequence[Path], size: Sequence[int], folder: Path) -> List[Path]:
+def resample(files: Sequence[Path], size: Sequence[int], folder: Path) -> list[Path]:
     """Copies of ``files`` at ``size`` (width, height) in ``folder``."""
     copies = []
     for number, file in enumerate(files):
@@ -102,8 +103,8 @@ def describe(files: Sequence[Path]) -> str:
 
 
 def measure(
-    pipelines: Dict[str, Callable], files: Sequence[Path], task: str, size: int, rounds: int
-) -> Dict[str, List[float]]:
+    pipelines: dict[str, Callable], files: Sequence[Path], task: str, size: int, rounds: int
+) -> dict[str, list[float]]:
     """Seconds that each pipeline takes for all ``files``, ``rounds`` times in turns, after one that isn't counted."""
     calls = {name: build(task, size) for name, build in pipelines.items()}
     seconds = {name: [] for name in calls}
@@ -182,12 +183,12 @@ PIPELINES = {
 ANTIALIASED = {name: not name.endswith('cv2') for name in PIPELINES}
 
 
-def as_csv(rows: List[dict]) -> str:
+def as_csv(rows: list[dict]) -> str:
     """One line a case, with ``COLUMNS``."""
     return csv_text((dict(row, images_per_s=f'{row["images_per_s"]:.1f}') for row in rows), COLUMNS)
 
 
-def as_markdown(rows: List[dict]) -> str:
+def as_markdown(rows: list[dict]) -> str:
     """A table for each set of images: a line a pipeline, a column a task and size."""
     lines = ['Images a second, median.']
     rates = {tuple(row[key] for key in Case._fields): row['images_per_s'] for row in rows}

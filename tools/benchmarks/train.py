@@ -12,9 +12,10 @@ import multiprocessing
 import resource
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Callable, Dict, List, NamedTuple, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -143,7 +144,7 @@ def _timm(arch: str) -> nn.Module:
     return timm.create_model(f'mobileone_{arch}')
 
 
-NETWORKS: Dict[str, Callable[[str], nn.Module]] = {
+NETWORKS: dict[str, Callable[[str], nn.Module]] = {
     'branches': _own(train_impl='branches'),
     'moments': _own(train_impl='moments'),
     'auto': _own(train_impl='auto'),
@@ -173,7 +174,7 @@ def make_step(name: str, setting: Setting) -> Callable[[], None]:
     return step
 
 
-def measure(names: Sequence[str], setting: Setting, steps: int) -> Dict[str, List[float]]:
+def measure(names: Sequence[str], setting: Setting, steps: int) -> dict[str, list[float]]:
     """Seconds of each network's steps, taken in turns after one step each that is not counted."""
     calls = {name: make_step(name, setting) for name in names}
     times = {name: [] for name in names}
@@ -204,14 +205,14 @@ def _peak_of_this_process(name: str, setting: Setting) -> float:
 COLUMNS = ('arch', 'network', 'median_s', 'min_s', 'max_s', 'steps', 'peak_gb')
 
 
-def as_csv(rows: List[dict]) -> str:
+def as_csv(rows: list[dict]) -> str:
     """One line a network, with ``COLUMNS``."""
     rounded = {'median_s', 'min_s', 'max_s', 'peak_gb'}
     lines = ({key: f'{value:.3f}' if key in rounded else value for key, value in row.items()} for row in rows)
     return csv_text(lines, COLUMNS)
 
 
-def as_markdown(rows: List[dict]) -> str:
+def as_markdown(rows: list[dict]) -> str:
     """A line a network: median (fastest to slowest) seconds a step, peak memory, and both relative to mmpretrain's."""
     lines = [
         'Seconds a training step: median (fastest to slowest); peak memory of the process.',
@@ -235,7 +236,7 @@ def as_markdown(rows: List[dict]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def draw(rows: List[dict], title: str, path: Path) -> None:
+def draw(rows: list[dict], title: str, path: Path) -> None:
     """Bars of time and of memory, a group for each variant."""
     import matplotlib
 

@@ -5,8 +5,8 @@ The simulation computes in float32 what an int8 runtime computes in integers.
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Dict, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ class Options:
     compensate: bool = True
     ranges: str = 'mse'
     ridge: float = 10.0
-    keep: Tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.ranges not in METHODS:
@@ -66,8 +66,8 @@ class Int8:
     """
 
     model: nn.Module
-    weight_scales: Dict[str, Tensor] = field(default_factory=dict)
-    grids: Dict[str, Grid] = field(default_factory=dict)
+    weight_scales: dict[str, Tensor] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def equalize(model: nn.Module, images: Tensor, balance: float) -> None:
         multiply_inputs(after.linear, scales)
 
 
-def largest_activations(layers: Sequence[Layer], images: Tensor) -> List[Tensor]:
+def largest_activations(layers: Sequence[Layer], images: Tensor) -> list[Tensor]:
     """The largest value of each channel (C,) behind every convolution."""
     largest, x = [], images
     for layer in layers[:-1]:
@@ -209,7 +209,7 @@ def _importance(layer: Layer) -> Tensor:
     return weight.flatten(1).sum(1) if layer.is_depthwise else weight.transpose(0, 1).flatten(1).sum(1)
 
 
-def _at_random_pixels(layer: Layer, x: Tensor, outputs: Tensor) -> Tuple[Tensor, Tensor]:
+def _at_random_pixels(layer: Layer, x: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs (G, n, I) and outputs (G, n, O) of a convolution at the same few random pixels of each image."""
     conv = layer.linear
     images, _, height, width = outputs.shape
@@ -230,7 +230,7 @@ def _at_random_pixels(layer: Layer, x: Tensor, outputs: Tensor) -> Tuple[Tensor,
 
 
 @torch.no_grad()
-def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Tensor) -> List[Tuple[str, float]]:
+def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Tensor) -> list[tuple[str, float]]:
     """What each layer costs when it alone is int8: Kullback-Leibler divergence from the float network, largest first.
 
     Args:

@@ -4,8 +4,8 @@ Legend: N images, C channels, O outputs, I inputs of one output (in_channels / g
 (depthwise: one a channel; otherwise 1).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, List
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class Layer:
         return weight.flatten(2) if self.is_depthwise else weight.flatten(1)[None]
 
 
-def layers_of(model: nn.Module) -> List[Layer]:
+def layers_of(model: nn.Module) -> list[Layer]:
     """The layers of a fused mmpretrain classifier, in order; they share its tensors.
 
     Raises:

@@ -3,8 +3,6 @@
 Weights are stored as int8, biases as int32, activations are uint8: runtimes turn the pairs into integer kernels.
 """
 
-from typing import Dict, List
-
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -26,9 +24,9 @@ class _Writer:
     def __init__(self, proto: onnx.ModelProto, int8: Int8):
         self.proto, self.int8 = proto, int8
         self.initializers = {item.name: item for item in proto.graph.initializer}
-        self.nodes: List[onnx.NodeProto] = []
-        self.replaced: Dict[str, str] = {}  # tensor -> its rounded self
-        self.grid_of: Dict[str, str] = {}  # tensor -> name of its grid
+        self.nodes: list[onnx.NodeProto] = []
+        self.replaced: dict[str, str] = {}  # tensor -> its rounded self
+        self.grid_of: dict[str, str] = {}  # tensor -> name of its grid
 
     def write(self) -> onnx.ModelProto:
         layers = layers_of(self.int8.model)
@@ -56,7 +54,7 @@ class _Writer:
         del self.proto.graph.value_info[:]
         return self.proto
 
-    def _weight_names(self, layers) -> List[str]:
+    def _weight_names(self, layers) -> list[str]:
         """Names of the layers' weights, in order: the graph has them in the order of the network."""
         chain = [
             node.input[1]
@@ -67,7 +65,7 @@ class _Writer:
             raise ValueError(f'the graph has {len(chain)} layers, the network {len(layers)}')
         return chain
 
-    def _ends(self, by_weight) -> Dict[str, List[str]]:
+    def _ends(self, by_weight) -> dict[str, list[str]]:
         """Which grid belongs to which tensor: a layer's own output, its activation's, and the pooled map."""
         ends, last = {}, None
         for node in self.proto.graph.node:

@@ -5,8 +5,8 @@ import dataclasses
 import json
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def run(config: Config, args: argparse.Namespace, options: Options) -> None:
         write_text(json.dumps(report, indent=2) + '\n', args.report)
 
 
-def steps_to(options: Options) -> Iterator[Tuple[str, Options]]:
+def steps_to(options: Options) -> Iterator[tuple[str, Options]]:
     """From plain min-max quantization towards ``options``, one step more each time, with the step's name."""
     plain = dict(equalize=False, absorb_bias=False, correct_bias=False, compensate=False, ranges='minmax')
     current = dataclasses.replace(options, **plain)
@@ -75,7 +75,7 @@ def steps_to(options: Options) -> Iterator[Tuple[str, Options]]:
                 yield f'+ {step}', current
 
 
-def read_calibration(config: Config, folder: str, count: int) -> Tuple[Tensor, List[str]]:
+def read_calibration(config: Config, folder: str, count: int) -> tuple[Tensor, list[str]]:
     """``count`` normalized images (N, C, H, W), spread evenly over ``folder``, and messages about unreadable files.
 
     Raises:
@@ -106,8 +106,8 @@ def write(config: Config, int8: Int8, path: Path, args: argparse.Namespace) -> N
 
 @torch.no_grad()
 def evaluate(
-    config: Config, model: nn.Module, networks: Dict[str, Network], normalized_inside: bool = False
-) -> List[dict]:
+    config: Config, model: nn.Module, networks: dict[str, Network], normalized_inside: bool = False
+) -> list[dict]:
     """Float model and int8 files on the config's test set: rows with ``name``, ``top1``, ``top5`` (percent),
     ``flips`` (predictions unlike the float model's) and ``num_images``."""
     normalize = Normalize(config)
@@ -133,7 +133,7 @@ def evaluate(
     return rows
 
 
-def show_accuracy(rows: List[dict]) -> None:
+def show_accuracy(rows: list[dict]) -> None:
     table = Table(title=f'{rows[0]["num_images"]} images')
     for column in ('', 'top-1', 'top-5', 'flips'):
         table.add_column(column, justify='right' if column else 'left')
@@ -142,7 +142,7 @@ def show_accuracy(rows: List[dict]) -> None:
     Console().print(table)
 
 
-def show_sensitivity(costs: List[Tuple[str, float]]) -> None:
+def show_sensitivity(costs: list[tuple[str, float]]) -> None:
     table = Table(title='each layer alone in int8, largest cost first')
     table.add_column('layer')
     table.add_column('divergence', justify='right')
