@@ -1,9 +1,12 @@
-"""What a figure was measured on."""
+"""Where a file or a figure comes from: digests, versions, the machine."""
 
+import hashlib
 import os
 import platform
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
+
+from . import __version__
 
 
 def processor() -> str:
@@ -14,8 +17,35 @@ def processor() -> str:
     return f'{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores'
 
 
-def machine(*packages: str) -> str:
-    """Processor and the distributions, with versions, behind the import names ``packages``, in a line."""
+def device() -> str:
+    """The GPU, or else the processor."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Distribution -> version, for import names."""
     installed = packages_distributions()  # forks keep the import name and change the distribution's
     names = [installed[package][0] for package in packages]
-    return f'{processor()}; {", ".join(f"{name} {version(name)}" for name in names)}'
+    return {name: version(name) for name in names}
+
+
+def machine(*packages: str) -> str:
+    """Processor and the distributions, with versions, behind the import names ``packages``, in a line."""
+    return f'{processor()}; {", ".join(f"{name} {number}" for name, number in versions(*packages).items())}'
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def origin(source: str | Path, *packages: str) -> dict:
+    """For a file made of ``source``: its name and sha256, and the versions that made it, ours among them."""
+    return dict(
+        source=Path(source).name,
+        source_sha256=sha256(source),
+        versions={'mobileone_ext': __version__, **versions(*packages)},
+    )

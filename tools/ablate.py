@@ -25,7 +25,7 @@ def parse_args():
 def main():
     args = parse_args()
     from mobileone_ext.ablation.ablate import plan, run_study
-    from mobileone_ext.ablation.study import describe, read_study
+    from mobileone_ext.ablation.study import overrides_label, read_study
 
     study = read_study(args.study)
     base = cli.load_config(args.base)
@@ -36,7 +36,7 @@ def main():
     if args.dry_run:
         for run in runs:
             state = 'finished' if run.report.exists() else 'to run'
-            print(f'{run.variant}, seed {run.seed}: {state}; {describe(study.variants[run.variant])}')
+            print(f'{run.variant}, seed {run.seed}: {state}; {overrides_label(study.variants[run.variant])}')
         return 0
     failed = run_study(study, args.base, runs, work_dir, args.launcher, args.processes)
     print(f'{work_dir}/results.md, .csv, .png')

@@ -31,7 +31,7 @@ def main():
     export.check_request(args.out, args.format, args.opset)
     model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
     net = export.DeployNet(model, Normalize(config) if args.normalize else None, args.softmax)
-    metadata = export.describe(config, args.checkpoint, args.normalize, args.softmax)
+    metadata = export.file_metadata(config, args.checkpoint, args.normalize, args.softmax)
     compare = None
     if args.images and args.format != 'coreml':
 

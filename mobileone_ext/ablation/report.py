@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import csv_text, write_atomically, write_text
-from ..provenance import processor
+from ..provenance import device, versions
 from .study import Study
 
 # What a run brings home beside variant, seed, status and reason: the keys of the fusion's report.
@@ -103,15 +103,8 @@ def markdown(study: Study, base: str, summaries: Sequence[Summary]) -> str:
 
 def environment() -> str:
     """What the numbers were made with: versions and hardware."""
-    import mmengine
-    import mmpretrain
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
-    return (
-        f'Python {platform.python_version()}, torch {torch.__version__}, mmengine {mmengine.__version__}, '
-        f'mmpretrain {mmpretrain.__version__}, {device}.'
-    )
+    packages = ', '.join(f'{name} {number}' for name, number in versions('torch', 'mmengine', 'mmpretrain').items())
+    return f'Python {platform.python_version()}, {packages}, {device()}.'
 
 
 def plot(study: Study, summaries: Sequence[Summary], rows: Sequence[dict], path: Path) -> None:

@@ -78,7 +78,7 @@ def _check_no_duplicates(tree: ast.AST, path: str) -> None:
                 raise ValueError(f'{path}: line {node.lineno}: {twice[0]!r} is given twice')
 
 
-def describe(overrides: dict[str, Any]) -> str:
+def overrides_label(overrides: dict[str, Any]) -> str:
     """A variant's overrides as one line for the console."""
     values = {key: 'by the base config' if callable(value) else value for key, value in overrides.items()}
     return ', '.join(f'{key}: {value}' for key, value in values.items()) or 'the base config'

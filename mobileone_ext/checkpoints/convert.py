@@ -9,9 +9,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..files import check_writable, write_atomically, write_text
+from ..provenance import sha256
 from .layouts import BACKBONE, HEAD, OWN
 from .load import Weights, load_weights, to_layout, without_head
-from .model_card import model_card, sha256
+from .model_card import model_card
 from .structure import read_structure, shapes_of
 
 SUFFIXES = ('.pth', '.pt', '.safetensors')

@@ -1,6 +1,5 @@
 """The page that lies beside a converted checkpoint: what it is, and where it comes from."""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..provenance import sha256
 from .load import Weights
 
 _BUFFERS = ('running_mean', 'running_var', 'num_batches_tracked')
@@ -16,15 +16,6 @@ _BUFFERS = ('running_mean', 'running_var', 'num_batches_tracked')
 def num_parameters(state: dict[str, Tensor]) -> int:
     """How many numbers are learned; the statistics of batch norm are not."""
     return sum(tensor.numel() for key, tensor in state.items() if not key.endswith(_BUFFERS))
-
-
-def sha256(path: str | Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        for chunk in iter(lambda: file.read(1 << 20), b''):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def model_card(

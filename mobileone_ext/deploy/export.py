@@ -1,6 +1,5 @@
 """A trained MobileOne as a file for a device: ONNX, TorchScript, OpenVINO or CoreML, checked against PyTorch."""
 
-import hashlib
 import io
 import json
 import logging
@@ -15,10 +14,10 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from .. import __version__
 from ..checkpoints.load import load_weights
 from ..data.images import Normalize, class_names, find_images, in_batches, read_images
 from ..files import check_writable
+from ..provenance import origin
 from . import fuse
 from .runtime import Network
 
@@ -55,9 +54,10 @@ def load_fused(config: Config, checkpoint: str, ema: str = 'auto', trust: bool =
     return model if weights.form == 'fused' else fuse.fuse(model)
 
 
-def describe(config: Config, checkpoint: str, normalize: bool, softmax: bool) -> dict[str, str]:
+def file_metadata(config: Config, checkpoint: str, normalize: bool, softmax: bool) -> dict[str, str]:
     """Metadata for an exported file: what goes in, what comes out, where it comes from."""
     settings = config.model.data_preprocessor
+    made_of = origin(checkpoint, 'torch')
     return dict(
         input='pixels 0..255' if normalize else 'normalized pixels: (x - mean) / std',
         channels='RGB' if settings.get('to_rgb', False) else 'BGR',
@@ -65,9 +65,7 @@ def describe(config: Config, checkpoint: str, normalize: bool, softmax: bool) ->
         std=json.dumps(list(settings.std)),
         output='probabilities' if softmax else 'logits',
         labels=json.dumps(class_names(config)),
-        source=Path(checkpoint).name,
-        source_sha256=hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
-        versions=json.dumps({'mobileone_ext': __version__, 'torch': torch.__version__}),
+        **dict(made_of, versions=json.dumps(made_of['versions'])),
     )
 
 

@@ -1,17 +1,15 @@
 """From trained branches to a deployed network: build what a checkpoint needs, fuse it, write it with its provenance."""
 
 import copy
-import hashlib
 from pathlib import Path
 
-import mmengine
 import torch
 from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from .. import __version__
 from ..checkpoints.load import Weights, load_strict
+from ..provenance import origin
 from .compare import relative_difference
 
 # Relative to the largest output. Rounding the fused weights to float32 costs about 1e-6 for any variant.
@@ -46,19 +44,13 @@ def fuse(model: nn.Module) -> nn.Module:
     return fused
 
 
-def save_fused(model: nn.Module, path: str | Path, config: Config, source: str | Path, origin: str) -> None:
+def save_fused(model: nn.Module, path: str | Path, config: Config, source: str | Path, place: str) -> None:
     """Save a fused classifier's weights with ``meta``: source file, its sha256, config, versions.
 
     Args:
         source: the checkpoint that the weights come from.
-        origin: the place in that file, e.g. ``'state_dict (EMA)'``.
+        place: in that file, e.g. ``'state_dict (EMA)'``.
     """
-    meta = dict(
-        source=Path(source).name,
-        source_sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest(),
-        source_weights=origin,
-        config=config.pretty_text,
-        versions={'mobileone_ext': __version__, 'torch': str(torch.__version__), 'mmengine': mmengine.__version__},
-    )
+    meta = dict(origin(source, 'torch', 'mmengine'), source_weights=place, config=config.pretty_text)
     state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
     torch.save({'meta': meta, 'state_dict': state}, path)

@@ -11,7 +11,7 @@ class Network:
     Attributes:
         fixed_batch: it takes one image at a time.
         num_classes: None if the file does not say.
-        metadata: what the file says about itself, see :func:`mobileone_ext.export.describe`.
+        metadata: what the file says about itself, see :func:`mobileone_ext.export.file_metadata`.
     """
 
     def __init__(self, call, fixed_batch: bool, num_classes: int | None, metadata: dict):

@@ -4,10 +4,10 @@ import logging
 
 import torch
 from mmengine.logging import MMLogger
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner as _Runner
 
 from ..checkpoints.load import load_strict, load_weights
+from ..recipe.wrapper import unwrap
 
 # Lines of mmengine that say nothing to the person at the console; the log file has them.
 _NOISE = (
@@ -43,7 +43,7 @@ class Runner(_Runner):
         if self._resume or self._load_from is None or self._has_loaded:
             return super().load_or_resume()
         weights = load_weights(self._load_from)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
+        model = unwrap(self.model)
         new_head = weights.num_classes != model.head.num_classes
         load_strict(model, weights, str(self._load_from), backbone_only=new_head)
         self.call_hook('after_load_checkpoint', checkpoint=dict(state_dict=model.state_dict()))

@@ -4,6 +4,7 @@ from mmengine.config import Config
 
 from ..checkpoints.load import Weights, load_strict
 from ..data.check import check_data
+from ..recipe.wrapper import unwrap
 from .runner import Runner
 
 
@@ -22,7 +23,7 @@ def evaluate(config: Config, weights: Weights, name: str) -> dict[str, float]:
     config.load_from, config.resume = None, False
     config.custom_hooks = [hook for hook in config.get('custom_hooks', []) if hook['type'] != 'EMAHook']
     runner = Runner.from_cfg(config)
-    model = getattr(runner.model, 'module', runner.model)
+    model = unwrap(runner.model)
     load_strict(model, weights, name)
     metrics = runner.test()
     return {**metrics, 'num_images': len(runner.test_dataloader.dataset)}

@@ -1,9 +1,9 @@
 """Compiled training."""
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 from ..registry import HOOKS
+from .wrapper import unwrap
 
 
 @HOOKS.register_module()
@@ -15,5 +15,5 @@ class CompileHook(Hook):
     """
 
     def before_train(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         model.backbone.compile()

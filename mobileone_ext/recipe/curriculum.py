@@ -162,7 +162,7 @@ class CurriculumHook(Hook):
                 dataset.pipeline = pipeline
             _restart_workers(runner.train_dataloader)
             self.current = stage
-            name = describe(self.sizes.get(stage), stage.strength)
+            name = stage_label(self.sizes.get(stage), stage.strength)
             runner.logger.info(f'curriculum: epoch {runner.epoch} (from 0) trains at {name}')
         if stage.size is not None:
             runner.message_hub.update_scalar('train/image_size', self.sizes[stage])
@@ -170,7 +170,7 @@ class CurriculumHook(Hook):
             runner.message_hub.update_scalar('train/augment_strength', float(stage.strength))
 
 
-def describe(size: int | None, strength: float | None) -> str:
+def stage_label(size: int | None, strength: float | None) -> str:
     """``160 px, augmentation 0.3``, for console and plots; ``size`` in pixels."""
     parts = []
     if size is not None:

@@ -1,9 +1,9 @@
 """A last phase of training with frozen batch norm statistics."""
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 from ..registry import HOOKS
+from .wrapper import unwrap
 
 
 @HOOKS.register_module()
@@ -21,5 +21,5 @@ class FreezeNormHook(Hook):
 
     def before_train_epoch(self, runner) -> None:
         begin = round(self.epoch * runner.max_epochs) if isinstance(self.epoch, float) else self.epoch
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         model.backbone.norm_eval = model.backbone.norm_eval or runner.epoch >= begin

@@ -13,7 +13,7 @@ from mmengine.hooks import EMAHook, ParamSchedulerHook
 from mmengine.runner import Runner
 
 from ..data.check import check_data
-from .curriculum import CurriculumHook, describe, pipelines, stage_at
+from .curriculum import CurriculumHook, pipelines, stage_at, stage_label
 from .schedule import ema_decay, named_groups
 from .seeding import SeedEpochHook
 from .strength import output_size
@@ -32,7 +32,7 @@ class Epoch(NamedTuple):
     strength: float | None
 
 
-class Stage(NamedTuple):
+class Span(NamedTuple):
     """Epochs ``first`` .. ``last`` (from 0) with one pipeline, and images from it (H, W, 3), uint8, RGB."""
 
     first: int
@@ -41,7 +41,7 @@ class Stage(NamedTuple):
     images: list[np.ndarray]
 
     @property
-    def span(self) -> str:
+    def epochs(self) -> str:
         return f'epochs {self.first}-{self.last}' if self.last > self.first else f'epoch {self.first}'
 
 
@@ -49,7 +49,7 @@ class Preview(NamedTuple):
     """The epochs and stages of a run; ``stand_in`` says what data was missing, or is empty."""
 
     epochs: list[Epoch]
-    stages: list[Stage]
+    stages: list[Span]
     stand_in: str
 
 
@@ -87,7 +87,7 @@ def preview(config: Config, images: int = 8) -> Preview:
                 for hook in filter(None, (curriculum, seeder)):
                     hook.before_train_epoch(runner)
                 pictures = [_rgb(dataset[i % len(dataset)], runner.model.data_preprocessor) for i in range(images)]
-                stages.append(Stage(epoch, epoch, describe(size, stage.strength if stage else None), pictures))
+                stages.append(Span(epoch, epoch, stage_label(size, stage.strength if stage else None), pictures))
             stages[-1] = stages[-1]._replace(last=epoch)
             epochs.append(
                 Epoch(
@@ -163,7 +163,7 @@ def summary(found: Preview) -> list[str]:
             f'{name} {first.weight_decay[name]:.3g} -> {last.weight_decay[name]:.3g}' for name in first.weight_decay
         )
         lines.append(
-            f'{stage.span}: {stage.name or "own pipeline"}; lr {first.lr:.3g} -> {last.lr:.3g}; '
+            f'{stage.epochs}: {stage.name or "own pipeline"}; lr {first.lr:.3g} -> {last.lr:.3g}; '
             f'weight decay {decay}; EMA decay {"none" if last.ema is None else f"{last.ema:.4f}"}'
         )
     return lines
@@ -199,7 +199,7 @@ def draw(found: Preview, title: str, path: Path) -> None:
     largest = max(image.shape[0] for stage in found.stages for image in stage.images)
     cells = below.subplots(len(found.stages), columns, squeeze=False)
     for row, stage in zip(cells, found.stages):
-        row[0].set_title(f'{stage.span}: {stage.name}', loc='left', fontsize=10)
+        row[0].set_title(f'{stage.epochs}: {stage.name}', loc='left', fontsize=10)
         for cell, image in zip(row, stage.images):
             cell.imshow(image)
             cell.set(xlim=(0, largest), ylim=(largest, 0))

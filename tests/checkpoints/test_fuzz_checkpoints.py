@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save
-from test_checkpoints import LAYOUTS, Marker, equal, tiny
+from test_load import LAYOUTS, Marker, equal, tiny
 
 from mobileone_ext.checkpoints.convert import convert
 from mobileone_ext.checkpoints.load import load_weights, to_layout

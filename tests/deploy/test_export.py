@@ -65,7 +65,7 @@ def test_file_computes_what_the_branched_model_does(s0, form, inside, tmp_path):
 
     net = export.DeployNet(export.load_fused(config, str(checkpoint)), Normalize(config) if inside else None, inside)
     out = tmp_path / f'net{export.SUFFIX[form]}'
-    metadata = export.describe(config, str(checkpoint), normalize=inside, softmax=inside)
+    metadata = export.file_metadata(config, str(checkpoint), normalize=inside, softmax=inside)
     export.export(net, out, form, size=64, metadata=metadata)
     network = open_network(out)
     if inside:

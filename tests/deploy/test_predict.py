@@ -34,7 +34,7 @@ def files(tmp_path_factory):
     torch.save(model.state_dict(), folder / 'net.pth')
     for name, inside in (('normalized', False), ('pixels', True)):
         net = export.DeployNet(model, export.Normalize(config) if inside else None, softmax=inside)
-        metadata = export.describe(config, str(folder / 'net.pth'), inside, inside)
+        metadata = export.file_metadata(config, str(folder / 'net.pth'), inside, inside)
         export.export(net, folder / f'{name}.onnx', 'onnx', metadata=metadata)
     (folder / 'images').mkdir()
     rng = np.random.default_rng(0)

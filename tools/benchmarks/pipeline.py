@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         sets = [files, resample(files, args.resample, Path(folder))]
         cases = [(images, task, size) for images in sets for task in TASKS for size in args.sizes]
         for images, task, size in track(cases, 'pipelines', console=Console(stderr=True)):
-            name = describe(images)
+            name = photos_label(images)
             for pipeline, seconds in measure(PIPELINES, images, task, size, args.rounds).items():
                 rate = len(images) / median(seconds)
                 case = Case(name, task, size, pipeline)._asdict()
@@ -95,7 +95,7 @@ def resample(files: Sequence[Path], size: Sequence[int], folder: Path) -> list[P
     return copies
 
 
-def describe(files: Sequence[Path]) -> str:
+def photos_label(files: Sequence[Path]) -> str:
     """Median size in pixels and mean size in kB."""
     widths, heights = zip(*(Image.open(file).size for file in files))
     kilobytes = mean(file.stat().st_size for file in files) / 1000

@@ -100,7 +100,7 @@ def write(config: Config, int8: Int8, path: Path, args: argparse.Namespace) -> N
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporter announces its successor
         proto = insert_qdq(export.onnx_proto(net, image, args.opset, dynamic_batch=True), int8)
-    metadata = export.describe(config, args.checkpoint, args.normalize, args.softmax)
+    metadata = export.file_metadata(config, args.checkpoint, args.normalize, args.softmax)
     export.write_onnx(proto, path, {**metadata, 'precision': 'int8'})
 
 
