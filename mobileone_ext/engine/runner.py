@@ -4,9 +4,11 @@ import logging
 
 import torch
 from mmengine.logging import MMLogger
+from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as _Runner
 
 from ..checkpoints.load import load_strict, load_weights
+from ..recipe.seeding import number_draws
 from ..recipe.wrapper import unwrap
 
 # Lines of mmengine that say nothing to the person at the console; the log file has them.
@@ -54,6 +56,14 @@ class Runner(_Runner):
                 f'the head is new, with {model.head.num_classes} classes; the file has {weights.num_classes}'
             )
         return None
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        if isinstance(loop, dict):
+            # Here, as a loop that goes by iterations starts its workers when it is built.
+            different = self._randomness_cfg.get('diff_rank_seed', False)
+            self._train_dataloader = self.build_dataloader(self._train_dataloader, self.seed, different)
+            number_draws(self._train_dataloader, self.seed)
+        return super().build_train_loop(loop)
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)

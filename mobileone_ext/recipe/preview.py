@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from ..data.check import check_data
 from .curriculum import CurriculumHook, pipelines, stage_at, stage_label
 from .schedule import ema_decay, named_groups
-from .seeding import SeedEpochHook
+from .seeding import seed_generators
 from .strength import output_size
 
 # Schedules that go by iterations are stepped so often in an epoch, however many images there are.
@@ -66,9 +66,9 @@ def preview(config: Config, images: int = 8) -> Preview:
     with tempfile.TemporaryDirectory() as work_dir:
         stand_in = _use_stand_in_if_missing(config, Path(work_dir, 'photographs'), images)
         runner = _build(config, work_dir)
-        curriculum, ema, scheduler, seeder = (
+        curriculum, ema, scheduler = (
             next((hook for hook in runner.hooks if isinstance(hook, kind)), None)
-            for kind in (CurriculumHook, EMAHook, ParamSchedulerHook, SeedEpochHook)
+            for kind in (CurriculumHook, EMAHook, ParamSchedulerHook)
         )
         if curriculum:
             curriculum.before_train(runner)
@@ -84,8 +84,9 @@ def preview(config: Config, images: int = 8) -> Preview:
             stage = stage_at(epoch, curriculum.stages) if curriculum else None
             size = curriculum.sizes.get(stage, own_size) if curriculum else own_size
             if epoch == 0 or (stage and stage.epoch == epoch):
-                for hook in filter(None, (curriculum, seeder)):
-                    hook.before_train_epoch(runner)
+                if curriculum:
+                    curriculum.before_train_epoch(runner)
+                seed_generators(runner.seed, epoch)
                 pictures = [_rgb(dataset[i % len(dataset)], runner.model.data_preprocessor) for i in range(images)]
                 stages.append(Span(epoch, epoch, stage_label(size, stage.strength if stage else None), pictures))
             stages[-1] = stages[-1]._replace(last=epoch)

@@ -1,6 +1,5 @@
-"""Seeding, parameter groups, and checkpoints made plain."""
+"""Parameter groups, and checkpoints made plain."""
 
-import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,45 +13,6 @@ from mobileone_ext.files import write_text
 from mobileone_ext.recipe.checkpointing import AtomicBackend, PlainCheckpointHook, restore_history, to_plain
 from mobileone_ext.recipe.freeze_norm import FreezeNormHook
 from mobileone_ext.recipe.param_groups import merge_groups
-from mobileone_ext.recipe.seeding import SampleSeeder, SeedEpochHook, built_pipelines
-
-
-def draw():
-    return random.random(), float(np.random.rand()), float(torch.rand(()))
-
-
-def test_a_sample_has_its_own_stream_whatever_was_drawn_before():
-    seeder, streams = SampleSeeder(), {}
-    for seed, epoch, index in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]:
-        seeder.set(seed, epoch)
-        seeder(dict(sample_idx=index))
-        streams[seed, epoch, index] = draw()
-        draw()
-        seeder(dict(sample_idx=index))
-        assert draw() == streams[seed, epoch, index]
-    assert all(len(set(values)) == 4 for values in zip(*streams.values()))
-
-
-def test_an_epoch_of_any_process_draws_the_same():
-    loader = SimpleNamespace(dataset=SimpleNamespace(pipeline=SimpleNamespace(transforms=[])))
-
-    def drawn(hook, seed, epoch):
-        hook.before_train_epoch(SimpleNamespace(seed=seed, epoch=epoch, train_dataloader=loader))
-        return draw()
-
-    hook, other_hook = SeedEpochHook(), SeedEpochHook()
-    first, again = drawn(hook, 0, 1), drawn(other_hook, 0, 1)
-    next_epoch, other_seed = drawn(hook, 0, 2), drawn(hook, 1, 1)
-    assert first == again and len({first, next_epoch, other_seed}) == 3
-
-
-def test_pipelines_are_found_behind_wrappers():
-    class Wrapper:
-        def __init__(self, **attributes):
-            self.__dict__.update(attributes)
-
-    inner = [Wrapper(pipeline=name) for name in 'ab']
-    assert list(built_pipelines(Wrapper(dataset=Wrapper(datasets=inner)))) == ['a', 'b']
 
 
 def test_groups_with_equal_options_merge_in_order():
@@ -112,7 +72,7 @@ def test_curves_are_curves_again_after_resuming(tmp_path):
 
 def test_values_without_plain_form_are_named():
     with pytest.raises(ValueError, match='cannot hold a function'):
-        to_plain(dict(hook=draw))
+        to_plain(dict(hook=write_text))
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
