@@ -29,7 +29,8 @@ def main():
     from mobileone_ext.checkpoints.load import load_weights
     from mobileone_ext.files import write_text
     from research.train_impl import study
-    from research.unfuse.study import Images, starting_points
+    from research.training import Images
+    from research.unfuse.study import starting_points
 
     if args.steps < 1:
         raise ValueError(f'--steps {args.steps}: at least 1')

@@ -28,6 +28,7 @@ def parse_args():
 def main():
     args = parse_args()
     from mobileone_ext.checkpoints.load import load_weights
+    from research.training import Images, read_rows
     from research.unfuse import study
 
     weights = load_weights(args.weights)
@@ -35,7 +36,7 @@ def main():
         raise ValueError(f'{args.weights}: fused weights of a published variant with a head are needed')
     args.out.mkdir(parents=True, exist_ok=True)
     short_edge = round(args.image_size * 256 / 224)
-    train, val = (study.Images(args.data / split, short_edge) for split in ('train', 'val'))
+    train, val = (Images(args.data / split, short_edge) for split in ('train', 'val'))
     backbones = study.starting_points(weights, train, args.image_size)
     changed = study.changed_predictions(backbones, weights, val, args.image_size)
     for arm, count in changed.items():
@@ -43,7 +44,7 @@ def main():
     backbones = {arm: backbones[arm] for arm in args.arms}
     runs = args.out / 'runs.csv'
     study.run_all(backbones, train, val, runs, args.lrs, args.seeds, args.epochs, args.image_size)
-    table = study.table(study.read_rows(runs))
+    table = study.table(read_rows(runs))
     (args.out / 'table.md').write_text(table + '\n')
     print(table)
 

@@ -5,7 +5,8 @@ import torch
 from networks import random_state
 from PIL import Image
 
-from research.unfuse.study import ARMS, lr_factor, read_rows, table
+from research.training import lr_factor, read_rows
+from research.unfuse.study import ARMS, table
 
 
 @pytest.mark.parametrize('step, factor', [(0, 1 / 11), (9, 10 / 11), (10, 1.0), (55, 0.5), (100, 0.0)])
