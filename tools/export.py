@@ -24,14 +24,14 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
-    from mobileone_ext.data.images import Normalize
+    from mobileone_ext.data.pixels import Normalize
     from mobileone_ext.deploy import export
     from mobileone_ext.deploy.runtime import open_network
 
     export.check_request(args.out, args.format, args.opset)
     model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
     net = export.DeployNet(model, Normalize(config) if args.normalize else None, args.softmax)
-    metadata = export.file_metadata(config, args.checkpoint, args.normalize, args.softmax)
+    metadata = export.file_metadata(config, args.checkpoint, args.normalize, args.softmax, model.classes)
     compare = None
     if args.images and args.format != 'coreml':
 

@@ -1,5 +1,6 @@
 """What tools/convert_checkpoint.py does: any MobileOne checkpoint in, any out, with a model card."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..files import check_writable, write_atomically, write_text
 from ..provenance import sha256
 from .layouts import BACKBONE, HEAD, OWN
-from .load import Weights, load_weights, to_layout, without_head
+from .load import CLASSES, Weights, load_weights, to_layout, without_head
 from .model_card import model_card
 from .structure import read_structure, shapes_of
 
@@ -71,7 +72,7 @@ def card_path(checkpoint: Path) -> Path:
 def backbone_alone(weights: Weights) -> Weights:
     """``weights`` without a classifier."""
     state = without_head(weights.state)
-    return replace(weights, state=state, structure=read_structure(shapes_of(state)))
+    return replace(weights, state=state, structure=read_structure(shapes_of(state)), classes=None)
 
 
 def with_branches(weights: Weights, batches: Iterable[Tensor], seed: int = 0) -> Weights:
@@ -113,8 +114,9 @@ def check_suffix(path: Path) -> None:
 def write_weights(path: Path, weights: Weights, layout: str) -> None:
     """Write ``weights`` under the names of ``layout``, whole or not at all.
 
-    ``.safetensors`` holds the tensors alone; so does a torch file of Apple's and timm's
-    layout, as theirs do. A torch file of the own layout has them in ``state_dict``.
+    ``.safetensors`` holds the tensors, and names of classes in its metadata. A torch file of
+    Apple's and timm's layout holds the tensors alone, as theirs do; one of the own layout
+    has them in ``state_dict``, and names where mmengine writes them.
 
     Raises:
         ValueError: for another suffix or layout; OSError if it can't be written.
@@ -125,6 +127,8 @@ def write_weights(path: Path, weights: Weights, layout: str) -> None:
         if path.suffix == '.safetensors':
             # Two names for one tensor, or strides, are more than the format knows.
             plain = {key: tensor.contiguous().clone() for key, tensor in state.items()}
-            part.write_bytes(save(plain, metadata=dict(format='pt', layout=layout)))
+            named = {CLASSES: json.dumps(weights.classes)} if weights.classes else {}
+            part.write_bytes(save(plain, metadata=dict(format='pt', layout=layout, **named)))
         else:
-            torch.save(dict(meta={}, state_dict=state) if layout == OWN else state, part)
+            meta = dict(dataset_meta={CLASSES: weights.classes}) if weights.classes else {}
+            torch.save(dict(meta=meta, state_dict=state) if layout == OWN else state, part)

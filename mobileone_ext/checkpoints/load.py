@@ -4,18 +4,21 @@ Files come from this package, mmpretrain, Apple's ml-mobileone or timm, branched
 or fused, as torch or safetensors files. Torch and safetensors only.
 """
 
+import json
 import os
 import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .layouts import HEAD, some, to_layout, to_own
+from .layouts import HEAD, OWN, some, to_layout, to_own
 from .structure import Structure, differences, read_structure, shapes_of
 
 __all__ = ['Weights', 'load_strict', 'load_weights', 'read_checkpoint', 'to_layout']
@@ -26,6 +29,7 @@ _RAW_KEYS = ('state_dict', 'model_state_dict', 'model')
 _EMA_KEYS = ('ema_state_dict', 'state_dict_ema', 'model_ema')
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _COUNTER = 'num_batches_tracked'
+CLASSES = 'classes'  # in the metadata of a safetensors file, and where mmengine writes them
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Weights:
         source: where in the file they were, e.g. ``'state_dict (EMA)'``.
         ema: whether they are known to be an exponential moving average.
         structure: the network that they belong to.
+        classes: names, in the order of the outputs; None if the file has none.
     """
 
     state: dict[str, Tensor]
@@ -45,11 +50,17 @@ class Weights:
     source: str
     ema: bool
     structure: Structure
+    classes: tuple[str, ...] | None = None
 
     @property
     def form(self) -> str:
         """``'branched'`` or ``'fused'``."""
         return self.structure.form
+
+    @property
+    def published(self) -> bool:
+        """Whether they are named as Apple or timm name them, so that what names no classes was trained on ImageNet."""
+        return self.layout != OWN
 
     @property
     def num_classes(self) -> int | None:
@@ -113,7 +124,31 @@ def load_weights(path: str, ema: str = 'auto', trust: bool = False) -> Weights:
         _check_values(state)
     except ValueError as error:
         raise ValueError(f'{path}: {_printable(str(error))}') from None
-    return Weights({key: state[key] for key in structure.shapes()}, layout, source, averaged, structure)
+    classes = class_names_in(path, checkpoint)
+    if classes and len(classes) != structure.num_classes:
+        classes = None
+    return Weights({key: state[key] for key in structure.shapes()}, layout, source, averaged, structure, classes)
+
+
+def class_names_in(path: str | Path, checkpoint: Any) -> tuple[str, ...] | None:
+    """Names of classes in what :func:`read_checkpoint` read from ``path``; None if there are none."""
+    names = None
+    with open(path, 'rb') as file:
+        is_safetensors = file.read(9)[8:] == b'{'
+    if is_safetensors:
+        from safetensors import safe_open
+
+        with safe_open(path, 'pt') as file, suppress(ValueError):
+            names = json.loads((file.metadata() or {}).get(CLASSES, 'null'))
+    elif isinstance(checkpoint, Mapping):
+        meta = _as_mapping(checkpoint.get('meta'))
+        names = _as_mapping(meta.get('dataset_meta')).get(CLASSES) or meta.get('CLASSES')
+    valid = isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names)
+    return tuple(names) if valid else None
+
+
+def _as_mapping(value: Any) -> Mapping:
+    return value if isinstance(value, Mapping) else {}
 
 
 def load_strict(model: nn.Module, weights: Weights, name: str, backbone_only: bool = False) -> None:

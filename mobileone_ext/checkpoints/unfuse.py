@@ -16,14 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from torchvision import transforms
 
 from ..block import MobileOneBlock
-from ..data.check import IMAGE_SUFFIXES
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def calibration_batches(
@@ -34,22 +29,26 @@ def calibration_batches(
     Images are spread evenly over the sorted files, so that every class folder has its share.
 
     Raises:
-        ValueError: if ``folder`` holds no images.
+        ValueError: if ``folder`` holds no images, or one cannot be read.
     """
-    files = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise ValueError(f'{folder}: holds no images to calibrate with')
-    files = [files[i * len(files) // num_images] for i in range(num_images)] if num_images < len(files) else files
-    prepare = transforms.Compose(
+    from torchvision.transforms import v2
+
+    from ..data.decode import read_rgb
+    from ..data.images import find_images, spread
+    from ..data.pixels import IMAGENET_MEAN, IMAGENET_STD
+
+    files = spread(find_images([folder]), num_images)
+    prepare = v2.Compose(
         [
-            transforms.Resize(round(image_size * 256 / 224)),
-            transforms.CenterCrop(image_size),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
+            v2.Resize(round(image_size * 256 / 224)),
+            v2.CenterCrop(image_size),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
     for start in range(0, len(files), batch_size):
-        yield torch.stack([prepare(Image.open(file).convert('RGB')) for file in files[start : start + batch_size]])
+        yield torch.stack([prepare(read_rgb(file)) for file in files[start : start + batch_size]])
 
 
 @torch.no_grad()

@@ -1,88 +1,160 @@
-"""Images on their way into a deployed network: found, decoded by the config's test pipeline, normalized."""
+"""The one finder of photos: what all tools take from a folder, and what they leave out and say."""
 
+import importlib.util
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-import torch
-from mmengine.config import Config
-from mmengine.dataset import Compose
-from mmpretrain.registry import DATASETS
-from torch import Tensor, nn
+from PIL import features
 
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
+T = TypeVar('T')
+
+# What Pillow reads of what photos come in.
+_ALWAYS = '.bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp'
+_HEIF = ('.heic', '.heif', '.hif')
+_HEIF_READER = 'pillow_heif'
+SUFFIXES: tuple[str, ...] = (
+    *_ALWAYS.split(),
+    *(('.avif',) if features.check('avif') else ()),
+    *(_HEIF if importlib.util.find_spec(_HEIF_READER) else ()),
+)
+
+# What file managers, archives, network drives and notebooks leave among photos; all that begins with a dot as well.
+_HIDDEN = {
+    '__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN', 'System Volume Information', 'lost+found',
+    'Thumbs.db', 'desktop.ini',
+}  # fmt: skip
 
 
-class Normalize(nn.Module):
-    """``(x - mean) / std`` by the config's data preprocessor; x (N, 3, H, W) in the file's channel order."""
+class Images(list):
+    """Files of photos, sorted, as paths; ``left_out`` counts by kind what else was there."""
 
-    def __init__(self, config: Config):
-        super().__init__()
-        settings = config.model.data_preprocessor
-        self.register_buffer('mean', torch.tensor(settings.mean, dtype=torch.float32).reshape(-1, 1, 1))
-        self.register_buffer('std', torch.tensor(settings.std, dtype=torch.float32).reshape(-1, 1, 1))
+    def __init__(self, files: Iterable = (), left_out: Counter | None = None):
+        super().__init__(files)
+        self.left_out = Counter(left_out or {})
 
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+    @property
+    def note(self) -> str:
+        """``left out: 2 .txt, 1 hidden``, empty if nothing was."""
+        counts = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
+        return f'left out: {", ".join(f"{count} {kind}" for kind, count in counts)}' if counts else ''
 
 
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The image files among ``paths`` and, sorted, below those that are folders.
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is nobody's photo and nobody's class."""
+    return name.startswith('.') or name in _HIDDEN
+
+
+def class_folders(root: str | Path) -> list[str]:
+    """Names of the folders in ``root``, sorted, hidden ones left out: a class each.
+
+    Raises:
+        OSError: if there is no such folder.
+    """
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+
+
+def images_below(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Images:
+    """The photos at any depth below ``folder``, as paths relative to it, by their names' ends in any case.
+
+    Links are followed, and a folder is entered once, so that a circle of links ends.
+
+    Raises:
+        OSError: if ``folder`` cannot be read; a folder in it that cannot is counted.
+    """
+    suffixes = tuple(suffix.lower() for suffix in suffixes)
+    found, left_out = [], Counter()
+    with os.scandir(folder) as entries:
+        waiting = [('', list(entries))]
+    # A link upwards would bring in what is not below: other classes.
+    seen = {_identity(os.stat(above)) for above in (folder, *Path(folder).resolve().parents)}
+    while waiting:
+        prefix, entries = waiting.pop()
+        for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
+            kind = _kind(entry, suffixes)
+            if kind == 'photo':
+                found.append(prefix + entry.name)
+            elif kind != 'folder':
+                left_out[kind] += 1
+            elif (identity := _identity(entry.stat())) not in seen:
+                seen.add(identity)
+                try:
+                    with os.scandir(entry.path) as inner:
+                        waiting.append((f'{prefix}{entry.name}/', list(inner)))
+                except OSError:
+                    left_out['folders that cannot be read'] += 1
+    return Images(sorted(found), left_out)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _kind(entry: os.DirEntry, suffixes: tuple[str, ...]) -> str:
+    """``'photo'``, ``'folder'`` or, for what is left out, why."""
+    if is_hidden(entry.name):
+        return 'hidden'
+    try:
+        if entry.is_dir():
+            return 'folder'
+        if entry.is_file():
+            return 'photo' if entry.name.lower().endswith(suffixes) else _suffix(entry.name)
+    except OSError:  # links that go in a circle
+        return 'broken links'
+    return 'broken links' if entry.is_symlink() and not os.path.exists(entry.path) else 'pipes, sockets or devices'
+
+
+def _suffix(name: str) -> str:
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in _HEIF:
+        return f'{suffix} (pip install pillow-heif reads them)'
+    return ascii(suffix)[1:-1] if suffix else 'without a suffix'
+
+
+def find_images(paths: Iterable[str | Path]) -> Images:
+    """The photos among ``paths`` and below those that are folders; a file that is named itself is taken as it is.
 
     Raises:
         OSError: for a path that is not there.
-        ValueError: for a folder without images.
+        ValueError: for a folder without photos.
     """
-    found = []
+    found = Images()
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob('*') if file.suffix.lower() in SUFFIXES)
+            inside = images_below(path)
             if not inside:
-                raise ValueError(f'{path}: no images in this folder (looked for {", ".join(SUFFIXES)})')
-            found.extend(inside)
+                raise ValueError(f'{path}: no images in this folder ({inside.note or "it is empty"})')
+            found.extend(path / name for name in inside)
+            found.left_out += inside.left_out
         elif path.is_file():
             found.append(path)
+        elif path.exists():
+            found.left_out['pipes, sockets or devices'] += 1
         else:
             raise FileNotFoundError(f'{path}: no such file or folder')
     return found
 
 
-def read_images(config: Config, paths: Sequence[Path], skipped: list[str]) -> Iterator[tuple[Path, Tensor]]:
-    """Each readable image and its pixels (3, H, W), 0 .. 255, RGB where the config says ``to_rgb``.
-
-    The config's test pipeline resizes and crops. A file that is not an image
-    adds its message to ``skipped``.
-    """
-    pipeline = Compose(config.test_dataloader.dataset.pipeline)
-    flip = config.model.data_preprocessor.get('to_rgb', False)
-    for path in paths:
-        try:
-            pixels = pipeline(dict(img_path=str(path)))['inputs']
-        except (ValueError, OSError) as error:
-            skipped.append(str(error) if isinstance(error, FileNotFoundError) else f'{path}: not a readable image')
-            continue
-        yield path, (pixels.flip(0) if flip else pixels).float()
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """``count`` of ``items``, spread evenly from the first to the last; all of them if there are no more."""
+    if count >= len(items):
+        return list(items)
+    return [items[index * (len(items) - 1) // max(count - 1, 1)] for index in range(count)]
 
 
-def in_batches(images: Iterable[tuple[Path, Tensor]], size: int) -> Iterator[tuple[list[Path], Tensor]]:
-    """Lists of ``size`` paths (the last may be shorter) and their images (n, 3, H, W)."""
-    paths, pixels = [], []
-    for path, image in images:
-        paths.append(path)
-        pixels.append(image)
-        if len(paths) == size:
-            yield paths, torch.stack(pixels)
-            paths, pixels = [], []
-    if paths:
-        yield paths, torch.stack(pixels)
+def register_readers() -> None:
+    """Let Pillow read what the optional packages read."""
+    if _HEIF[0] in SUFFIXES:
+        importlib.import_module(_HEIF_READER).register_heif_opener()
 
 
-def class_names(config: Config) -> list[str]:
-    """Names of the config's classes: the data set's own, ImageNet's for 1000 classes, or else numbers."""
-    from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
-
-    count = config.model.head.num_classes
-    dataset = DATASETS.get(config.test_dataloader.dataset.type)
-    for names in (dataset.METAINFO.get('classes', ()) if dataset else (), IMAGENET_CATEGORIES):
-        if len(names) == count:
-            return list(names)
-    return [str(index) for index in range(count)]
+def leaves(dataset: dict) -> Iterator[dict]:
+    """The config of every data set of images inside the config of one, which may wrap or join others."""
+    inner = dataset.get('datasets') or [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets')
+    for config in inner or ():
+        yield from leaves(config)
+    if not inner:
+        yield dataset

@@ -5,65 +5,22 @@ crop is known: a crop twice, four or eight times as large as the image that it b
 is decoded at half, a quarter or an eighth of its size, which takes less time
 than decoding all of it. There ``backend='pillow'`` means Pillow's bilinear, antialiased
 resizing, by a kernel of torch that rounds otherwise: a gray level here and there.
-
-Pillow itself decodes the rest: other formats, CMYK, photos that EXIF says to turn,
-files that libjpeg-turbo complains about.
 """
-
-import io
 
 import cv2
 import mmcv
 import numpy as np
-import simplejpeg
 import torch
 import torch.nn.functional as F
 from mmcv.transforms import LoadImageFromFile as _LoadImageFromFile
 from mmengine import fileio
 from mmpretrain.datasets.transforms import RandomResizedCrop as _RandomResizedCrop
 from mmpretrain.datasets.transforms import ResizeEdge as _ResizeEdge
-from PIL import ExifTags, Image
 
 from ..registry import TRANSFORMS
+from .decode import Jpeg, decode, open_jpeg
 
 _REDUCTIONS = (8, 4, 2)  # by which libjpeg-turbo decodes quickly
-
-
-class Jpeg:
-    """A JPEG file, still to be decoded; ``shape`` (H, W, 3) is the whole image's."""
-
-    def __init__(self, data: bytes, size: tuple[int, int]):
-        self.data, self.shape = data, (*size, 3)
-
-    def decode(self, reduction: int = 1) -> np.ndarray:
-        """BGR pixels (ceil(H / reduction), ceil(W / reduction), 3), uint8; of a damaged file perhaps all of them.
-
-        Raises:
-            OSError: for a file that is cut off.
-        """
-        height, width = (-(-side // reduction) for side in self.shape[:2])
-        try:
-            return simplejpeg.decode_jpeg(self.data, 'BGR', min_height=height, min_width=width, min_factor=reduction)
-        except ValueError:  # raised for oddities as well: let Pillow judge
-            return mmcv.imfrombytes(self.data, backend='pillow')
-
-
-def open_jpeg(data: bytes) -> Jpeg | None:
-    """``data`` as a JPEG file for libjpeg-turbo; None if it has to be decoded otherwise."""
-    try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    if colors not in ('YCbCr', 'Gray', 'RGB') or _is_turned(data):
-        return None
-    return Jpeg(data, (height, width))
-
-
-def _is_turned(jpeg: bytes) -> bool:
-    """Whether EXIF says that the image lies on its side or is mirrored."""
-    if b'Exif\0' not in jpeg[: jpeg.find(b'\xff\xda')]:  # the start of the pixels
-        return False
-    return Image.open(io.BytesIO(jpeg)).getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 @TRANSFORMS.register_module()
@@ -104,7 +61,14 @@ class LoadImageFromFile(_LoadImageFromFile):
         jpeg = open_jpeg(data) if self.color_type == 'color' else None
         if jpeg and self.lazy and not self.to_float32:
             return jpeg
-        image = jpeg.decode() if jpeg else mmcv.imfrombytes(data, self.color_type, backend=self.imdecode_backend)
+        if jpeg:
+            image = jpeg.decode()
+        elif self.imdecode_backend == 'pillow' and self.color_type in ('color', 'grayscale'):
+            image = decode(data, gray=self.color_type == 'grayscale')
+        else:
+            image = mmcv.imfrombytes(data, self.color_type, backend=self.imdecode_backend)
+            if image is None:
+                raise ValueError(f'{self.imdecode_backend} does not read it')
         return image.astype(np.float32) if self.to_float32 else image
 
 
@@ -156,10 +120,11 @@ def reduction(crop: tuple[int, int], size: tuple[int, int]) -> int:
 
 
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: str, backend: str) -> np.ndarray:
-    """``mmcv.imresize`` of an image (H, W, C) to ``size`` (h, w), which see; faster for Pillow's bilinear of uint8."""
+    """``mmcv.imresize`` of (H, W, C), or gray (H, W), to ``size`` (h, w); faster for Pillow's bilinear of uint8."""
     if (interpolation, backend, image.dtype) != ('bilinear', 'pillow', np.uint8):
         return mmcv.imresize(image, size[::-1], interpolation=interpolation, backend=backend)
     if image.shape[0] <= size[0] and image.shape[1] <= size[1]:  # nothing to antialias
         return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    return F.interpolate(pixels, size, mode='bilinear', antialias=True)[0].permute(1, 2, 0).numpy()
+    pixels = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image))).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, size, mode='bilinear', antialias=True)[0].permute(1, 2, 0).numpy()
+    return resized if image.ndim == 3 else resized[..., 0]

@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..checkpoints.load import load_weights
-from ..data.images import Normalize, class_names, find_images, in_batches, read_images
+from ..data.classes import class_names, labels, num_classes
+from ..data.images import find_images
+from ..data.pixels import Normalize, Preprocessing, in_batches, read_images
 from ..files import check_writable
 from ..provenance import origin
 from . import fuse
@@ -54,17 +56,23 @@ def load_fused(config: Config, checkpoint: str, ema: str = 'auto', trust: bool =
     return model if weights.form == 'fused' else fuse.fuse(model)
 
 
-def file_metadata(config: Config, checkpoint: str, normalize: bool, softmax: bool) -> dict[str, str]:
-    """Metadata for an exported file: what goes in, what comes out, where it comes from."""
-    settings = config.model.data_preprocessor
+def file_metadata(
+    config: Config, checkpoint: str, normalize: bool, softmax: bool, classes: Sequence[str] | None = None
+) -> dict[str, str]:
+    """Metadata for an exported file: what goes in, what comes out, where it comes from.
+
+    Args:
+        classes: names, as :func:`fuse.load_model` gives them; None takes the config's.
+    """
+    settings = Preprocessing(config)
     made_of = origin(checkpoint, 'torch')
     return dict(
         input='pixels 0..255' if normalize else 'normalized pixels: (x - mean) / std',
-        channels='RGB' if settings.get('to_rgb', False) else 'BGR',
-        mean=json.dumps(list(settings.mean)),
-        std=json.dumps(list(settings.std)),
+        channels='RGB' if settings.to_rgb else 'BGR',
+        mean=json.dumps(settings.mean),
+        std=json.dumps(settings.std),
         output='probabilities' if softmax else 'logits',
-        labels=json.dumps(class_names(config)),
+        labels=json.dumps(labels(classes or class_names(config), num_classes(config))),
         **dict(made_of, versions=json.dumps(made_of['versions'])),
     )
 

@@ -8,7 +8,8 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from ..checkpoints.load import Weights, load_strict
+from ..checkpoints.load import CLASSES, Weights, load_strict
+from ..data.classes import class_names
 from ..provenance import origin
 from .compare import relative_difference
 
@@ -24,9 +25,13 @@ def build_model(config: Config, form: str) -> nn.Module:
 
 
 def load_model(config: Config, weights: Weights, name: str | Path) -> nn.Module:
-    """The config's classifier in the form of ``weights``, loaded strictly; ``name`` is for messages."""
+    """The config's classifier in the form of ``weights``, loaded strictly; ``name`` is for messages.
+
+    Its attribute ``classes`` has the names of its outputs; None where neither weights nor config know them.
+    """
     model = build_model(config, weights.form)
     load_strict(model, weights, str(name))
+    model.classes = class_names(config, weights.classes, weights.published)
     return model
 
 
@@ -45,12 +50,14 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def save_fused(model: nn.Module, path: str | Path, config: Config, source: str | Path, place: str) -> None:
-    """Save a fused classifier's weights with ``meta``: source file, its sha256, config, versions.
+    """Save a fused classifier's weights with ``meta``: source file, its sha256, config, versions, names of classes.
 
     Args:
         source: the checkpoint that the weights come from.
         place: in that file, e.g. ``'state_dict (EMA)'``.
     """
     meta = dict(origin(source, 'torch', 'mmengine'), source_weights=place, config=config.pretty_text)
+    if getattr(model, 'classes', None):
+        meta['dataset_meta'] = {CLASSES: tuple(model.classes)}  # as mmengine writes them
     state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
     torch.save({'meta': meta, 'state_dict': state}, path)

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor, nn
 
 from ..checkpoints.load import load_weights
-from ..data.images import Normalize, class_names, in_batches, read_images
+from ..data.classes import class_names, labels
+from ..data.pixels import Normalize, in_batches, read_images
 from ..files import csv_text
 from . import fuse
 from .runtime import Network, open_network
@@ -55,7 +56,7 @@ def predict(
 
     Unreadable files add a message to ``skipped``.
     """
-    names = class_names(config)
+    names = labels(class_names(config), config.model.head.num_classes)
     for files, pixels in in_batches(read_images(config, list(paths), skipped), 16):
         scores, indices = classify(pixels).topk(min(top, len(names)))
         for file, row, numbers in zip(files, scores.tolist(), indices.tolist()):

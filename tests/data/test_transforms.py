@@ -7,8 +7,9 @@ from mmpretrain.datasets import transforms as mmpretrain
 from PIL import Image
 from torchvision.transforms import v2
 
-from mobileone_ext.data import transforms
-from mobileone_ext.data.transforms import Jpeg, LoadImageFromFile, RandomResizedCrop, reduction
+from mobileone_ext.data import decode, transforms
+from mobileone_ext.data.decode import Jpeg
+from mobileone_ext.data.transforms import LoadImageFromFile, RandomResizedCrop, reduction
 
 KINDS = {
     'photo': dict(),
@@ -134,10 +135,8 @@ def test_a_large_crop_is_decoded_small(tmp_path, monkeypatch):
     """At the largest fraction that leaves it no smaller than the result, and the picture is the same."""
     path = write(tmp_path / 'image.jpg', size=(517, 389))
     decoded = []
-    decode = transforms.simplejpeg.decode_jpeg
-    monkeypatch.setattr(
-        transforms.simplejpeg, 'decode_jpeg', lambda *a, **k: decoded.append(decode(*a, **k)) or decoded[-1]
-    )
+    whole = decode.simplejpeg.decode_jpeg
+    monkeypatch.setattr(decode.simplejpeg, 'decode_jpeg', lambda *a, **k: decoded.append(whole(*a, **k)) or decoded[-1])
     expected_crop = mmpretrain.RandomResizedCrop(48, backend='pillow')
     image = MmcvLoad(imdecode_backend='pillow')(dict(img_path=path))['img']
     seen = set()
@@ -163,7 +162,7 @@ def test_a_fraction_that_is_refused_still_gives_the_crop(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise ValueError('extraneous bytes')
 
-    monkeypatch.setattr(transforms.simplejpeg, 'decode_jpeg', refuse)
+    monkeypatch.setattr(decode.simplejpeg, 'decode_jpeg', refuse)
     np.random.seed(0)
     found = RandomResizedCrop(48, backend='pillow')(LoadImageFromFile(lazy=True)(dict(img_path=path)))['img']
     np.testing.assert_array_equal(found, expected)

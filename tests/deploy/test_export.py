@@ -11,7 +11,7 @@ from conftest import randomize_norms
 from PIL import Image
 
 from mobileone_ext import cli
-from mobileone_ext.data.images import Normalize
+from mobileone_ext.data.pixels import Normalize
 from mobileone_ext.deploy import export, fuse
 from mobileone_ext.deploy.runtime import open_network
 

@@ -10,7 +10,7 @@ from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from PIL import Image
 
 from mobileone_ext import cli
-from mobileone_ext.data.images import read_images
+from mobileone_ext.data.pixels import read_images
 from mobileone_ext.deploy import export, fuse, predict
 
 S0 = 'configs/mobileone_s0_8xb32.py'

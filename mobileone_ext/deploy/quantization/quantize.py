@@ -16,7 +16,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ...data.check import check_data
-from ...data.images import Normalize, find_images, read_images
+from ...data.images import find_images, spread
+from ...data.pixels import Normalize, Preprocessing, read_images
 from ...engine.runner import Runner
 from ...files import check_writable, write_atomically, write_text
 from .. import export
@@ -86,8 +87,7 @@ def read_calibration(config: Config, folder: str, count: int) -> tuple[Tensor, l
     files, skipped = find_images([folder]), []
     if len(files) < count:
         raise ValueError(f'{folder}: holds {len(files)} images, --num-calib asks for {count}')
-    chosen = [files[index] for index in np.linspace(0, len(files) - 1, count).astype(int)]
-    pixels = [image for _, image in read_images(config, chosen, skipped)]
+    pixels = [image for _, image in read_images(config, spread(files, count), skipped)]
     if not pixels:
         raise ValueError(f'{folder}: none of {count} files is a readable image')
     return Normalize(config)(torch.stack(pixels)), skipped
@@ -100,7 +100,9 @@ def write(config: Config, int8: Int8, path: Path, args: argparse.Namespace) -> N
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporter announces its successor
         proto = insert_qdq(export.onnx_proto(net, image, args.opset, dynamic_batch=True), int8)
-    metadata = export.file_metadata(config, args.checkpoint, args.normalize, args.softmax)
+    metadata = export.file_metadata(
+        config, args.checkpoint, args.normalize, args.softmax, getattr(int8.model, 'classes', None)
+    )
     export.write_onnx(proto, path, {**metadata, 'precision': 'int8'})
 
 
@@ -111,7 +113,7 @@ def evaluate(
     """Float model and int8 files on the config's test set: rows with ``name``, ``top1``, ``top5`` (percent),
     ``flips`` (predictions unlike the float model's) and ``num_images``."""
     normalize = Normalize(config)
-    flip = config.model.data_preprocessor.get('to_rgb', False)
+    flip = Preprocessing(config).to_rgb
     outputs = {'float': [], **{name: [] for name in networks}}
     labels = []
     for batch in with_progress(Runner.build_dataloader(config.test_dataloader), 'evaluate'):

@@ -1,0 +1,132 @@
+"""Classes by name: where their names come from, and what two places that name them have to agree on.
+
+Names come from a checkpoint, an annotation file, ``metainfo``, the type of a data set or
+the folders that photos lie in. A label is an index into one such list, so lists in
+another order would shift every label without a word.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
+from mmpretrain.registry import DATASETS
+
+from .images import class_folders, leaves
+
+_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def num_classes(config: Config) -> int | None:
+    """Of the config's head; None for a head that does not say."""
+    return (config.model.get('head') or {}).get('num_classes')
+
+
+def class_names(config: Config, stored: Sequence[str] | None = None, published: bool = False) -> list[str] | None:
+    """Names of the classes that the config's network tells apart, in the order of its outputs; None if nothing says.
+
+    Args:
+        stored: the names that its checkpoint has; it knows best, then the data sets of the config.
+        published: its weights are as Apple or timm published them, without names and trained on ImageNet.
+    """
+    count = num_classes(config)
+    sources = [stored]
+    for loader in _LOADERS:
+        sources += [names_of(dataset) for dataset in leaves((config.get(loader) or {}).get('dataset') or {})]
+    if published:
+        sources.append(IMAGENET_CATEGORIES)
+    return next((list(names) for names in sources if names and len(names) == count), None)
+
+
+def labels(names: Sequence[str] | None, count: int) -> list[str]:
+    """``names``, or numbers where there are none."""
+    return list(names) if names and len(names) == count else [str(index) for index in range(count)]
+
+
+def names_of(dataset: dict) -> tuple[str, ...] | None:
+    """Class names of a data set, from its config and its files alone; None if neither tells."""
+    given = given_names(dataset)
+    if given:
+        return given
+    folder = scanned_folder(dataset)
+    if folder is not None:
+        return tuple(class_folders(folder)) if folder.is_dir() else None
+    kind = DATASETS.get(dataset.get('type')) if isinstance(dataset.get('type'), str) else dataset.get('type')
+    return tuple(getattr(kind, 'METAINFO', {}).get('classes', ())) or None
+
+
+def given_names(dataset: dict) -> tuple[str, ...] | None:
+    """Names that a data set's config gives itself: ``classes``, ``metainfo`` or an OpenMMLab annotation file."""
+    names = dataset.get('classes') or (dataset.get('metainfo') or {}).get('classes')
+    if isinstance(names, str):
+        return tuple(Path(names).expanduser().read_text(encoding='utf-8').split('\n')[:-1] or ())
+    if names:
+        return tuple(names)
+    file = annotation_file(dataset)
+    if file is not None and file.suffix == '.json' and file.is_file():
+        stored = json.loads(file.read_text(encoding='utf-8'))
+        names = (stored.get('metainfo') or {}).get('classes') if isinstance(stored, dict) else None
+        return tuple(map(str, names)) if names else None
+    return None
+
+
+def annotation_file(dataset: dict) -> Path | None:
+    """Where the annotation file of a data set lies; None without one."""
+    name, root = dataset.get('ann_file'), dataset.get('data_root') or ''
+    split = dataset.get('split')
+    if not name and split and Path(root, 'meta', f'{split}.txt').exists():  # mmpretrain's ImageNet looks there
+        name = f'meta/{split}.txt'
+    return Path(root, name).expanduser() if name else None
+
+
+def scanned_folder(dataset: dict) -> Path | None:
+    """The folder whose class folders name the classes of a data set; None if it does not go by folders."""
+    from mmpretrain.datasets import CustomDataset
+
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(kind, type) and issubclass(kind, CustomDataset)) or dataset.get('with_label') is False:
+        return None
+    prefix = dataset.get('data_prefix') or dataset.get('split') or ''
+    if isinstance(prefix, dict):
+        prefix = prefix.get('img_path', '')
+    if annotation_file(dataset) is not None or not isinstance(prefix, str):
+        return None
+    return Path(dataset.get('data_root') or '', prefix).expanduser()
+
+
+def check_same(names: Sequence[str] | None, reference: Sequence[str] | None, where: str, other: str) -> None:
+    """Raise ValueError, naming the first class that differs, unless both lists are the same or one is not known.
+
+    WordNet ids and ImageNet's names are the same classes in the same order.
+
+    Args:
+        where, other: what has ``names`` and ``reference``, for the message.
+    """
+    if not names or not reference or list(names) == list(reference):
+        return
+    if len(names) == len(reference) == len(IMAGENET_CATEGORIES) and _are_wordnet(names) != _are_wordnet(reference):
+        return
+    unknown = [name for name in names if name not in reference]
+    if unknown:
+        raise ValueError(f'{where}: {some(unknown)} not among the classes of {other} ({some(reference)})')
+    missing = [name for name in reference if name not in names]
+    if missing:
+        raise ValueError(f'{where}: has {len(names)} classes, {other} has {some(missing)} as well')
+    index = next(i for i, (name, expected) in enumerate(zip(names, reference)) if name != expected)
+    raise ValueError(
+        f'{where}: class {index} is {names[index]!r}, in {other} it is {reference[index]!r}: '
+        'the same classes in another order'
+    )
+
+
+def _are_wordnet(names: Sequence[str]) -> bool:
+    return all(re.fullmatch(r'n\d{8}', name) for name in names) and list(names) == sorted(names)
+
+
+def some(names: Sequence[str], count: int = 5) -> str:
+    """The first ``count`` of ``names``, quoted, and how many more."""
+    more = f' and {len(names) - count} more' if len(names) > count else ''
+    return ', '.join(map(repr, names[:count])) + more

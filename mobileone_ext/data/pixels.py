@@ -1,0 +1,112 @@
+"""Images on their way into a deployed network: decoded by the config's test pipeline, normalized, in batches."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from PIL import Image
+from torch import Tensor, nn
+
+from .decode import check_size
+from .images import leaves
+
+# In gray levels, RGB.
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+class Preprocessing:
+    """Mean, standard deviation (one for each channel, in gray levels) and channel order of the config's network."""
+
+    def __init__(self, config: Config):
+        settings = config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+        self.mean: list[float] = list(settings.get('mean') or [0.0])
+        self.std: list[float] = list(settings.get('std') or [1.0])
+        self.to_rgb: bool = settings.get('to_rgb', False)
+
+
+class Normalize(nn.Module):
+    """``(x - mean) / std`` by the config's data preprocessor; x (N, C, H, W) in the file's channel order."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        settings = Preprocessing(config)
+        self.register_buffer('mean', torch.tensor(settings.mean, dtype=torch.float32).reshape(-1, 1, 1))
+        self.register_buffer('std', torch.tensor(settings.std, dtype=torch.float32).reshape(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def evaluation_pipeline(config: Config) -> list[dict]:
+    """The pipeline config of the test set's images.
+
+    Raises:
+        ValueError: for a config without one.
+    """
+    loader = config.get('test_dataloader') or {}
+    for dataset in leaves(loader.get('dataset') or {}):
+        if dataset.get('pipeline'):
+            return dataset.pipeline
+    raise ValueError(f'{config.filename}: has no test_dataloader whose pipeline says how to prepare an image')
+
+
+def image_size(config: Config) -> tuple[int, int] | None:
+    """Height and width in pixels that the test pipeline gives an image; None if that depends on the image."""
+    sizes = set()
+    pipeline = Compose([step for step in evaluation_pipeline(config) if 'LoadImage' not in str(step['type'])])
+    for shape in ((300, 400, 3), (500, 350, 3)):
+        blank = torch.zeros(shape, dtype=torch.uint8).numpy()
+        packed = pipeline(dict(img=blank, img_shape=shape[:2], ori_shape=shape[:2], img_path=''))
+        sizes.add(tuple(packed['inputs'].shape[-2:]))
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def read_images(config: Config, paths: Sequence[Path], skipped: list[str]) -> Iterator[tuple[Path, Tensor]]:
+    """Each readable image and its pixels (C, H, W), 0 .. 255, RGB where the config says ``to_rgb``.
+
+    The config's test pipeline resizes and crops. A file that is not an image
+    adds its message to ``skipped``.
+    """
+    pipeline = Compose(evaluation_pipeline(config))
+    flip = Preprocessing(config).to_rgb
+    for path in paths:
+        try:
+            _check_file(path)
+            pixels = pipeline(dict(img_path=str(path)))['inputs']
+        except Exception as error:  # a damaged file fails in Pillow, OpenCV or a transform, each in its own way
+            reason = str(error).removeprefix(f'{path}: ').splitlines() or [type(error).__name__]
+            message = (
+                reason[0] if reason[0].startswith('not a readable image') else f'not a readable image ({reason[0]})'
+            )
+            skipped.append(f'{path}: {message}')
+            continue
+        yield path, (pixels.flip(0) if flip else pixels).float()
+
+
+def _check_file(path: Path) -> None:
+    """Raise ValueError or OSError for what would fill the memory or never end, whatever the pipeline loads it with."""
+    if not path.is_file():
+        raise OSError('a pipe, socket or device' if path.exists() else 'no longer there')
+    try:
+        with Image.open(path) as image:
+            size = image.height, image.width
+    except Image.DecompressionBombError:
+        raise ValueError('too many pixels') from None
+    except Exception:
+        return  # the pipeline may know better, or says what is wrong
+    check_size(*size)
+
+
+def in_batches(images: Iterable[tuple[Path, Tensor]], size: int) -> Iterator[tuple[list[Path], Tensor]]:
+    """Lists of ``size`` paths and their images (n, C, H, W); fewer at the end and where the images' size changes."""
+    paths, pixels = [], []
+    for path, image in images:
+        if pixels and (len(pixels) == size or image.shape != pixels[0].shape):
+            yield paths, torch.stack(pixels)
+            paths, pixels = [], []
+        paths.append(path)
+        pixels.append(image)
+    if paths:
+        yield paths, torch.stack(pixels)
