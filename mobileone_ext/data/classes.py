@@ -47,14 +47,17 @@ def labels(names: Sequence[str] | None, count: int) -> list[str]:
 
 def names_of(dataset: dict) -> tuple[str, ...] | None:
     """Class names of a data set, from its config and its files alone; None if neither tells."""
-    given = given_names(dataset)
-    if given:
-        return given
+    names = given_names(dataset) or getattr(dataset_class(dataset), 'METAINFO', {}).get('classes')
     folder = scanned_folder(dataset)
-    if folder is not None:
-        return tuple(class_folders(folder)) if folder.is_dir() else None
-    kind = DATASETS.get(dataset.get('type')) if isinstance(dataset.get('type'), str) else dataset.get('type')
-    return tuple(getattr(kind, 'METAINFO', {}).get('classes', ())) or None
+    if not names and folder is not None and folder.is_dir():
+        names = class_folders(folder)
+    return tuple(names) if names else None
+
+
+def dataset_class(dataset: dict) -> type | None:
+    """What builds a data set of this config; None for a type that nothing registers."""
+    kind = dataset.get('type')
+    return DATASETS.get(kind) if isinstance(kind, str) else kind
 
 
 def given_names(dataset: dict) -> tuple[str, ...] | None:
@@ -85,8 +88,7 @@ def scanned_folder(dataset: dict) -> Path | None:
     """The folder whose class folders name the classes of a data set; None if it does not go by folders."""
     from mmpretrain.datasets import CustomDataset
 
-    kind = dataset.get('type')
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    kind = dataset_class(dataset)
     if not (isinstance(kind, type) and issubclass(kind, CustomDataset)) or dataset.get('with_label') is False:
         return None
     prefix = dataset.get('data_prefix') or dataset.get('split') or ''

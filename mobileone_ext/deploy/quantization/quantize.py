@@ -100,9 +100,8 @@ def write(config: Config, int8: Int8, path: Path, args: argparse.Namespace) -> N
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporter announces its successor
         proto = insert_qdq(export.onnx_proto(net, image, args.opset, dynamic_batch=True), int8)
-    metadata = export.file_metadata(
-        config, args.checkpoint, args.normalize, args.softmax, getattr(int8.model, 'classes', None)
-    )
+    classes = getattr(int8.model, 'classes', None)
+    metadata = export.file_metadata(config, args.checkpoint, args.normalize, args.softmax, classes)
     export.write_onnx(proto, path, {**metadata, 'precision': 'int8'})
 
 
