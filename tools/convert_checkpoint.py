@@ -13,9 +13,20 @@ from mobileone_ext import cli
 OWN_NAME = 'mobileone_ext'
 
 
+class ListPublished(argparse.Action):
+    """Print the published weights that have names, and exit."""
+
+    def __call__(self, parser, *_):
+        from mobileone_ext.checkpoints.names import table
+
+        print(table())
+        parser.exit()
+
+
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', metavar='SRC', type=Path)
+    parser.add_argument('--list', action=ListPublished, nargs=0, help='show the published weights that have names')
+    parser.add_argument('source', metavar='SRC', help='a file, an address, or a name that --list shows')
     parser.add_argument('destination', metavar='DST', type=Path)
     parser.add_argument(
         '--to',

@@ -14,13 +14,14 @@ from ..provenance import sha256
 from .layouts import BACKBONE, HEAD, OWN
 from .load import CLASSES, Weights, load_weights, to_layout, without_head
 from .model_card import model_card
+from .names import resolve
 from .structure import read_structure, shapes_of
 
 SUFFIXES = ('.pth', '.pt', '.safetensors')
 
 
 def convert(
-    source: Path,
+    source: str | Path,
     destination: Path,
     layout: str,
     backbone_only: bool = False,
@@ -33,6 +34,7 @@ def convert(
     """Write the weights in ``source`` to ``destination`` in ``layout``, and a card beside it.
 
     Args:
+        source: a file, or what :func:`mobileone_ext.checkpoints.names.resolve` knows.
         backbone_only: leave the head out; without this a source must have one.
         images: un-fuse, calibrated with ``num_images`` images of ``image_size`` pixels from below this folder.
         ema, trust: see :func:`mobileone_ext.checkpoints.load_weights`.
@@ -43,7 +45,7 @@ def convert(
     Raises:
         OSError, ValueError: if something is missing or does not fit; then nothing is written.
     """
-    source, destination = Path(source), Path(destination)
+    destination = Path(destination)
     check_suffix(destination)
     check_writable(destination)
     original = weights = load_weights(source, ema, trust)
@@ -57,9 +59,10 @@ def convert(
 
         weights = with_branches(weights, calibration_batches(images, num_images, image_size))
         note = f'un-fused, calibrated with {num_images} images of {image_size} px'
-    digest = sha256(source)
+    file = resolve(source)
+    digest = sha256(file)
     write_weights(destination, weights, layout)
-    card = model_card(destination, layout, weights, source.name, digest, original, note)
+    card = model_card(destination, layout, weights, file.name, digest, original, note)
     write_text(card, card_path(destination))
     return original, weights
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .layouts import HEAD, OWN, some, to_layout, to_own
+from .names import resolve
 from .structure import Structure, differences, read_structure, shapes_of
 
 __all__ = ['Weights', 'load_strict', 'load_weights', 'read_checkpoint', 'to_layout']
@@ -68,19 +69,17 @@ class Weights:
         return self.structure.num_classes
 
 
-def read_checkpoint(path: str, trust: bool = False) -> Any:
-    """What a torch or safetensors file holds, on the CPU.
+def read_checkpoint(path: str | Path, trust: bool = False) -> Any:
+    """What a torch or safetensors file holds, on the CPU; ``path`` may be a name or address that names.py knows.
 
     No code of the file runs unless ``trust`` is set: then the file is unpickled
     as it stands, which lets whoever wrote it do anything.
 
     Raises:
-        OSError: if there is no such file.
+        OSError: if there is no such file, or it cannot be downloaded.
         ValueError: if it is damaged, not a checkpoint, or holds pickled code.
     """
-    if not os.path.isfile(path):
-        hint = '; download it first' if '://' in str(path) else ''
-        raise FileNotFoundError(f'{path}: no such checkpoint file{hint}')
+    source, path = path, resolve(path)
     with open(path, 'rb') as file:
         head = file.read(9)
     if not head:
@@ -100,10 +99,11 @@ def read_checkpoint(path: str, trust: bool = False) -> Any:
             raise ValueError(
                 f'{path}: holds pickled code ({code}), refused; --trust-checkpoint reads it if you trust its origin'
             ) from None
-        raise ValueError(f'{path}: damaged, or not a checkpoint ({_first_line(error)})') from error
+        remedy = '' if path == Path(source) else '; remove it to download it again'
+        raise ValueError(f'{path}: damaged, or not a checkpoint ({_first_line(error)}){remedy}') from error
 
 
-def load_weights(path: str, ema: str = 'auto', trust: bool = False) -> Weights:
+def load_weights(path: str | Path, ema: str = 'auto', trust: bool = False) -> Weights:
     """The weights in a checkpoint of any layout, form and wrapper, checked.
 
     Args:

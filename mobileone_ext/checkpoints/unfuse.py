@@ -62,9 +62,11 @@ def unfuse(fused: nn.Module, branched: nn.Module, batches: Iterable[Tensor]) -> 
         batches: images (N, C, H, W), best of the size to be trained with.
 
     Raises:
-        ValueError: if there is no image.
+        ValueError: if there is no image, or a block without convolution branches.
     """
     pairs = list(zip(_blocks(fused), _blocks(branched)))
+    if not all(len(block.branch_conv_list) for _, block in pairs):
+        raise ValueError('num_conv_branches=0: the fused kernels need a convolution branch in every block')
     norms = [module for module in branched.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for source, block in pairs:

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..checkpoints.load import load_weights
+from ..checkpoints.names import resolve
 from ..data.classes import class_names, labels, num_classes
 from ..data.images import find_images
 from ..data.pixels import Normalize, Preprocessing, in_batches, read_images
@@ -65,7 +66,7 @@ def file_metadata(
         classes: names, as :func:`fuse.load_model` gives them; None takes the config's.
     """
     settings = Preprocessing(config)
-    made_of = origin(checkpoint, 'torch')
+    made_of = origin(resolve(checkpoint), 'torch')
     return dict(
         input='pixels 0..255' if normalize else 'normalized pixels: (x - mean) / std',
         channels='RGB' if settings.to_rgb else 'BGR',

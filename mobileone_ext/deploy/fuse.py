@@ -9,6 +9,7 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from ..checkpoints.load import CLASSES, Weights, load_strict
+from ..checkpoints.names import resolve
 from ..data.classes import class_names
 from ..provenance import origin
 from .compare import relative_difference
@@ -56,7 +57,7 @@ def save_fused(model: nn.Module, path: str | Path, config: Config, source: str |
         source: the checkpoint that the weights come from.
         place: in that file, e.g. ``'state_dict (EMA)'``.
     """
-    meta = dict(origin(source, 'torch', 'mmengine'), source_weights=place, config=config.pretty_text)
+    meta = dict(origin(resolve(source), 'torch', 'mmengine'), source_weights=place, config=config.pretty_text)
     if getattr(model, 'classes', None):
         meta['dataset_meta'] = {CLASSES: tuple(model.classes)}  # as mmengine writes them
     state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}

@@ -10,6 +10,7 @@ from mmengine.runner import Runner as _Runner
 from ..checkpoints.load import load_strict, load_weights
 from ..recipe.seeding import number_draws
 from ..recipe.wrapper import unwrap
+from .branches import give_branches
 
 # Lines of mmengine that say nothing to the person at the console; the log file has them.
 _NOISE = (
@@ -36,9 +37,10 @@ class ConsoleFilter(logging.Filter):
 class Runner(_Runner):
     """A Runner whose console shows progress alone, and whose ranks may be CPU processes (gloo).
 
-    ``load_from`` takes weights of any layout and loads them strictly; mmengine would
-    pass over what does not fit. A head of another class count, or none, leaves the
-    model's as it was initialized, and the console says so.
+    ``load_from`` takes weights of any layout, by name or file, and loads them strictly; mmengine
+    would pass over what does not fit. Fused ones get branches if the network has some.
+    A head of another class count, or none, leaves the model's as it was initialized, and
+    the console says so.
     """
 
     def load_or_resume(self) -> None:
@@ -46,11 +48,17 @@ class Runner(_Runner):
             return super().load_or_resume()
         weights = load_weights(self._load_from)
         model = unwrap(self.model)
+        source = f'{self._load_from}: {weights.structure}, {weights.layout} layout, from {weights.source}'
         new_head = weights.num_classes != model.head.num_classes
+        if weights.form == 'fused' and not model.backbone.deploy:
+            weights, count = give_branches(
+                self.cfg.model, model, weights, self._load_from, self.train_dataloader.dataset
+            )
+            source += f'; given branches, with the statistics of {count} training images'
         load_strict(model, weights, str(self._load_from), backbone_only=new_head)
         self.call_hook('after_load_checkpoint', checkpoint=dict(state_dict=model.state_dict()))
         self._has_loaded = True
-        self.logger.info(f'{self._load_from}: {weights.structure}, {weights.layout} layout, from {weights.source}')
+        self.logger.info(source)
         if new_head:
             self.logger.info(
                 f'the head is new, with {model.head.num_classes} classes; the file has {weights.num_classes}'

@@ -77,13 +77,7 @@ class AtomicBackend(LocalBackend):
             file.write(obj)
 
 
-@CheckpointLoader.register_scheme(prefixes='', force=True)
-def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """mmengine's reader of local files, without unpickling code; tensors come to the CPU."""
+@CheckpointLoader.register_scheme(prefixes=('', 'http://', 'https://'), force=True)
+def load_plain(filename: str, map_location: Any = None) -> Any:
+    """mmengine's reader of files, names and addresses, without unpickling code; tensors come to the CPU."""
     return read_checkpoint(filename)
-
-
-@CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
-def load_from_http(filename: str, map_location: Any = None, model_dir: Any = None) -> Any:
-    """mmengine's reader of addresses, without unpickling code; tensors come to the CPU."""
-    return torch.hub.load_state_dict_from_url(filename, model_dir, map_location='cpu', weights_only=True)

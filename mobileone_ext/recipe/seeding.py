@@ -89,7 +89,7 @@ class SeededItems:
         if not isinstance(indices, Draws):
             return [self.dataset[index] for index in indices]
         samples = []
-        with _untouched_generators():
+        with untouched_generators():
             for index, entropy in zip(indices, indices.entropy):
                 _seed_cpu(_words(entropy))
                 samples.append(self.dataset[index])
@@ -97,7 +97,7 @@ class SeededItems:
 
 
 @contextmanager
-def _untouched_generators() -> Iterator[None]:
+def untouched_generators() -> Iterator[None]:
     """Without workers, augmentation runs in the process whose generators the model draws from."""
     if get_worker_info() is not None:
         yield

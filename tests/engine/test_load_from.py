@@ -12,10 +12,12 @@ from mobileone_ext.checkpoints.load import load_weights
 pytestmark = pytest.mark.filterwarnings('ignore:.*instance named of:UserWarning')
 
 
-def runner(digits, work_dir, load_from):
+def runner(digits, work_dir, load_from, options=()):
     from mobileone_ext.engine.runner import Runner
 
     config = cli.load_config(str(ROOT / TINY), dict(option.split('=') for option in data_options(digits)[:3]))
+    in_process = {'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False}
+    config.merge_from_dict({**in_process, **dict(options)})
     config.work_dir, config.load_from = str(work_dir), str(load_from)
     config.experiment_name = str(work_dir)  # by default it is the second, so two runners would share a logger
     return Runner.from_cfg(config)
@@ -64,3 +66,59 @@ def test_load_from_of_what_does_not_fit(digits, edited, tmp_path):
     key = 'backbone__stage1__0__branch_scale__conv__weight'
     with pytest.raises(ValueError, match='edited.pth'):
         runner(digits, tmp_path, edited(**{key: torch.zeros(8, 1, 3, 3)})).load_or_resume()
+
+
+@pytest.fixture
+def fused(tiny_run, tmp_path):
+    """The tiny run's weights, fused, as a file."""
+    from mobileone_ext.deploy import fuse
+
+    config = cli.load_config(str(ROOT / TINY))
+    model = fuse.fuse(fuse.load_model(config, load_weights(tiny_run / 'epoch_4.pth'), 'tiny'))
+    torch.save(model.state_dict(), tmp_path / 'fused.pth')
+    return tmp_path / 'fused.pth', model
+
+
+def test_fused_weights_get_branches(digits, fused, tmp_path):
+    path, model = fused
+    runs = [runner(digits, tmp_path / name, path) for name in 'ab']
+    for run in runs:
+        run.call_hook('before_run')
+        run.model.load_state_dict(runs[0].model.state_dict())  # two processes of one run
+        torch.manual_seed(len(run.work_dir))
+        run.load_or_resume()
+    drawn = torch.rand(1)
+    state = runs[0].model.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in runs[1].model.state_dict().items())
+
+    torch.manual_seed(len(runs[1].work_dir))
+    assert torch.equal(drawn, torch.rand(1))  # as if loading had drawn nothing
+
+    dataset = runs[0].train_dataloader.dataset
+    images = model.data_preprocessor(dict(inputs=[dataset[i]['inputs'] for i in range(16)]))['inputs']
+    network = runs[0].model
+    assert not network.backbone.deploy and network.backbone.stage1[0].branch_scale is not None
+    with torch.no_grad():
+        expected = model(images)
+        torch.testing.assert_close(network.eval()(images), expected, rtol=1e-4, atol=1e-4)
+        # By the statistics of a batch, as the first step of training sees it, it is nearly the same.
+        network.train()
+        apart = (network(images) - expected).abs().mean() / expected.abs().mean()
+    assert apart < 0.5
+    (log,) = (tmp_path / 'a').glob('*/*.log')
+    assert 'fused.pth: MobileOne of widths' in log.read_text()
+    assert 'given branches, with the statistics of 128 training images' in log.read_text()
+
+
+def test_a_fused_network_takes_fused_weights_as_they_are(digits, fused, tmp_path):
+    path, model = fused
+    run = runner(digits, tmp_path / 'run', path, {'model.backbone.deploy': True})
+    run.call_hook('before_run')
+    run.load_or_resume()
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(run.model.state_dict()[key], tensor)
+
+
+def test_fused_weights_of_another_network(digits, fused, tmp_path):
+    with pytest.raises(ValueError, match='fused.pth: another network'):
+        runner(digits, tmp_path / 'run', fused[0], {'model.backbone.arch.num_blocks': [1, 2, 1, 1]}).load_or_resume()

@@ -1,0 +1,143 @@
+"""One file from the network into a cache: whole or not at all, once, and checked.
+
+Not ``torch.hub.download_url_to_file``: it takes a connection that broke off for the
+end of the file, waits for ever, and has every process download its own copy.
+"""
+
+import shutil
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import torch
+from filelock import FileLock
+
+from .. import __version__
+from ..files import write_atomically
+from ..provenance import sha256
+
+TIMEOUT = 30  # seconds without an answer or a byte
+CHUNK = 1 << 18  # bytes
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: that of ``torch.hub``, which ``TORCH_HOME`` moves."""
+    return Path(torch.hub.get_dir(), 'checkpoints')
+
+
+def fetch(name: str, url: str, path: Path, digits: str = '') -> Path:
+    """``path``, downloaded from ``url`` unless it is there.
+
+    Processes that ask at once wait for the first one's download.
+
+    Args:
+        name: for messages.
+        digits: the first ones of the file's sha256; a file that is there already is held against them too.
+
+    Raises:
+        OSError: if it cannot be downloaded or written; nothing is left behind.
+        ValueError: if it has another sha256.
+    """
+    if path.is_file():
+        _check_digits(path, path, digits, 'remove it to download it again')
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f'.{path.name}.lock')):
+            if not path.is_file():
+                for leftover in path.parent.glob(f'.{path.name}.*.part'):  # of a process that was killed
+                    leftover.unlink()
+                _download(name, url, path, digits)
+    except _Refused as error:
+        raise OSError(_advice(name, url, path, str(error))) from None
+    except (OSError, HTTPException, UnicodeError) as error:
+        raise OSError(_advice(name, url, path, _reason(error))) from error
+    return path
+
+
+def fetch_from_hub(name: str, repo: str, file: str, path: Path, url: str) -> Path | None:
+    """``file`` of ``repo`` in the cache of huggingface_hub, downloaded unless it is there; None without that package.
+
+    Args:
+        name, path, url: for messages: where to get the file, and where to put it if there is no network.
+
+    Raises:
+        OSError: if it cannot be downloaded.
+        ValueError: if it has another sha256 than the hub says.
+    """
+    try:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ImportError:
+        return None
+    try:
+        try:
+            found = hf_hub_download(repo, file, local_files_only=True)
+        except LocalEntryNotFoundError:
+            get_hf_file_metadata(hf_hub_url(repo, file), timeout=TIMEOUT)  # without network it fails at once
+            found = hf_hub_download(repo, file)
+    except Exception as error:  # a library over a network: its own, its HTTP client's and the system's errors
+        lines = str(error).strip().splitlines()
+        raise OSError(_advice(name, url, path, lines[0] if lines else type(error).__name__)) from error
+    # The cache names a large file by its sha256, which the library itself does not check.
+    stored = Path(found).resolve()
+    if len(stored.name) == 64:
+        _check_digits(name, stored, stored.name, f'remove {stored} to download it again')
+    return Path(found)
+
+
+class _Refused(Exception):
+    """The answer is not a whole file of weights."""
+
+
+def _download(name: str, url: str, path: Path, digits: str) -> None:
+    request = Request(url, headers={'User-Agent': f'mobileone_ext/{__version__}'})
+    with urlopen(request, timeout=TIMEOUT) as answer, write_atomically(path) as part:
+        size = int(answer.headers.get('Content-Length') or 0)
+        free = shutil.disk_usage(path.parent).free
+        if size > free:
+            raise _Refused(f'{size:,} bytes needed in {path.parent}, {free:,} are free')
+        if answer.headers.get_content_type() == 'text/html':
+            raise _Refused('the answer is a page, not a file')
+        with open(part, 'wb') as file:
+            for chunk in _with_progress(answer, size, path.name):
+                file.write(chunk)
+        received = part.stat().st_size
+        if not received or received < size:
+            raise _Refused(f'the connection ended after {received:,} bytes' + (f' of {size:,}' if size else ''))
+        _check_digits(name, part, digits, f'not kept; it came from {url}')
+
+
+def _with_progress(answer, size: int, description: str) -> Iterator[bytes]:
+    """The chunks of ``answer``, behind a bar on a terminal's stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn('{task.description}'), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(f'downloading {description}', total=size or None)
+        while chunk := answer.read(CHUNK):
+            yield chunk
+            progress.advance(task, len(chunk))
+
+
+def _check_digits(name: str | Path, path: Path, digits: str, remedy: str) -> None:
+    found = sha256(path) if digits else ''
+    if not found.startswith(digits):
+        raise ValueError(f'{name}: sha256 is {found[: len(digits)]}, the published file has {digits}; {remedy}')
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HTTPError):
+        return f'HTTP {error.code} {error.reason}'
+    if isinstance(error, TimeoutError) or isinstance(getattr(error, 'reason', None), TimeoutError):
+        return f'no answer within {TIMEOUT} s'
+    reason = getattr(error, 'reason', error)  # urllib wraps what the system said
+    return getattr(reason, 'strerror', None) or str(reason) or type(error).__name__
+
+
+def _advice(name: str, url: str, path: Path, reason: str) -> str:
+    source = '' if name == url else f' from {url}'
+    return f'{name}: not downloaded{source} ({reason}); put the file at {path}, or set TORCH_HOME to another cache'
