@@ -132,7 +132,7 @@ def load_weights(path: str | Path, ema: str = 'auto', trust: bool = False) -> We
 
 def class_names_in(path: str | Path, checkpoint: Any) -> tuple[str, ...] | None:
     """Names of classes in what :func:`read_checkpoint` read from ``path``; None if there are none."""
-    names = None
+    names, path = None, resolve(path)
     with open(path, 'rb') as file:
         is_safetensors = file.read(9)[8:] == b'{'
     if is_safetensors:
