@@ -10,7 +10,12 @@ the least spread of log(width / s0's width); k = 4 is s0's as well, as Table 6 s
 it to pay in the small. tests/test_micro_variants.py repeats the search.
 """
 
+from math import inf
+
+from .arguments import is_integer, is_number
+
 BASE_WIDTHS = (64, 128, 256, 512)
+_LEAST = dict(num_blocks=1, num_conv_branches=0, num_se_blocks=0)
 
 ARCHS: dict[str, dict[str, list]] = {
     'mu0': dict(
@@ -80,11 +85,15 @@ def resolve_arch(arch: str | dict[str, list]) -> dict[str, list]:
             raise ValueError(f'arch={arch!r} is unknown; known are {", ".join(ARCHS)}, or a dict of four-number lists')
         return ARCHS[arch]
 
+    if not isinstance(arch, dict):
+        raise ValueError(f'arch={arch!r}: allowed are {", ".join(ARCHS)}, or a dict of four-number lists')
     defaults = dict(num_conv_branches=[1] * 4, num_se_blocks=[0] * 4)
     required = ('num_blocks', 'width_factor')
     unknown = set(arch) - {*required, *defaults}
     if unknown:
-        raise ValueError(f'arch: unknown key {sorted(unknown)[0]!r}; known are {", ".join([*required, *defaults])}')
+        raise ValueError(
+            f'arch: unknown key {sorted(unknown, key=str)[0]!r}; known are {", ".join([*required, *defaults])}'
+        )
     for key in required:
         if key not in arch:
             raise ValueError(f'arch: {key!r} is missing')
@@ -92,12 +101,17 @@ def resolve_arch(arch: str | dict[str, list]) -> dict[str, list]:
     for key, values in table.items():
         if not isinstance(values, (list, tuple)) or len(values) != len(BASE_WIDTHS):
             raise ValueError(f'arch: {key}={values!r} must list four numbers, one for each stage')
-    for blocks, width, branches, se_blocks in zip(*(table[key] for key in (*required, *defaults))):
-        if blocks < 1 or width <= 0 or branches < 0 or not 0 <= se_blocks <= blocks:
-            raise ValueError(
-                f'arch: a stage with num_blocks={blocks}, width_factor={width}, num_conv_branches={branches}, '
-                f'num_se_blocks={se_blocks}: blocks >= 1, width > 0, branches >= 0, 0 <= SE blocks <= blocks'
-            )
+        for value in values:
+            # Written so that NaN fails.
+            width = key == 'width_factor'
+            if not (is_number(value) and 0 < value < inf if width else is_integer(value) and value >= _LEAST[key]):
+                allowed = 'positive numbers' if width else f'integers, {_LEAST[key]} or more'
+                raise ValueError(f'arch: {key}={values!r}: allowed are {allowed}')
+    for blocks, se_blocks in zip(table['num_blocks'], table['num_se_blocks']):
+        if se_blocks > blocks:
+            raise ValueError(f'arch: num_se_blocks={se_blocks} of num_blocks={blocks}: a stage has no more than these')
+    if not all(stage_widths(table)):
+        raise ValueError(f'arch: width_factor={table["width_factor"]!r}: leaves a stage of {BASE_WIDTHS} no channel')
     return table
 
 

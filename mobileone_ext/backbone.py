@@ -4,22 +4,34 @@ MobileOne: An Improved One Millisecond Mobile Backbone, arXiv 2206.04040. A stem
 and four stages of depthwise + pointwise blocks; every stage halves the plane.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import chain
+from typing import TypeVar
 
+import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, Sequential
+from mmengine.model.utils import _BatchNormXd
 from mmpretrain.models.utils import SELayer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from .arch import resolve_arch, stage_widths
+from .arguments import check_bool, check_integer, is_integer, is_list
 from .block import MobileOneBlock
+from .moments.guard import PLAIN_NORMS
 from .registry import MODELS
 
 NUM_STAGES = 4
+T = TypeVar('T')
+
+PLAIN_NORMS.add(_BatchNormXd)  # what mmengine makes of SyncBN where there is one process
 
 
 @MODELS.register_module()
@@ -45,7 +57,14 @@ class MobileOne(BaseModule):
         init_cfg: mmengine initialization; default Kaiming for convolutions.
 
     Returns (forward):
-        A tuple of maps (N, C_i, H / 2^(i+2), W / 2^(i+2)), one for each of ``out_indices``.
+        A tuple of maps (N, C_i, H / 2^(i+2), W / 2^(i+2)), one for each of ``out_indices``,
+        in the order of the stages.
+
+    Attributes:
+        in_channels, out_channels: of the image, and of the last stage.
+
+    Weights of the other form: fused ones loaded into a network with branches fuse it (a
+    line says so), and it then refuses to train; branched ones don't load into a fused network.
 
     Raises:
         ValueError: for a value that is not allowed; the message says which are.
@@ -72,17 +91,27 @@ class MobileOne(BaseModule):
             dict(type='Constant', val=1, layer=['_BatchNorm']),
         ),
     ):
+        if not isinstance(init_cfg, dict | list | tuple | None):
+            raise ValueError(f'init_cfg={init_cfg!r}: allowed are a dict, a list of them, and None')
         super().__init__(list(init_cfg) if isinstance(init_cfg, tuple) else init_cfg)
         arch = resolve_arch(arch)
         branches = _per_stage(num_conv_branches, arch['num_conv_branches'])
-        if not -1 <= frozen_stages <= NUM_STAGES:
-            raise ValueError(f'frozen_stages={frozen_stages}: allowed are -1 (none), 0 (the stem) .. {NUM_STAGES}')
+        flags = dict(use_scale=use_scale, use_skip=use_skip, norm_eval=norm_eval, deploy=deploy, with_cp=with_cp)
+        for name, flag in flags.items():
+            check_bool(name, flag)
+        check_integer('in_channels', in_channels, 1)
+        check_integer('frozen_stages', frozen_stages, -1, NUM_STAGES)
         self.out_indices = _stage_indices(out_indices)
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.deploy, self.with_cp = deploy, with_cp
+        self._fused_by_loading = False
 
-        se_cfg = dict(se_cfg)
+        se_cfg = dict(_checked('se_cfg', se_cfg, lambda: se_cfg))
         se_every_block = se_cfg.pop('every_block', False)
+        check_bool("se_cfg['every_block']", se_every_block)
+        _checked('se_cfg', se_cfg, lambda: SELayer(16, **se_cfg))
+        _checked('norm_cfg', norm_cfg, lambda: build_norm_layer(norm_cfg, 16))
+        _checked('act_cfg', act_cfg, lambda: build_activation_layer(act_cfg))
         block = partial(
             MobileOneBlock,
             use_scale=use_scale,
@@ -95,6 +124,7 @@ class MobileOne(BaseModule):
         squeeze = partial(SELayer, **se_cfg)
         stem_width, *widths = stage_widths(arch)
         self.stage0 = block(in_channels, stem_width, kernel_size=3, stride=2, se=squeeze if se_every_block else None)
+        self.in_channels, self.out_channels = in_channels, widths[-1]
         width = stem_width
         for stage in range(NUM_STAGES):
             blocks = []
@@ -110,10 +140,16 @@ class MobileOne(BaseModule):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self._fused_by_loading and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                'fused weights were loaded into this network with branches, which has been fused since: nothing of it '
+                'would learn; give the weights their branches back with tools/convert_checkpoint.py --branched, or '
+                'train the fused network, built with deploy=True'
+            )
         x = self.stage0(x)
         maps = []
         for index, stage in enumerate(self._stages()[1:]):
-            if self.with_cp and self.training and x.requires_grad:
+            if self.with_cp and self.training and isinstance(x, Tensor) and x.requires_grad:
                 x = checkpoint(stage, x, use_reentrant=False, context_fn=lambda stage=stage: _once_only(stage))
             else:
                 x = stage(x)
@@ -131,11 +167,41 @@ class MobileOne(BaseModule):
         return self
 
     def switch_to_deploy(self) -> None:
-        """Fuse every block in place, in float64; parameters stay trainable."""
-        for module in self.modules():
-            if isinstance(module, MobileOneBlock):
-                module.switch_to_deploy()
+        """Fuse every block in place, in float64, or none. What could be trained still can.
+
+        Raises:
+            ValueError: for branches that cannot be fused, see ``MobileOneBlock.exact_kernel``.
+        """
+        kernels = []
+        for name, block in self._blocks():
+            try:
+                kernels.append(None if block.deploy else block.exact_kernel())
+            except ValueError as error:
+                raise ValueError(f'{name}: {error}') from error
+        for (_, block), kernel in zip(self._blocks(), kernels):
+            block.switch_to_deploy(kernel)
         self.deploy = True
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """As everywhere in torch, but for weights of the other form, which loaders that aren't strict pass over."""
+        own = _branches_by_block((name for name, _ in chain(self.named_parameters(), self.named_buffers())), '')
+        given = _branches_by_block(state_dict, prefix)
+        for block in own.keys() & given.keys():
+            if own[block] == given[block]:
+                continue
+            if all(given.get(name) == _FUSED for name in own):
+                self.switch_to_deploy()
+                self._fused_by_loading = True
+                print_log('fused weights for a network with branches: it is fused now, to predict', 'current')
+                break
+            raise ValueError(
+                f'{prefix}{block}: the weights are of {_listed(given[block])}, the network has {_listed(own[block])}; '
+                'deploy, num_conv_branches, use_scale and use_skip set what it has, tools/reparam.py fuses weights'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _blocks(self) -> list[tuple[str, MobileOneBlock]]:
+        return [(name, module) for name, module in self.named_modules() if isinstance(module, MobileOneBlock)]
 
     def _stages(self) -> list[nn.Module]:
         return [getattr(self, f'stage{i}') for i in range(NUM_STAGES + 1)]
@@ -161,19 +227,53 @@ def _keep_buffers(module: nn.Module) -> Iterator[None]:
             buffer.data.copy_(value)  # .data: batch norm's backward holds the buffer, without need
 
 
+def _checked(name: str, config: object, build: Callable[[], T]) -> T:
+    """What ``build`` makes of ``config``; it draws no random numbers."""
+    if not isinstance(config, dict):
+        raise ValueError(f'{name}={config!r}: allowed is a dict')
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return build()
+    except Exception as error:  # mmcv, torch and the layer's own checks, each in its own way
+        raise ValueError(f'{name}={config!r}: {" ".join(str(error).split())}') from error
+
+
 def _per_stage(num_conv_branches: int | Sequence[int] | None, default: list[int]) -> list[int]:
     if num_conv_branches is None:
         return default
-    if isinstance(num_conv_branches, int):
-        return [num_conv_branches] * NUM_STAGES
-    if len(num_conv_branches) != NUM_STAGES:
-        raise ValueError(f'num_conv_branches={num_conv_branches}: an int, or four of them, one for each stage')
-    return list(num_conv_branches)
+    if is_integer(num_conv_branches):
+        num_conv_branches = [num_conv_branches] * NUM_STAGES
+    if not is_list(num_conv_branches) or len(num_conv_branches) != NUM_STAGES:
+        raise ValueError(f'num_conv_branches={num_conv_branches!r}: allowed are a count, or {NUM_STAGES}, one a stage')
+    return [check_integer('num_conv_branches', count, 0) for count in num_conv_branches]
 
 
 def _stage_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
-    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-    for index in indices:
-        if not -NUM_STAGES <= index < NUM_STAGES:
-            raise ValueError(f'out_indices={out_indices}: allowed are 0 .. {NUM_STAGES - 1}, or -{NUM_STAGES} .. -1')
-    return tuple(index % NUM_STAGES for index in indices)
+    indices = (out_indices,) if is_integer(out_indices) else out_indices
+    allowed = f'allowed are 0 .. {NUM_STAGES - 1}, or -{NUM_STAGES} .. -1, or a list of these, each stage once'
+    if not is_list(indices) or not indices:
+        raise ValueError(f'out_indices={out_indices!r}: {allowed}')
+    if not all(is_integer(index) and -NUM_STAGES <= index < NUM_STAGES for index in indices):
+        raise ValueError(f'out_indices={out_indices!r}: {allowed}')
+    stages = tuple(int(index) % NUM_STAGES for index in indices)
+    if len(set(stages)) < len(stages):
+        raise ValueError(f'out_indices={out_indices!r}: {allowed}')
+    return stages
+
+
+_FUSED = {'branch_reparam'}
+_BRANCH_KEY = re.compile(r'(stage\d+(?:\.\d+)?)\.(branch_conv_list\.\d+|branch_\w+)\.')
+
+
+def _branches_by_block(keys: Iterable[str], prefix: str) -> dict[str, set[str]]:
+    """Which branches these keys of a state dict are of: ``{'stage1.0': {'branch_norm', ..}}``."""
+    found = defaultdict(set)
+    for key in keys:
+        match = _BRANCH_KEY.match(key, len(prefix)) if key.startswith(prefix) else None
+        if match:
+            found[match[1]].add(match[2])
+    return found
+
+
+def _listed(branches: set[str]) -> str:
+    return ', '.join(sorted(branches))

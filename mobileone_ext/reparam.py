@@ -49,9 +49,10 @@ def norm_affine(
     return Affine(scale, shift)
 
 
-def fold_affine(weight: Tensor, affine: Affine) -> Kernel:
-    """The convolution ``weight`` (O, I, K, K) followed by ``affine``, as one kernel."""
-    return Kernel(weight * affine.scale.reshape(-1, 1, 1, 1), affine.shift)
+def fold_affine(weight: Tensor, affine: Affine, bias: Tensor | None = None) -> Kernel:
+    """The convolution ``weight`` (O, I, K, K), ``bias`` (O,) followed by ``affine``, as one kernel."""
+    shift = affine.shift if bias is None else affine.shift + affine.scale * bias
+    return Kernel(weight * affine.scale.reshape(-1, 1, 1, 1), shift)
 
 
 def pad_kernel(weight: Tensor, kernel_size: int) -> Tensor:

@@ -36,7 +36,7 @@ class Images:
 
 def new_head(backbone: nn.Module, num_classes: int) -> tuple[Tensor, Tensor]:
     """Weight (classes, C) and bias of a linear classifier on the backbone's last map."""
-    layer = nn.Linear(backbone.stage4[-1].out_channels, num_classes)
+    layer = nn.Linear(backbone.out_channels, num_classes)
     return layer.weight, layer.bias
 
 

@@ -1,10 +1,14 @@
 """The backbone against mmpretrain's own, against published counts, and in its modes."""
 
 import copy
+import re
+from collections import OrderedDict
 
 import pytest
 import torch
 from conftest import randomize_norms
+from mmengine.config import Config
+from mmengine.runner.checkpoint import load_state_dict
 from mmpretrain.models import MobileOne as MmpretrainMobileOne
 from torch import nn
 
@@ -137,6 +141,47 @@ def test_branches_of_each_stage_are_set_by_number():
         (dict(arch=dict(SMALL, widths=[1] * 4)), "unknown key 'widths'"),
         (dict(arch=dict(num_blocks=[1] * 4)), "'width_factor' is missing"),
         (dict(arch=dict(SMALL, num_blocks=[1, 1])), 'must list four numbers'),
+        (dict(arch=[4, 6, 16, 1]), r'arch=\[4, 6, 16, 1\]: allowed are mu0, .*s4, or a dict'),
+        *((dict(arch=value), f'arch={re.escape(repr(value))}') for value in (None, 1, True, float('nan'), (), set())),
+        *(
+            (dict(arch=dict(SMALL, **{key: [value, 1, 1, 1]})), f'arch: {key}=')
+            for key in SMALL
+            for value in (True, '1', None, float('nan'), float('inf'), -1, [1])
+        ),
+        *((dict(arch=dict(SMALL, **{key: 1.5 * torch.ones(4)})), f'arch: {key}=') for key in SMALL),
+        (dict(arch=dict(SMALL, num_blocks=[1.0, 1, 1, 1])), r'arch: num_blocks=\[1.0'),
+        (dict(arch=dict(SMALL, width_factor=[0.001] * 4)), 'no channel'),
+        *((dict(in_channels=value), f'in_channels={value!r}') for value in (0, 3.0, True, '3', None, float('nan'))),
+        *(
+            (dict(out_indices=value), f'out_indices={re.escape(repr(value))}: allowed')
+            for value in ({}, (), [], None, '3', True, 1.0, float('nan'), [True], [0, 0], [3, -1], {0, 1}, [[0]])
+        ),
+        *(
+            (dict(num_conv_branches=value), f'num_conv_branches={re.escape(repr(value))}')
+            for value in (True, -1, 1.0, float('nan'), '1', {}, [], '1234')
+        ),
+        (dict(num_conv_branches=[1, 2, 3, True]), 'num_conv_branches=True'),
+        *(
+            ({name: value}, f'{name}={value!r}: allowed are True and False')
+            for name in ('use_scale', 'use_skip', 'norm_eval', 'deploy', 'with_cp')
+            for value in (1, None, 'False', float('nan'))
+        ),
+        *(
+            (dict(frozen_stages=value), f'frozen_stages={re.escape(repr(value))}')
+            for value in (-2, 1.0, True, '1', None, float('nan'), [])
+        ),
+        *(
+            ({name: value}, f'{name}={re.escape(repr(value))}')
+            for name in ('act_cfg', 'norm_cfg')
+            for value in (None, 'ReLU', {}, [], dict(type='Nothing'), dict(type='ReLU', slope='x', inplace=1))
+        ),
+        *(
+            (dict(se_cfg=value), f'se_cfg={re.escape(repr(value))}')
+            for value in (None, 16, [], dict(ratio=0), dict(ratios=16), dict(ratio='x'))
+        ),
+        (dict(se_cfg=dict(every_block=1)), 'every_block'),
+        (dict(train_impl='fast'), "train_impl='fast'"),
+        (dict(init_cfg='Kaiming'), "init_cfg='Kaiming'"),
         (dict(arch=dict(SMALL, num_se_blocks=[9, 0, 0, 0])), 'num_se_blocks=9'),
         (dict(out_indices=4), 'out_indices=4'),
         (dict(frozen_stages=5), 'frozen_stages=5'),
@@ -146,3 +191,122 @@ def test_branches_of_each_stage_are_set_by_number():
 def test_bad_values_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
+
+
+def test_channels_of_image_and_last_stage():
+    assert (MobileOne('s1', in_channels=1).in_channels, MobileOne('s1').out_channels) == (1, 1280)
+
+
+def test_a_refused_config_draws_no_random_numbers():
+    """It is tried out; a network of the same seed must stay what it was."""
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match='norm_cfg'):
+        small(norm_cfg=None)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_frozen_norms_leave_all_fused_kernels_trainable():
+    model = small(norm_cfg=dict(type='BN', requires_grad=False))
+    model.switch_to_deploy()
+    kernels = [p.requires_grad for name, p in model.named_parameters() if 'branch_reparam' in name]
+    assert len(kernels) == 2 * 13 and all(kernels)
+
+
+def test_what_cannot_be_fused_is_named_and_nothing_is_half_done():
+    model = small()
+    model.stage3[1].branch_conv_list[0].conv.register_forward_hook(lambda module, inputs, out: 2 * out)
+    before = [*model.state_dict()]
+    with pytest.raises(ValueError, match=r'stage3\.1: cannot be fused, branch_conv_list\.0: conv: it has hooks'):
+        model.switch_to_deploy()
+    assert [*model.state_dict()] == before and not model.deploy
+
+
+def torchs_loader(model, state):
+    model.load_state_dict(state, strict=False)
+
+
+LOADERS = {'torch': torchs_loader, 'mmengine': load_state_dict}
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+@pytest.mark.parametrize('load', LOADERS.values(), ids=LOADERS)
+def test_fused_weights_fuse_a_network_with_branches(load, prefix, caplog, capsys):
+    """Loaders that are not strict would leave it with random branches."""
+    fused, model = small(), small()
+    fused.switch_to_deploy()
+    whole = nn.Sequential(dict_of(backbone=model)) if prefix else model
+    load(whole, {prefix + key: value for key, value in fused.state_dict().items()})
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model.eval()(x)[0], fused.eval()(x)[0], rtol=0, atol=0)
+    assert model.deploy
+    with pytest.raises(ValueError, match='nothing of it would learn'):
+        model.train()(x)
+
+
+def dict_of(**modules):
+    return OrderedDict(modules)
+
+
+@pytest.mark.parametrize('load', LOADERS.values(), ids=LOADERS)
+@pytest.mark.parametrize(
+    ('own', 'given'),
+    [
+        (dict(deploy=True), {}),
+        (dict(num_conv_branches=4), dict(num_conv_branches=1)),
+        (dict(num_conv_branches=1), dict(num_conv_branches=4)),
+        ({}, dict(use_scale=False)),
+        (dict(use_skip=False), {}),
+    ],
+    ids=str,
+)
+def test_weights_of_other_branches_are_refused(load, own, given):
+    model = small(**own)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r'stage\d.*: the weights are of branch_.*, the network has branch_'):
+        load(model, small(**given).state_dict())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('load', LOADERS.values(), ids=LOADERS)
+def test_half_fused_weights_are_refused(load):
+    state = small().state_dict()
+    fused = small()
+    fused.switch_to_deploy()
+    state = {key: value for key, value in state.items() if not key.startswith('stage2.')}
+    state.update({key: value for key, value in fused.state_dict().items() if key.startswith('stage2.')})
+    with pytest.raises(ValueError, match=r'stage2\..*: the weights are of branch_reparam'):
+        load(small(), state)
+
+
+@pytest.mark.parametrize('load', LOADERS.values(), ids=LOADERS)
+def test_parts_of_the_right_form_load(load):
+    """What is not there at all, as a stage, a head or buffers, is the loader's to report."""
+    source, model = randomize_norms(small()), small()
+    load(model, {key: value for key, value in source.state_dict().items() if key.startswith('stage1.')})
+    torch.testing.assert_close(model.stage1.state_dict(), source.stage1.state_dict())
+    load(model, {})
+    model.switch_to_deploy()
+    source.switch_to_deploy()
+    load(model, source.state_dict())
+    torch.testing.assert_close(model.state_dict(), source.state_dict())
+
+
+def test_get_model_of_mmpretrain_takes_fused_weights(tmp_path):
+    from mmpretrain import get_model
+    from networks import classifier
+
+    options = dict(se_cfg=dict(ratio=2, divisor=1))
+    source = classifier(SMALL, 4, **options)
+    expected = source(torch.ones(1, 3, 64, 64))
+    source.backbone.switch_to_deploy()
+    torch.save(dict(state_dict=source.state_dict(), meta={}), tmp_path / 'fused.pth')
+    config = Config(dict(model=CLASSIFIER | dict(backbone=dict(type='mobileone_ext.MobileOne', arch=SMALL, **options))))
+    model = get_model(config, pretrained=str(tmp_path / 'fused.pth'))
+    torch.testing.assert_close(model.eval()(torch.ones(1, 3, 64, 64)), expected, rtol=1e-4, atol=1e-5)
+
+
+CLASSIFIER = dict(
+    type='mmpretrain.ImageClassifier',
+    neck=dict(type='mmpretrain.GlobalAveragePooling'),
+    head=dict(type='mmpretrain.LinearClsHead', num_classes=4, in_channels=64),
+)

@@ -1,5 +1,6 @@
 """One block: its fused form against its branches, and a fusion that is wrong on purpose."""
 
+import re
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from conftest import randomize_norms
 from mmpretrain.models.utils import SELayer
 from torch import nn
+from torch.nn.utils import prune
 
 from mobileone_ext import block as block_module
 from mobileone_ext.block import MobileOneBlock
@@ -97,6 +99,23 @@ def test_a_wrong_fusion_shows(name, wrong, monkeypatch):
         (dict(DEPTHWISE, groups=3), 'groups=3'),
         (dict(DEPTHWISE, num_conv_branches=0, use_scale=False, use_skip=False), 'without a branch'),
         (dict(STEM, num_conv_branches=-1), 'num_conv_branches=-1'),
+        *(
+            (dict(STEM, **{name: value}), f'{name}={re.escape(repr(value))}: allowed')
+            for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'dilation', 'groups')
+            for value in (0, -2, 3.0, float('nan'), True, '3', None, [])
+        ),
+        *(
+            (dict(STEM, num_conv_branches=value), f'num_conv_branches={re.escape(repr(value))}: allowed')
+            for value in (True, 1.0, float('nan'), '1', None, [1])
+        ),
+        *(
+            (dict(STEM, **{name: value}), f'{name}={re.escape(repr(value))}: allowed')
+            for name in ('use_scale', 'use_skip', 'deploy')
+            for value in (1, None, 'True', float('nan'))
+        ),
+        *((dict(STEM, **{name: 'x'}), f"{name}='x': allowed") for name in ('norm', 'act', 'se')),
+        (dict(STEM, train_impl=None), 'train_impl=None'),
+        (dict(STEM, train_impl=[]), r'train_impl=\[\]'),
     ],
 )
 def test_impossible_blocks_are_refused(options, message):
@@ -108,6 +127,103 @@ def test_impossible_blocks_are_refused(options, message):
 def test_norms_that_do_not_fuse_are_named(norm):
     with pytest.raises(ValueError, match='cannot be fused'):
         MobileOneBlock(**DEPTHWISE, norm=norm).switch_to_deploy()
+
+
+class Adapter(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) + 0.1 * x
+
+
+class Harmless(nn.Conv2d):
+    pass
+
+
+def replaced(block, kind=nn.Conv2d, **options):
+    old = block.branch_conv_list[0].conv
+    conv = kind(8, 8, 3, **dict(dict(padding=1, groups=8, bias=False), **options))
+    nn.init.normal_(conv.weight)
+    block.branch_conv_list[0].conv = conv.to(old.weight.dtype)
+
+
+def step_aside(block):
+    """As an optimizer does after the last forward pass: what old-style parametrizations left behind is stale."""
+    with torch.no_grad():
+        for parameter in block.branch_conv_list[0].parameters():
+            parameter.mul_(1.5)
+
+
+def doubled(_, inputs, out):
+    return 2 * out
+
+
+FUSE = {
+    'bias': lambda b: replaced(b, bias=True),
+    'subclass that adds nothing': lambda b: replaced(b, Harmless),
+    'statistics collector': lambda b: b.branch_conv_list[0].conv.register_forward_hook(lambda *args: None),
+    'dropout in a branch': lambda b: b.branch_conv_list[0].add_module('drop', nn.Dropout(0.5)),
+    'weight_norm': lambda b: nn.utils.parametrizations.weight_norm(b.branch_conv_list[0].conv),
+    'spectral_norm': lambda b: nn.utils.parametrizations.spectral_norm(b.branch_conv_list[0].conv),
+    'old weight_norm': lambda b: (nn.utils.weight_norm(b.branch_conv_list[0].conv), step_aside(b)),
+    'old spectral_norm': lambda b: (nn.utils.spectral_norm(b.branch_conv_list[0].conv), step_aside(b)),
+    'pruning': lambda b: (prune.l1_unstructured(b.branch_conv_list[0].conv, 'weight', 0.5), step_aside(b)),
+}
+REFUSE = {
+    'forward hook': lambda b: b.branch_conv_list[0].conv.register_forward_hook(doubled),
+    'adapter': lambda b: replaced(b, Adapter),
+    'reflected border': lambda b: replaced(b, padding_mode='reflect'),
+    'dilation': lambda b: replaced(b, padding=2, dilation=2),
+    'activation in a branch': lambda b: b.branch_conv_list[0].add_module('act', nn.GELU()),
+    'other module as a branch': lambda b: b.branch_conv_list.__setitem__(0, nn.AvgPool2d(3, 1, 1)),
+    'no norm': lambda b: setattr(b.branch_conv_list[0], 'norm', nn.Identity()),
+    'own forward': lambda b: setattr(b.branch_conv_list[0].norm, 'forward', lambda x: x),
+    'NaN': lambda b: replaced(b, Nan),
+}
+
+
+class Nan(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) * float('nan')
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('change', FUSE.values(), ids=FUSE)
+def test_changed_branches_fuse_to_what_they_compute(change):
+    torch.manual_seed(0)
+    block = make_block(**DEPTHWISE, num_conv_branches=2).double()
+    change(block)
+    block.train()
+    x = torch.randn(2, 8, 9, 10, dtype=torch.float64)
+    block.switch_to_deploy()
+    assert block.training and [*block.state_dict()] == ['branch_reparam.weight', 'branch_reparam.bias']
+    torch.manual_seed(0)
+    expected = make_block(**DEPTHWISE, num_conv_branches=2).double()
+    change(expected)
+    torch.testing.assert_close(block.eval()(x), expected.eval()(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('change', REFUSE.values(), ids=REFUSE)
+def test_what_no_kernel_computes_is_not_fused(change):
+    torch.manual_seed(0)
+    block = make_block(**DEPTHWISE, num_conv_branches=2).double()
+    change(block)
+    before, modes = [*block.state_dict()], [module.training for module in block.modules()]
+    with pytest.raises(ValueError, match='cannot be fused'):
+        block.switch_to_deploy()
+    assert not block.deploy and [*block.state_dict()] == before
+    assert [module.training for module in block.modules()] == modes
+
+
+@pytest.mark.parametrize('options', [dict(DEPTHWISE), dict(POINTWISE), dict(POINTWISE, out_channels=12)], ids=str)
+@pytest.mark.parametrize('part', ['norms', 'kernels', 'all', 'none'])
+def test_a_fused_kernel_can_learn_if_something_of_its_branches_could(options, part):
+    block = make_block(**options, act=nn.PReLU)
+    for module in block.modules():
+        kinds = dict(norms=(nn.BatchNorm2d,), kernels=(nn.Conv2d,), all=(nn.BatchNorm2d, nn.Conv2d), none=())[part]
+        if isinstance(module, kinds):
+            module.requires_grad_(False)
+    block.switch_to_deploy()
+    expected = part != 'all'
+    assert {parameter.requires_grad for parameter in block.branch_reparam.parameters()} == {expected}
 
 
 def test_channels_last_training_step_equals_contiguous():

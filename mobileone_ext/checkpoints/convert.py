@@ -57,7 +57,8 @@ def convert(
     if images is not None:
         from .unfuse import calibration_batches
 
-        weights = with_branches(weights, calibration_batches(images, num_images, image_size))
+        batches = calibration_batches(images, num_images, image_size, channels=weights.structure.in_channels)
+        weights = with_branches(weights, batches)
         note = f'un-fused, calibrated with {num_images} images of {image_size} px'
     file = resolve(source)
     digest = sha256(file)

@@ -14,7 +14,7 @@ def relative_difference(backbone: nn.Module, other: nn.Module) -> float:
     """Largest difference of two backbones' outputs on noise over the largest output, both in float64."""
     expected, found = copy.deepcopy(backbone).double(), copy.deepcopy(other).double()
     images = torch.randn(
-        2, backbone.stage0.in_channels, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        2, backbone.in_channels, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
     expected, found = expected(images)[-1], found(images)[-1]
     return float((found - expected).abs().max() / expected.abs().max())

@@ -13,7 +13,7 @@ def count_parameters(model: nn.Module) -> int:
 def count_multiply_adds(model: nn.Module, size: int) -> int:
     """Multiply-adds of one image of ``size`` pixels, backbone and pooling, as mmpretrain counts them."""
     features = nn.Sequential(model.backbone, model.neck)
-    image = torch.zeros(1, model.backbone.stage0.in_channels, size, size, device=model_device(model))
+    image = torch.zeros(1, model.backbone.in_channels, size, size, device=model_device(model))
     return int(FlopCountAnalysis(features, image).unsupported_ops_warnings(False).total())
 
 
@@ -23,7 +23,7 @@ def model_device(model: nn.Module) -> torch.device:
 
 def latency(model: nn.Module, size: int, seconds: float = 1.0) -> float:
     """Median milliseconds for one image of ``size`` pixels on the model's device, all threads."""
-    image = torch.randn(1, model.backbone.stage0.in_channels, size, size, device=model_device(model))
+    image = torch.randn(1, model.backbone.in_channels, size, size, device=model_device(model))
     with torch.inference_mode():
         timer = Timer('model(image)', globals=dict(model=model, image=image), num_threads=torch.get_num_threads())
         return timer.blocked_autorange(min_run_time=seconds).median * 1e3

@@ -101,7 +101,7 @@ def export(
         OSError: if ``out`` cannot be written.
     """
     check_request(out, form, opset)
-    image = torch.zeros(2 if dynamic_batch else 1, net.backbone.stage0.in_channels, size, size)
+    image = torch.zeros(2 if dynamic_batch else 1, net.backbone.in_channels, size, size)
     with tempfile.TemporaryDirectory(dir=Path(out).parent, prefix='.export-') as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporters announce their own successors
         part = Path(folder, Path(out).name)

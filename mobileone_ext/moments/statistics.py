@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ..reparam import Affine, Kernel, norm_affine, pad_kernel
 from . import depthwise
@@ -123,10 +123,11 @@ class _BatchStatistics(Function):
         return x.view_as(x), branch_mean, branch_var, mean[:, center].flatten(), pixel_var
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dx: Tensor | None, *grads: Tensor | None):
         x, weights, mean, q = ctx.saved_tensors
         (stride, groups), kernel_size = ctx.geometry, weights.shape[-1]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            return *_differentiable_grads(x, weights, stride, groups, dx, grads), None, None
         if all(grad is None for grad in grads):
             return dx, None, None, None
         shapes = [(len(weights), weights.shape[1])] * 2 + [(x.shape[1],)] * 2
@@ -153,6 +154,34 @@ class _BatchStatistics(Function):
             else:
                 depthwise.add_grad(dx, x, slope, offset, stride)
         return dx, dw, None, None
+
+
+def _differentiable_grads(
+    x: Tensor, weights: Tensor, stride: int, groups: int, dx: Tensor | None, grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of ``x`` and ``weights`` by operators that can be differentiated again, at the branches' cost."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    padding = weights.shape[-1] // 2
+    outputs = [F.conv2d(wide, w.to(wide), None, stride, padding, groups=groups) for w in weights.unbind()]
+    pixels = wide[:, :, ::stride, ::stride]
+    over = (0, 2, 3)
+    statistics = [
+        torch.stack([z.mean(over) for z in outputs]),
+        torch.stack([z.var(over, correction=0) for z in outputs]),
+        pixels.mean(over),
+        pixels.var(over, correction=0),
+    ]
+    used = [pair for pair in zip(statistics, grads) if pair[1] is not None and pair[0].requires_grad]
+    inputs = [tensor for tensor in (x, weights) if tensor.requires_grad]
+    found = [None] * len(inputs)
+    if used and inputs:
+        outputs, output_grads = zip(*used)
+        found = torch.autograd.grad(outputs, inputs, output_grads, create_graph=True, allow_unused=True)
+    by_input = dict(zip(map(id, inputs), found))
+    from_statistics = by_input.get(id(x))
+    if from_statistics is not None:
+        dx = from_statistics if dx is None else dx + from_statistics
+    return dx, by_input.get(id(weights))
 
 
 def _to_matrix(weights: Tensor, groups: int) -> Tensor:
@@ -198,11 +227,8 @@ class _AllReduce(Function):
         return x
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
-        grad = grad.clone()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad, None
+        return _AllReduce.apply(grad, ctx.group), None
 
 
 def batch_kernel(

@@ -96,7 +96,7 @@ def read_calibration(config: Config, folder: str, count: int) -> tuple[Tensor, l
 def write(config: Config, int8: Int8, path: Path, args: argparse.Namespace) -> None:
     """Write the ONNX file of ``int8``."""
     net = export.DeployNet(int8.model, Normalize(config) if args.normalize else None, args.softmax)
-    image = torch.zeros(2, net.backbone.stage0.in_channels, args.size, args.size)
+    image = torch.zeros(2, net.backbone.in_channels, args.size, args.size)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporter announces its successor
         proto = insert_qdq(export.onnx_proto(net, image, args.opset, dynamic_batch=True), int8)
