@@ -5,13 +5,14 @@ import timm
 import torch
 from conftest import randomize_norms
 from networks import classifier, random_state, spread_norms
+from PIL import Image
 from timm.utils import reparameterize_model
 
 from mobileone_ext.backbone import MobileOne
-from mobileone_ext.checkpoints.convert import backbone_alone, with_branches, write_weights
+from mobileone_ext.checkpoints.convert import backbone_alone, convert, with_branches, write_weights
 from mobileone_ext.checkpoints.load import load_strict, load_weights, to_layout
 from mobileone_ext.checkpoints.model_card import num_parameters
-from mobileone_ext.checkpoints.unfuse import unfuse
+from mobileone_ext.checkpoints.unfuse import calibration_batches, unfuse
 
 VARIANTS = ('s0', 's1', 's2', 's3', 's4')
 FORMS = ('branched', 'fused')
@@ -200,3 +201,26 @@ def test_tool_says_what_is_wrong(tmp_path, run_tool, options, message):
 def test_suffix(tmp_path):
     with pytest.raises(ValueError, match='ends in .pth, .pt, .safetensors'):
         written(tmp_path, random_state('s0', 'fused'), name='file.onnx')
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_unfuse_calibrates_with_images_of_the_networks_channels(channels, tmp_path):
+    torch.manual_seed(0)
+    model = spread_norms(classifier('s0', 4, in_channels=channels), torch.randn(4, channels, 64, 64))
+    model.backbone.switch_to_deploy()
+    torch.save(model.state_dict(), tmp_path / 'fused.pth')
+    for index in range(3):
+        pixels = torch.randint(256, (40, 50, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / f'{index}.png')
+    convert(tmp_path / 'fused.pth', tmp_path / 'branched.pth', 'mmpretrain', images=tmp_path, image_size=64)
+    branched = classifier('s0', 4, in_channels=channels)
+    load_strict(branched, load_weights(tmp_path / 'branched.pth'), 'branched.pth')
+    images = torch.randn(2, channels, 64, 64)
+    expected = model(images)
+    torch.testing.assert_close(branched(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_images_of_other_channels_are_refused(tmp_path):
+    Image.new('RGB', (8, 8)).save(tmp_path / 'image.png')
+    with pytest.raises(ValueError, match='2 channels'):
+        next(calibration_batches(tmp_path, 1, channels=2))
