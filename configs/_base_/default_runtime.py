@@ -14,12 +14,11 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(
-        type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto', backend_args=dict(backend='atomic')
-    ),
+    checkpoint=dict(type='mobileone_ext.CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     seed_epoch=dict(type='mobileone_ext.SeedEpochHook'),
     plain_checkpoint=dict(type='mobileone_ext.PlainCheckpointHook'),
+    stop_on_nan=dict(type='mobileone_ext.StopOnNanHook'),
     channels_last=dict(type='mobileone_ext.ChannelsLastHook'),
     weight_decay_log=dict(type='mobileone_ext.WeightDecayLogHook'),
     sync_statistics=dict(type='mobileone_ext.SyncStatisticsHook'),

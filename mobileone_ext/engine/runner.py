@@ -1,16 +1,31 @@
-"""mmengine's Runner with a console for people, and CPU processes for those without a GPU."""
+"""mmengine's Runner: strict and safe in what it reads, with a console for people, and CPU processes without a GPU."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
-from mmengine.runner import BaseLoop
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 
-from ..checkpoints.load import load_strict, load_weights
+from .. import recipe  # noqa: F401  the hooks below
+from ..checkpoints.load import load_strict, load_weights, read_checkpoint
+from ..checkpoints.training import check_digest, check_fits_run, read_training_checkpoint
+from ..recipe.checkpointing import described_run, to_plain
 from ..recipe.seeding import number_draws
 from ..recipe.wrapper import unwrap
 from .branches import give_branches
+
+# What every run has, whatever its config says of hooks; None in a config leaves one out.
+_OWN_HOOKS = dict(
+    checkpoint=dict(type='mobileone_ext.CheckpointHook', interval=1),
+    plain_checkpoint=dict(type='mobileone_ext.PlainCheckpointHook'),
+    stop_on_nan=dict(type='mobileone_ext.StopOnNanHook'),
+)
+_MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 
 # Lines of mmengine that say nothing to the person at the console; the log file has them.
 _NOISE = (
@@ -41,7 +56,65 @@ class Runner(_Runner):
     would pass over what does not fit. Fused ones get branches if the network has some.
     A head of another class count, or none, leaves the model's as it was initialized, and
     the console says so.
+
+    ``resume`` takes a checkpoint that fits this run in every part, or raises ValueError. No file's code is run.
     """
+
+    def train(self) -> torch.nn.Module:
+        with reading_safely():
+            return super().train()
+
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        hooks = {**_OWN_HOOKS, **(hooks or {})}
+        if isinstance(hooks['checkpoint'], dict) and hooks['checkpoint'].get('type') == 'CheckpointHook':
+            hooks['checkpoint'] = dict(hooks['checkpoint'], type='mobileone_ext.CheckpointHook')
+        super().register_default_hooks(
+            {name: hook for name, hook in hooks.items() if hook is not None or name in _MMENGINE_HOOKS}
+        )
+
+    def resume(self, filename, *args, **kwargs) -> None:
+        super().resume(filename, *args, **kwargs)
+        loop = self.train_loop
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        done, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
+        if done >= end:
+            unit = 'epochs' if by_epoch else 'iterations'
+            self.logger.info(f'{filename}: the run is finished: {done} of {end} {unit}, nothing is left to train')
+
+    def load_checkpoint(self, filename, *args, **kwargs) -> dict:
+        """The training checkpoint that :meth:`resume` goes on from, its weights loaded."""
+        checkpoint = read_training_checkpoint(filename)
+        max_epochs = self.max_epochs if isinstance(self.train_loop, EpochBasedTrainLoop) else None
+        parameters = [p for group in self._optimizer_groups() for p in group['params']]
+        check_fits_run(filename, checkpoint, self._expected_checkpoint(), parameters, max_epochs)
+        check_digest(filename, checkpoint)
+        self._say_what_a_step_is(checkpoint['meta'])
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        unwrap(self.model).load_state_dict(checkpoint['state_dict'])
+        return checkpoint
+
+    def _expected_checkpoint(self) -> dict:
+        """The parts of a checkpoint that this run would write before its first step."""
+        expected = dict(state_dict=unwrap(self.model).state_dict(), optimizer=self.optim_wrapper.state_dict())
+        averaged = [hook.ema_model.state_dict() for hook in self.hooks if isinstance(hook, EMAHook)]
+        if averaged:
+            expected['ema_state_dict'] = averaged[-1]
+        if isinstance(self.param_schedulers, dict):
+            states = {key: [s.state_dict() for s in value] for key, value in self.param_schedulers.items()}
+            expected['param_schedulers'] = to_plain(states)
+        elif self.param_schedulers is not None:
+            expected['param_schedulers'] = to_plain([s.state_dict() for s in self.param_schedulers])
+        return expected
+
+    def _optimizer_groups(self) -> list[dict]:
+        if isinstance(self.optim_wrapper, OptimWrapperDict):
+            return []
+        return self.optim_wrapper.optimizer.param_groups
+
+    def _say_what_a_step_is(self, meta: dict) -> None:
+        message = changed_step(meta.get('run'), described_run(self), meta['epoch'])
+        if message:
+            self.logger.warning(message)
 
     def load_or_resume(self) -> None:
         if self._resume or self._load_from is None or self._has_loaded:
@@ -89,3 +162,33 @@ class Runner(_Runner):
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
             model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
         return super().wrap_model(model_wrapper_cfg, model)
+
+
+@contextmanager
+def reading_safely() -> Iterator[None]:
+    """Let mmengine read checkpoints (``init_cfg=dict(type='Pretrained', ...)``) as this package does, for a while."""
+    schemes = CheckpointLoader._schemes
+    CheckpointLoader._schemes = {
+        **schemes,
+        **dict.fromkeys(('', 'http://', 'https://'), lambda filename, map_location=None: read_checkpoint(filename)),
+    }
+    try:
+        yield
+    finally:
+        CheckpointLoader._schemes = schemes
+
+
+def changed_step(before: dict | None, now: dict, epoch: int) -> str | None:
+    """What another number of images a step changes in a run that goes on at ``epoch``; None if it is the same."""
+    if not before or before == now:
+        return None
+    images = [f'{run["world_size"]} x {run["batch_size"]}' for run in (before, now) if 'batch_size' in run]
+    steps = [run['steps_per_epoch'] for run in (before, now) if 'steps_per_epoch' in run]
+    if len(images) < 2 or len(steps) < 2:
+        return None
+    return (
+        f'resumed with {images[1]} images a step instead of {images[0]} (processes x batch size): an epoch has '
+        f'{steps[1]} steps instead of {steps[0]}. The learning rate stays as it was saved; its schedule and the '
+        f'moving average go on counting steps, so what was left of the schedule takes {steps[0] / steps[1]:.3g} '
+        'times as many epochs, and the result is not the one of an undisturbed run'
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from ..checkpoints.load import read_checkpoint
+from ..checkpoints.training import check_digest, read_training_checkpoint
 from ..data.check import check_data
 from .runner import Runner
 
@@ -74,22 +74,6 @@ def use_checkpoint(config: Config, checkpoint: str | Path) -> None:
         config.randomness.seed = meta.get('seed')
 
 
-def read_training_checkpoint(path: str | Path) -> dict:
-    """The checkpoint at ``path`` if a run can go on from it.
-
-    Raises:
-        ValueError: if it cannot be read, or holds weights alone.
-    """
-    checkpoint = read_checkpoint(path)
-    needed = ('meta', 'state_dict', 'optimizer', 'message_hub')
-    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in needed):
-        raise ValueError(
-            f'{path}: not a training checkpoint, so a run cannot be resumed from it (a fused or weights-only file?); '
-            'resume from work_dirs/.../epoch_N.pth'
-        )
-    return checkpoint
-
-
 def saved_checkpoints(work_dir: str | Path) -> Iterator[Path]:
     """The periodic checkpoints in ``work_dir``, newest first."""
     numbered = {path: re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', path.name) for path in Path(work_dir).glob('*.pth')}
@@ -107,7 +91,7 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     broken = 0
     for path in saved_checkpoints(work_dir):
         try:
-            read_training_checkpoint(path)
+            check_digest(path, read_training_checkpoint(path))
         except (ValueError, OSError) as error:
             print(f'passed over: {error}')
             broken += 1
@@ -126,6 +110,11 @@ def train(config: Config) -> Runner:
             checkpoints while ``config.resume`` is off.
     """
     check_data(config, 'train_dataloader', 'val_dataloader')
+    if config.get('resume') and not config.get('load_from'):
+        newest = latest_checkpoint(config.work_dir)
+        config.resume = newest is not None
+        if newest:
+            use_checkpoint(config, newest)
     if not config.get('resume') and next(saved_checkpoints(config.work_dir), None):
         raise ValueError(
             f'{config.work_dir}: holds checkpoints of an earlier run; '

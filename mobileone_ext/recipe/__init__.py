@@ -6,6 +6,7 @@ from . import (  # noqa: F401
     compile,
     curriculum,
     distillation,
+    finite,
     freeze_norm,
     param_groups,
     schedule,

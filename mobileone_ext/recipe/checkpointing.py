@@ -1,41 +1,205 @@
-"""Training checkpoints that are plain, written whole, and read without running code.
+"""Training checkpoints that are plain, written whole, kept until a newer one is whole.
 
 mmengine pickles its message hub, which torch >= 2.6 rightly refuses to read back.
 Here a checkpoint holds nothing but containers, numbers, strings and tensors.
 """
 
+import math
 import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import get_world_size, master_only
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 
-from ..checkpoints.load import read_checkpoint
+from ..checkpoints.training import digests
 from ..files import write_atomically
 from ..registry import HOOKS
+from .finite import check_finite
 
 _HISTORY = 'history_buffer'
+_VALIDATED = 'last_validated_iter'  # in the message hub; the log shows what begins with val
 
 
 @HOOKS.register_module()
 class PlainCheckpointHook(Hook):
-    """Turn a checkpoint into plain data before it is saved, and back after it is read."""
+    """Turn a checkpoint into plain data before it is saved, and back after it is read.
 
-    priority = 'VERY_LOW'
+    Beside mmengine's, ``meta`` gets ``run`` (what a step and an epoch were) and ``digest`` (of each part).
+    """
+
+    priority = 'LOWEST'  # sees what the other hooks have put in
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        checkpoint['meta']['run'] = described_run(runner)
         for key in ('meta', 'message_hub', 'param_schedulers'):
             if key in checkpoint:
                 checkpoint[key] = to_plain(checkpoint[key])
+        checkpoint['meta']['digest'] = digests(checkpoint)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if isinstance(checkpoint.get('meta'), dict):
+            checkpoint['meta'].pop('config', None)  # mmengine's Runner.resume would run it
         scalars = checkpoint.get('message_hub', {}).get('log_scalars', {})
         for name, value in scalars.items():
             scalars[name] = restore_history(value)
+
+
+def described_run(runner) -> dict:
+    """Images a step (those of one process, and how many processes) and, where there are epochs, steps an epoch."""
+    loader = runner.train_dataloader
+    described = dict(batch_size=loader.batch_size, world_size=get_world_size(), steps_per_epoch=len(loader))
+    if loader.batch_size is None:  # a batch sampler of its own
+        del described['batch_size']
+    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        del described['steps_per_epoch']
+    return described
+
+
+@HOOKS.register_module(name='CheckpointHook')
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook``; a kill at any moment leaves a whole checkpoint and the right best one.
+
+    - An older checkpoint goes when the newer one is whole. mmengine removes it first.
+    - A checkpoint is written again when it has been validated, and knows the best score since. A run that is
+      resumed from one that has not been validated makes up for it. The best file of before goes last.
+    - Nothing but finite weights is written. A metric that is NaN is no best.
+    - Files are removed in the run's own folder alone, also when the run was resumed from another one.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.backend_args is None and self.file_client_args is None:
+            self.backend_args = dict(backend='atomic')
+
+    def before_train(self, runner) -> None:
+        hub, step = runner.message_hub, self._step(runner)
+        for key, path in list(hub.runtime_info.items()):
+            if key.startswith('best_ckpt'):
+                hub.update_info(key, os.path.join(runner.work_dir, os.path.basename(path)))
+        self.keep_ckpt_ids, self._newest = [], None
+        kept = list(hub.runtime_info.get('keep_ckpt_ids', ()))
+        super().before_train(runner)  # removes what the newest one has outdated
+        if step and os.path.isfile(self._path(step)):
+            self._newest = step
+            self.keep_ckpt_ids = [old for old in kept if os.path.isfile(self._path(old))]
+            self._remove_outdated_best(runner)
+        else:
+            self.keep_ckpt_ids = []
+        if step and _validation_is_due(runner) and hub.runtime_info.get(_VALIDATED) != runner.iter:
+            runner.logger.info(f'{self.filename_tmpl.format(step)} has not been validated; doing so first')
+            runner.val_loop.run()
+
+    def after_val_epoch(self, runner, metrics) -> None:
+        if not isinstance(runner._train_loop, BaseLoop):
+            return  # Runner.val() measures
+        unsound = [key for key, value in metrics.items() if isinstance(value, float) and math.isnan(value)]
+        if unsound:
+            runner.logger.warning(f'validation: {", ".join(unsound)} is NaN, which is never the best')
+        runner.message_hub.update_info(_VALIDATED, runner.iter)
+        super().after_val_epoch(runner, metrics)
+        step = self._step(runner)
+        if self._newest == step:
+            self._save_checkpoint_with_step(runner, step, dict(epoch=runner.epoch, iter=runner.iter))
+
+    def _save_best_checkpoint(self, runner, metrics) -> None:
+        if not self.save_best:
+            return
+        if 'auto' in self.key_indicators:
+            self._init_rule(self.rules, [next(iter(metrics))])
+        hub, step = runner.message_hub, self._step(runner)
+        for name, rule in zip(self.key_indicators, self.rules):
+            if not isinstance(metrics.get(name), (int, float)):
+                raise ValueError(f'save_best: validation gives no number {name!r}, it gives {", ".join(metrics)}')
+            score_key, path_key = (f'{key}{self._suffix(name)}' for key in ('best_score', 'best_ckpt'))
+            best = hub.runtime_info.get(score_key, self.init_value_map[rule])
+            if not self.is_better_than[name](metrics[name], best):
+                continue
+            check_finite(runner)
+            path = os.path.join(self.out_dir, self._best_name(name).format(step))
+            hub.update_info(score_key, metrics[name])
+            hub.update_info(path_key, path)
+            runner.save_checkpoint(
+                self.out_dir,
+                filename=os.path.basename(path),
+                save_optimizer=False,
+                save_param_scheduler=False,
+                meta=dict(epoch=runner.epoch, iter=runner.iter),
+                by_epoch=False,
+                backend_args=self.backend_args,
+            )
+            runner.logger.info(f'the best so far, {name} {metrics[name]:0.4f}, is saved to {os.path.basename(path)}')
+            if len(self.key_indicators) == 1:  # after_train publishes these
+                self.best_ckpt_path = path
+            else:
+                self.best_ckpt_path_dict[name] = path
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        check_finite(runner)
+        kept = [old for old in self.keep_ckpt_ids if old != step and os.path.isfile(self._path(old))]
+        self.keep_ckpt_ids, limit = [*kept, step], self.max_keep_ckpts
+        if limit > 0:
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        self.max_keep_ckpts = -1  # else the parent removes first
+        try:
+            super()._save_checkpoint_with_step(runner, step, meta)
+        finally:
+            self.max_keep_ckpts = limit
+        self._newest = step
+        if limit > 0:
+            outdated, self.keep_ckpt_ids = self.keep_ckpt_ids[:-limit], self.keep_ckpt_ids[-limit:]
+            self._remove(self._path(old) for old in outdated)
+        self._remove_outdated_best(runner)
+
+    def _remove_outdated_best(self, runner) -> None:
+        """Remove the best files, up to this step, that the newest checkpoint knows a better one than."""
+        newest = self._newest
+        for name in self.key_indicators if self.save_best else ():
+            best = runner.message_hub.runtime_info.get(f'best_ckpt{self._suffix(name)}')
+            if name == 'auto' or not best or not os.path.isfile(best):
+                continue
+            form = re.compile(re.escape(self._best_name(name)).replace(r'\{\}', r'(\d+)'))
+            found = {file: form.fullmatch(file) for file in os.listdir(self.out_dir)}
+            self._remove(
+                os.path.join(self.out_dir, file)
+                for file, match in found.items()
+                if match and int(match[1]) <= newest and file != os.path.basename(best)
+            )
+
+    @master_only
+    def _remove(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            Path(path).unlink(missing_ok=True)
+
+    def _step(self, runner) -> int:
+        return runner.epoch if self.by_epoch else runner.iter
+
+    def _path(self, step: int) -> str:
+        return os.path.join(self.out_dir, self.filename_tmpl.format(step))
+
+    def _best_name(self, metric: str) -> str:
+        return f'best_{metric}_{self.filename_tmpl}'.replace('/', '_')
+
+    def _suffix(self, metric: str) -> str:
+        return '' if len(self.key_indicators) == 1 else f'_{metric}'
+
+
+def _validation_is_due(runner) -> bool:
+    """Whether the loop would validate where the run stands now."""
+    if runner._val_loop is None:
+        return False
+    loop = runner.train_loop
+    loop._decide_current_val_interval()
+    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    count, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
+    return count >= loop.val_begin and (count % loop.val_interval == 0 or count == end)
 
 
 def to_plain(value: Any) -> Any:
@@ -75,9 +239,3 @@ class AtomicBackend(LocalBackend):
         os.makedirs(os.path.dirname(os.path.abspath(filepath)), exist_ok=True)
         with write_atomically(filepath) as part, open(part, 'wb') as file:
             file.write(obj)
-
-
-@CheckpointLoader.register_scheme(prefixes=('', 'http://', 'https://'), force=True)
-def load_plain(filename: str, map_location: Any = None) -> Any:
-    """mmengine's reader of files, names and addresses, without unpickling code; tensors come to the CPU."""
-    return read_checkpoint(filename)

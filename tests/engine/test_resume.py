@@ -1,0 +1,242 @@
+"""``--resume`` of damaged, edited and foreign training checkpoints: one line and exit code 1, or the right weights."""
+
+import random
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+from conftest import TINY, data_options, only_line
+
+from mobileone_ext.checkpoints import training
+from mobileone_ext.engine.runner import changed_step
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*instance named of:UserWarning')
+
+FEW, MANY = 15, 300
+
+
+@pytest.fixture
+def resume(run_tool, digits, tmp_path):
+    """``resume(checkpoint, *options)`` writes it and runs ``tools/train.py --resume FILE`` to the end."""
+
+    def run(checkpoint, *options, config=()):
+        path = tmp_path / 'edited.pth'
+        if isinstance(checkpoint, bytes):
+            path.write_bytes(checkpoint)
+        else:
+            torch.save(checkpoint, path)
+        arguments = ['--work-dir', tmp_path / 'run', '--resume', path, '--no-validate', *options]
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            code, text = run_tool('train', TINY, *arguments, '--cfg-options', *data_options(digits), *config)
+        return code, text
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(tiny_run):
+    return torch.load(tiny_run / 'epoch_3.pth', weights_only=True)
+
+
+def unsealed(checkpoint):
+    """``checkpoint`` without digests, as from somewhere else."""
+    del checkpoint['meta']['digest']
+    return checkpoint
+
+
+def edit(path, value):
+    """An edit that puts ``value`` at ``path`` (a|b|c); ``...`` removes what is there."""
+
+    def apply(checkpoint):
+        *parents, last = [int(key) if key.isdigit() else key for key in path.split('|')]
+        for key in parents:
+            checkpoint = checkpoint[key]
+        if value is ...:
+            del checkpoint[last]
+        else:
+            checkpoint[last] = value(checkpoint[last]) if callable(value) else value
+
+    return apply
+
+
+KEY = 'backbone.stage1.0.branch_scale.conv.weight'
+MISFITS = {
+    'meta a str': (edit('meta', 'epoch 3'), 'meta is a str'),
+    'no epoch': (edit('meta|epoch', ...), 'meta has no epoch'),
+    'epoch -3': (edit('meta|epoch', -3), 'meta.epoch is -3'),
+    'epoch 99': (edit('meta|epoch', 99), 'meta.epoch is 99, the run has 4 epochs'),
+    'epoch True': (edit('meta|epoch', True), 'meta.epoch is True'),
+    'epoch and iter apart': (edit('meta|epoch', 2), 'meta.iter is 24, 2 epochs have 16'),
+    'seed a str': (edit('meta|seed', '3'), "meta.seed is '3'"),
+    'seed too large': (edit('meta|seed', 2**40), 'meta.seed is 1099511627776'),
+    'optimizer empty': (edit('optimizer', {}), 'optimizer has no param_groups'),
+    'no momentum': (edit('optimizer|state', {}), 'optimizer.state has nothing for parameter 0, 1, 2 and'),
+    'momentum of one lost': (edit('optimizer|state|5', ...), 'optimizer.state has nothing for parameter 5'),
+    'momentum of another shape': (
+        edit('optimizer|state|0|momentum_buffer', torch.zeros(3)),
+        'optimizer.state[0].momentum_buffer has shape [3]',
+    ),
+    'momentum a str': (edit('optimizer|state|0|momentum_buffer', 'x'), 'momentum_buffer is a str'),
+    'a group lost': (edit('optimizer|param_groups|1', ...), 'optimizer.param_groups: 1 groups, the config makes 2'),
+    'lr a str': (edit('optimizer|param_groups|0|lr', 'x'), "optimizer.param_groups[0].lr is 'x', a str instead"),
+    'lr NaN': (edit('optimizer|param_groups|0|lr', float('nan')), 'optimizer.param_groups[0].lr is NaN'),
+    'hub empty': (edit('message_hub', {}), 'message_hub has no dict log_scalars'),
+    'hub without iter': (edit('message_hub|runtime_info|iter', ...), 'message_hub.runtime_info.iter is None'),
+    'best score a str': (edit('message_hub|runtime_info|best_score', '9'), "best_score is '9'"),
+    'history of another kind': (edit('message_hub|log_scalars|train/lr', 7), 'log_scalars.train/lr is not a history'),
+    'weights missing': (edit(f'state_dict|{KEY}', ...), f'state_dict: 1 key missing: {KEY}'),
+    'weights of another shape': (edit(f'state_dict|{KEY}', torch.zeros(2)), f'state_dict: wrong shape: {KEY} [2]'),
+    'weights of another dtype': (edit(f'state_dict|{KEY}', torch.Tensor.double), f'state_dict.{KEY} is torch.float64'),
+    'weights NaN': (edit(f'state_dict|{KEY}', lambda x: x * float('nan')), f'state_dict.{KEY} holds NaN'),
+    'no schedulers': (edit('param_schedulers', ...), 'the config has param_schedulers, the file has none'),
+    'a scheduler lost': (edit('param_schedulers', []), 'param_schedulers: 0, the config makes 1'),
+    'last_step negative': (edit('param_schedulers|0|last_step', -1), 'param_schedulers[0].last_step is -1'),
+    'no EMA': (edit('ema_state_dict', ...), 'the config has a moving average (EMAHook, ema_state_dict), the file'),
+    'EMA without steps': (edit('ema_state_dict|steps', ...), 'ema_state_dict: 1 key missing: steps'),
+    'other classes': (
+        lambda checkpoint: [
+            checkpoint[part].update({key: checkpoint[part][key][:7] for key in checkpoint[part] if 'head.fc' in key})
+            for part in ('state_dict', 'ema_state_dict')
+        ],
+        'state_dict has 7 classes, the config 10',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', MISFITS)
+def test_a_misfit_is_named(resume, checkpoint, name):
+    change, message = MISFITS[name]
+    change(unsealed(checkpoint))
+    code, text = resume(checkpoint)
+    assert code == 1 and 'edited.pth: cannot be resumed from: ' in only_line(text) and message in text, text
+
+
+def test_code_in_a_checkpoint_is_not_run(resume, checkpoint, tmp_path):
+    checkpoint['meta']['config'] = f'open({str(tmp_path / "trace")!r}, "w")'
+    code, text = resume(checkpoint)
+    assert code == 0, text
+    assert not (tmp_path / 'trace').exists()
+
+
+def test_mmengines_own_runner_does_not_run_it_either(checkpoint, tmp_path):
+    from mobileone_ext.recipe.checkpointing import PlainCheckpointHook
+
+    checkpoint['meta']['config'] = 'text'
+    PlainCheckpointHook().after_load_checkpoint(None, checkpoint)
+    assert 'config' not in checkpoint['meta']
+
+
+def test_a_value_that_fits_but_is_not_the_saved_one(resume, checkpoint):
+    checkpoint['optimizer']['param_groups'][0]['lr'] *= 2
+    code, text = resume(checkpoint)
+    assert code == 1 and 'optimizer is not what the run saved' in only_line(text)
+    code, _ = resume(unsealed(checkpoint))
+    assert code == 0
+
+
+def test_a_finished_run_says_so(resume, tiny_run):
+    code, text = resume((tiny_run / 'epoch_4.pth').read_bytes())
+    assert code == 0 and 'the run is finished: 4 of 4 epochs' in text, text
+
+
+def test_another_batch_size_is_told(resume, checkpoint):
+    code, text = resume(checkpoint, config=['train_dataloader.batch_size=64'])
+    assert code == 0
+    assert 'resumed with 1 x 64 images a step instead of 1 x 32 (processes x batch size)' in text, text
+    assert 'an epoch has 4 steps instead of 8' in text
+
+
+def test_what_a_step_is():
+    run = dict(batch_size=32, world_size=1, steps_per_epoch=8)
+    assert changed_step(run, dict(run), 3) is None
+    assert changed_step(None, run, 3) is None
+    assert '2 x 32 images a step instead of 1 x 32' in changed_step(run, dict(run, world_size=2, steps_per_epoch=4), 3)
+
+
+def test_the_config_can_ask_for_resuming(run_tool, digits, tmp_path, tiny_run):
+    (tmp_path / 'epoch_3.pth').write_bytes((tiny_run / 'epoch_3.pth').read_bytes())
+    options = [*data_options(digits), 'resume=True']
+    code, text = run_tool('train', TINY, '--work-dir', tmp_path, '--no-validate', '--cfg-options', *options)
+    assert code == 0 and 'resumed epoch: 3' in text, text
+    assert training.read_training_checkpoint(tmp_path / 'epoch_4.pth')['meta']['seed'] == 0
+
+
+def places(value, path=()):
+    """The paths of everything in nested containers."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+def mutate(checkpoint, rng):
+    """Change one thing of ``checkpoint`` in place, wherever it may be; the kind of change."""
+    part = rng.choice(list(checkpoint))
+    path = rng.choice([p for p in places(checkpoint) if p[0] == part and p[:2] != ('meta', 'digest')])
+    kind = rng.choice(['delete', 'rename', 'retype', 'reshape', 'nan', 'classes'])
+    if kind in ('reshape', 'nan'):
+        tensors = [p for p in places(checkpoint) if isinstance(at(checkpoint, p), torch.Tensor)]
+        path = rng.choice([p for p in tensors if at(checkpoint, p).numel()])
+    parent, key = at(checkpoint, path[:-1]), path[-1]
+    if kind == 'delete':
+        del parent[key]
+    elif kind == 'rename':
+        if isinstance(parent, list):
+            parent.insert(0, parent.pop(key))
+            kind = 'reorder'
+        else:
+            parent[f'{key}x'] = parent.pop(key)
+    elif kind == 'retype':
+        parent[key] = rng.choice(['text', None, 7, -1, 2.5, [], {}, (), True, [1, 2], {'a': 1}, torch.zeros(2)])
+    elif kind == 'reshape':
+        tensor = parent[key]
+        parent[key] = rng.choice([tensor[None], torch.cat([tensor.reshape(-1)] * 2), tensor.reshape(-1)[:0]])
+    elif kind == 'nan':
+        values = parent[key].double().clone()
+        values.view(-1)[rng.randrange(values.numel())] = rng.choice([float('nan'), float('inf')])
+        parent[key] = values.to(parent[key].dtype) if parent[key].is_floating_point() else values
+    else:
+        count = rng.choice([1, 7, 1000])
+        for state in ('state_dict', 'ema_state_dict'):
+            for name in [name for name in checkpoint[state] if 'head.fc' in name]:
+                shape = (count, *checkpoint[state][name].shape[1:])
+                checkpoint[state][name] = torch.zeros(shape)
+    return kind
+
+
+def at(value, path):
+    for key in path:
+        value = value[key]
+    return value
+
+
+@pytest.mark.parametrize('seeds', [range(FEW), pytest.param(range(FEW, MANY), marks=pytest.mark.slow)])
+def test_mutated_checkpoints(resume, tiny_run, tmp_path, seeds):
+    expected = torch.load(tiny_run / 'epoch_4.pth', weights_only=True)
+    outcomes = Counter()
+    for seed in seeds:
+        rng = random.Random(seed)
+        if rng.random() < 0.1:
+            content = (tiny_run / 'epoch_3.pth').read_bytes()
+            content, kind = content[: rng.randrange(len(content))], 'truncate'
+        else:
+            content = torch.load(tiny_run / 'epoch_3.pth', weights_only=True)
+            kind = mutate(content, rng)
+            if seed % 2 and isinstance(content.get('meta'), dict):  # the form alone must tell
+                content['meta'].pop('digest', None)
+        code, text = resume(content)
+        if code:
+            assert code == 1 and 'edited.pth' in only_line(text), f'seed {seed} ({kind}): {text}'
+        else:
+            found = torch.load(tmp_path / 'run' / 'epoch_4.pth', weights_only=True)
+            for part in ('state_dict', 'ema_state_dict'):
+                for key, tensor in expected[part].items():
+                    assert torch.equal(found[part][key], tensor), f'seed {seed} ({kind}): {part}.{key}'
+            (tmp_path / 'run' / 'epoch_4.pth').unlink()
+        outcomes[kind, 'went on' if code == 0 else 'refused'] += 1
+    print(dict(outcomes))
+    assert len(seeds) < 100 or all(
+        outcomes[kind, 'refused'] for kind in ('delete', 'reshape', 'nan', 'classes', 'truncate')
+    )
