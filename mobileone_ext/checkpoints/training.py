@@ -30,6 +30,7 @@ _HUB_PARTS = ('log_scalars', 'runtime_info', 'resumed_keys')
 _DIGEST = 'digest'
 _MAX_SEED = 2**32
 _MAX_DEPTH = 100
+_NUMBERS = (torch.float64, torch.float32, torch.int64, torch.int32)
 
 
 def read_training_checkpoint(path: str | Path) -> dict:
@@ -190,7 +191,7 @@ def _check_history(history: Any, where: str) -> None:
         raise ValueError(f'{where} holds no tensors')
     if values.dim() != 1 or values.shape != counts.shape or not _is_count(history['max_length']):
         raise ValueError(f'{where}: values {list(values.shape)}, counts {list(counts.shape)}')
-    if values.dtype != torch.float64 or counts.dtype != torch.int64:
+    if values.dtype not in _NUMBERS or counts.dtype not in _NUMBERS:
         raise ValueError(f'{where} is {values.dtype} with counts {counts.dtype}')
 
 

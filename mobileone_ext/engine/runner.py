@@ -180,12 +180,16 @@ def reading_safely() -> Iterator[None]:
 
 def changed_step(before: dict | None, now: dict, epoch: int) -> str | None:
     """What another number of images a step changes in a run that goes on at ``epoch``; None if it is the same."""
-    if not before or before == now:
+    if (
+        not before
+        or before == now
+        or set(before) != set(now)
+        or 'batch_size' not in now
+        or 'steps_per_epoch' not in now
+    ):
         return None
-    images = [f'{run["world_size"]} x {run["batch_size"]}' for run in (before, now) if 'batch_size' in run]
-    steps = [run['steps_per_epoch'] for run in (before, now) if 'steps_per_epoch' in run]
-    if len(images) < 2 or len(steps) < 2:
-        return None
+    images = [f'{run["world_size"]} x {run["batch_size"]}' for run in (before, now)]
+    steps = [run['steps_per_epoch'] for run in (before, now)]
     return (
         f'resumed with {images[1]} images a step instead of {images[0]} (processes x batch size): an epoch has '
         f'{steps[1]} steps instead of {steps[0]}. The learning rate stays as it was saved; its schedule and the '

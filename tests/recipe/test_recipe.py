@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.files import write_text
@@ -62,7 +63,9 @@ def test_plain_values_survive_safe_reading(tmp_path):
 def test_curves_are_curves_again_after_resuming(tmp_path):
     hook, loss = PlainCheckpointHook(), HistoryBuffer([1.0, 2.0], [1, 1])
     checkpoint = dict(message_hub=dict(log_scalars={'train/loss': loss}), meta={}, state_dict={})
-    hook.before_save_checkpoint(None, checkpoint)
+    loader = DataLoader([0, 1, 2], batch_size=2)
+    hook.before_save_checkpoint(SimpleNamespace(train_dataloader=loader, train_loop=None), checkpoint)
+    assert checkpoint['meta']['run'] == dict(batch_size=2, world_size=1)
     torch.save(checkpoint, tmp_path / 'plain.pth')
     found = torch.load(tmp_path / 'plain.pth', weights_only=True)
     hook.after_load_checkpoint(None, found)

@@ -1,0 +1,139 @@
+"""Trains the tiny digits in a process of its own, which kills itself (SIGKILL) at a named moment.
+
+Nothing in the package knows of this: a moment is a function of the package, of mmengine or of torch, wrapped here.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from conftest import ROOT, TINY, data_options
+
+_CONTEXT = multiprocessing.get_context('forkserver')
+_CONTEXT.set_forkserver_preload(['mobileone_ext.engine.train', 'mmpretrain.models'])
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at(owner, name: str, time: int, when: str = 'before', only: Callable = lambda *args: True) -> Callable:
+    """A moment: before or after the ``time``-th call of ``owner.name`` whose arguments ``only`` takes."""
+
+    def arm() -> None:
+        original, calls = getattr(owner, name), []
+
+        def wrapped(*args, **kwargs):
+            if only(*args):
+                calls.append(args)
+                if len(calls) == time and when == 'before':
+                    kill()
+            result = original(*args, **kwargs)
+            if len(calls) == time and only(*args):
+                kill()
+            return result
+
+        setattr(owner, name, wrapped)
+
+    return arm
+
+
+def in_the_write(of: str, time: int) -> Callable:
+    """A moment: half of the file whose name begins with ``of`` is written, for the ``time``-th time."""
+
+    def arm() -> None:
+        from mobileone_ext.files import write_atomically
+        from mobileone_ext.recipe.checkpointing import AtomicBackend
+
+        original, calls = AtomicBackend.put, []
+
+        def put(self, obj, filepath):
+            if Path(filepath).name.startswith(of):
+                calls.append(filepath)
+                if len(calls) == time:
+                    with write_atomically(filepath) as part:
+                        part.write_bytes(bytes(obj)[: len(obj) // 2])
+                        kill()
+            original(self, obj, filepath)
+
+        AtomicBackend.put = put
+
+    return arm
+
+
+def named(start: str, place: int = 0) -> Callable:
+    """Takes calls whose argument at ``place`` is a path with a name that begins so."""
+    return lambda *args: Path(args[place]).name.startswith(start) and str(args[place]).endswith('.pth')
+
+
+def moments() -> dict[str, Callable]:
+    """Arms by the name of the moment; the run has four epochs of two steps, each validated."""
+    from mmengine.hooks import EMAHook
+    from mmengine.runner import ValLoop
+
+    from mobileone_ext.recipe.checkpointing import SafeCheckpointHook
+    from mobileone_ext.recipe.curriculum import CurriculumHook
+
+    # An epoch's checkpoint is written twice: after training (1, 3, 5, ..) and after validation (2, 4, 6, ..).
+    return {
+        'in the first write of all': in_the_write('epoch_', 1),
+        'in the write': in_the_write('epoch_3', 1),
+        'written, not yet in place': at(os, 'replace', 5, only=named('epoch_', 1)),
+        'between write and removal': at(os, 'replace', 5, 'after', only=named('epoch_', 1)),
+        'in the removal': at(Path, 'unlink', 1, only=named('epoch_')),
+        'after the removal': at(Path, 'unlink', 1, 'after', only=named('epoch_')),
+        'between save and validation': at(ValLoop, 'run', 3),
+        'in the validation': at(ValLoop, 'run_iter', 5),
+        'validated, before it is written again': in_the_write('epoch_', 6),
+        'validated and written again': at(os, 'replace', 6, 'after', only=named('epoch_', 1)),
+        'while best is written': in_the_write('best_', 2),
+        'between best and the rest': at(os, 'replace', 2, 'after', only=named('best_', 1)),
+        'before the old best is removed': at(Path, 'unlink', 1, only=named('best_')),
+        'in the moving average': at(EMAHook, 'after_train_iter', 6),
+        "at a stage's change": at(CurriculumHook, 'before_train_epoch', 3, 'after'),
+        'in the optimizer step': at(torch.optim.SGD, 'step', 6),
+        "at the loader's start": at(torch.utils.data.DataLoader, '__iter__', 5),
+        'saved for the last time, not validated': at(ValLoop, 'run', 4),
+        'at the end of training': at(SafeCheckpointHook, 'after_train', 1),
+    }
+
+
+def _train(work_dir: str, digits: str, options: list[str], moment: str | None) -> None:
+    import contextlib
+    import warnings
+
+    from mobileone_ext import cli
+    from mobileone_ext.engine import train as training
+
+    torch.set_num_threads(1)
+    warnings.simplefilter('ignore')
+    os.chdir(ROOT)
+    pairs = dict(option.split('=') for option in data_options(digits)[:3])
+    config = cli.load_config(TINY, pairs)
+    for loader, step in (('train_dataloader', 16), ('val_dataloader', 6)):  # some of each class
+        config[loader].update(num_workers=0, persistent_workers=False, batch_size=45)
+        config[loader].dataset.indices = list(range(0, 1437 if step == 16 else 360, step))
+    config.custom_hooks[0].momentum = 0.5
+    config.custom_hooks.append(
+        dict(type='mobileone_ext.CurriculumHook', stages=[dict(epoch=0, size=16), dict(epoch=2, size=32)])
+    )
+    config.work_dir, config.randomness.seed = work_dir, 3
+    config.default_hooks.checkpoint.update(options)
+    with open(os.devnull, 'w') as sink, contextlib.redirect_stdout(sink):
+        newest = training.latest_checkpoint(work_dir)
+        if newest:
+            training.use_checkpoint(config, newest)
+        if moment:
+            moments()[moment]()
+        training.train(config)
+
+
+def train(work_dir: Path, digits: Path, options: dict, moment: str | None = None) -> int:
+    """Start or resume a run in a process of its own; its exit code, -9 if it was killed."""
+    process = _CONTEXT.Process(target=_train, args=(str(work_dir), str(digits), options, moment))
+    process.start()
+    process.join()
+    return process.exitcode

@@ -1,0 +1,79 @@
+"""Killed (SIGKILL) at any moment and resumed, a run ends with the weights and best files of an undisturbed one."""
+
+import pytest
+import torch
+from killing import train
+from test_training import assert_equal_values
+
+MOMENTS = [
+    'in the write',
+    'between write and removal',
+    'in the removal',
+    'between save and validation',
+    'validated, before it is written again',
+    'in the moving average',
+    "at a stage's change",
+    'in the optimizer step',
+    "at the loader's start",
+    'at the end of training',
+]
+MORE = [
+    'in the first write of all',
+    'written, not yet in place',
+    'after the removal',
+    'in the validation',
+    'validated and written again',
+    'saved for the last time, not validated',
+]
+# With a best file three of the moments are its own.
+BEST = ['while best is written', 'between best and the rest', 'before the old best is removed']
+WITH_BEST = [*BEST, *(moment for moment in MOMENTS if moment not in ('in the removal', 'at the end of training'))][:10]
+FAST = [
+    ('between write and removal', 1, None),
+    ('between save and validation', 1, 'auto'),
+    ('while best is written', 3, 'auto'),
+    ('before the old best is removed', 1, 'auto'),
+]
+ALL = [
+    *((moment, keep, None) for keep in (1, 3) for moment in MOMENTS),
+    *((moment, keep, 'auto') for keep in (1, 3) for moment in WITH_BEST),
+    *((moment, 1, 'auto') for moment in (*MORE, 'in the removal', 'at the end of training')),
+    *((moment, 1, None) for moment in ('in the first write of all', 'after the removal')),
+]
+
+
+@pytest.fixture(scope='module')
+def undisturbed(digits, tmp_path_factory):
+    """The work dir of a whole run with these options, made once."""
+    made = {}
+
+    def run(keep, best):
+        if (keep, best) not in made:
+            made[keep, best] = tmp_path_factory.mktemp('undisturbed')
+            assert train(made[keep, best], digits, dict(max_keep_ckpts=keep, save_best=best)) == 0
+        return made[keep, best]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    'moment, keep, best',
+    [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in FAST)],
+)
+def test_a_run_killed_and_resumed(digits, tmp_path, undisturbed, moment, keep, best):
+    options = dict(max_keep_ckpts=keep, save_best=best)
+    whole = undisturbed(keep, best)
+    assert train(tmp_path, digits, options, moment) == -9, 'the moment did not come'
+    assert train(tmp_path, digits, options) == 0
+    expected, found = ({path.name: path for path in folder.glob('*.pth')} for folder in (whole, tmp_path))
+    assert found.keys() == expected.keys()
+    assert sum(name.startswith('best') for name in found) == (best is not None)
+    assert sum(name.startswith('epoch') for name in found) == keep
+    for name, path in expected.items():
+        one, other = (torch.load(file, weights_only=True) for file in (path, found[name]))
+        for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+            assert (part in one) == (part in other)
+            if part in one:
+                assert_equal_values(other[part], one[part], f'{name}: {part}')
+        info, other_info = (file['message_hub']['runtime_info'] for file in (one, other))
+        assert info.get('best_score') == other_info.get('best_score')
