@@ -189,7 +189,10 @@ def mutate(checkpoint, rng):
         else:
             parent[f'{key}x'] = parent.pop(key)
     elif kind == 'retype':
-        parent[key] = rng.choice(['text', None, 7, -1, 2.5, [], {}, (), True, [1, 2], {'a': 1}, torch.zeros(2)])
+        number = (int, float)
+        values = ['text', None, -1, 2.5, [], {}, (), True, [1, 2], {'a': 1}, torch.zeros(2)]
+        same = number if isinstance(parent[key], number) else type(parent[key])
+        parent[key] = rng.choice([value for value in values if not isinstance(value, same)])
     elif kind == 'reshape':
         tensor = parent[key]
         parent[key] = rng.choice([tensor[None], torch.cat([tensor.reshape(-1)] * 2), tensor.reshape(-1)[:0]])
