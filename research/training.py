@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from mobileone_ext.checkpoints.unfuse import MEAN, STD
+from mobileone_ext.data.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH_SIZE, WARM_UP, WEIGHT_DECAY = 32, 0.1, 1e-4
 
@@ -30,7 +30,7 @@ class Images:
     def batch(self, indices: Iterable[int], transform: v2.Transform) -> Tensor:
         """Transformed and normalized, (N, 3, h, w) channels_last."""
         images = torch.stack([transform(self.images[i]) for i in indices])
-        images = v2.functional.normalize(v2.functional.to_dtype(images, torch.float32, scale=True), MEAN, STD)
+        images = v2.functional.normalize(images.float(), IMAGENET_MEAN, IMAGENET_STD)
         return images.contiguous(memory_format=torch.channels_last)
 
 
