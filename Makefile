@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 and nothing else: each makes its environment if it is missing.
+# `make demo` and `make test` need Python (3.11 or newer) and nothing else: each makes its environment if it is missing.
 
 REQUIREMENTS ?= requirements.txt
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
@@ -22,7 +22,8 @@ lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-$(VENV)/installed: $(REQUIREMENTS) requirements-common.txt pyproject.toml
+$(VENV)/installed: $(REQUIREMENTS) requirements-common.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --requirement $(REQUIREMENTS)
+	$(RUN) -m pip install --quiet --no-deps --editable .
 	touch $@

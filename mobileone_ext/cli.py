@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 TRACEBACK_VARIABLE = 'MOBILEONE_TRACEBACK'
 
@@ -21,6 +22,17 @@ _KEYS_BESIDE_RUNNER = {
     'model_wrapper_cfg',
     'sync_bn',
 }
+
+
+def home() -> Path:
+    """The folder of ``configs`` and ``tools``: ``.mim`` of an installed package, or else the checkout."""
+    package = Path(__file__).resolve().parent
+    return package / '.mim' if (package / '.mim').is_dir() else package.parent
+
+
+def installed(path: str) -> str:
+    """``path``, or where no such file is, the one of that name in :func:`home`: ``configs/...`` works anywhere."""
+    return str(home() / path) if not os.path.exists(path) and (home() / path).is_file() else path
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -110,6 +122,7 @@ def load_config(path: str, options: dict | None = None):
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
+    path = installed(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f'{path}: no such config file')
     config = Config.fromfile(path)

@@ -3,6 +3,7 @@
 What is there from an earlier run is used again; delete work_dirs/demo to start anew.
 """
 
+import argparse
 import json
 import shlex
 import subprocess
@@ -19,14 +20,15 @@ FUSED, REPORT = WORK_DIR / 'mobileone_s0_digits_fused.pth', WORK_DIR / 'report.j
 
 def tool(*arguments) -> None:
     """Run one of the tools as a person would, and show the command."""
-    command = ['python', *map(str, arguments)]
-    print(f'\n$ {shlex.join(command)}', flush=True)
-    code = subprocess.run([sys.executable, *command[1:]]).returncode
+    words = list(map(str, arguments))
+    print(f'\n$ {shlex.join(["mobileone", *words])}', flush=True)
+    code = subprocess.run([sys.executable, '-m', 'mobileone_ext', *words]).returncode
     if code:
         sys.exit(code)
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
     from mmengine.config import Config
 
     from mobileone_ext.data.digits import write_digits
@@ -37,15 +39,15 @@ def main():
         write_digits(DATA)
         print(f'digits: {DATA} (written)', flush=True)
 
-    last = WORK_DIR / f'epoch_{Config.fromfile(CONFIG).train_cfg.max_epochs}.pth'
+    last = WORK_DIR / f'epoch_{Config.fromfile(cli.installed(CONFIG)).train_cfg.max_epochs}.pth'
     if last.exists():
         print(f'trained: {last} (there already)', flush=True)
     else:
-        tool('tools/train.py', CONFIG, '--work-dir', WORK_DIR, '--seed', 0, '--resume')
+        tool('train', CONFIG, '--work-dir', WORK_DIR, '--seed', 0, '--resume')
     if FUSED.exists() and REPORT.exists():
         print(f'fused: {FUSED} (there already)')
     else:
-        tool('tools/reparam.py', CONFIG, last, FUSED, '--report', REPORT)
+        tool('reparam', CONFIG, last, FUSED, '--report', REPORT)
     summarize(json.loads(REPORT.read_text()))
 
 

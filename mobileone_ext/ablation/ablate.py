@@ -24,7 +24,7 @@ from .overrides import override
 from .report import write_results
 from .study import Study, folder_name
 
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
+TOOLS = ('-m', 'mobileone_ext')  # Python's arguments before a tool's name: whatever is installed
 
 
 # Many runs, each evaluated once, at its end: no more on disk than going on needs.
@@ -114,7 +114,7 @@ def execute(run: Run, launcher: str, processes: int) -> str:
     if reason:
         return reason
     checkpoint = latest_checkpoint(run.folder)
-    fuse = [sys.executable, TOOLS / 'reparam.py', run.config_file, checkpoint, run.folder / 'fused.pth']
+    fuse = [sys.executable, *TOOLS, 'reparam', run.config_file, checkpoint, run.folder / 'fused.pth']
     # A prediction that flips by rounding is a column of the results here, no reason to lose the run.
     return _call([*fuse, '--report', run.report, '--max-flips', '1000000'], run.folder / 'run.log')
 
@@ -126,7 +126,7 @@ def train_command(launcher: str, processes: int) -> list[str]:
         'pytorch': [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}'],
         'slurm': ['srun', f'--ntasks={processes}', sys.executable],
     }
-    return [*start[launcher], str(TOOLS / 'train.py'), '--launcher', launcher]
+    return [*start[launcher], *TOOLS, 'train', '--launcher', launcher]
 
 
 def _call(command: Sequence, log: Path) -> str:

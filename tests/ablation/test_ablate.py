@@ -128,18 +128,17 @@ def test_variants_do_not_share_what_they_override(base):
     assert epochs == [1, 2] and overrides[hook]['epoch'] == 3
 
 
-FAKE_TRAIN = """
-import sys, pathlib
-config, folder = pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[5])
+FAKE_TOOLS = """
+import json, pathlib, sys
+if sys.argv[1] == 'reparam':
+    report = pathlib.Path(sys.argv[sys.argv.index('--report') + 1])
+    seed = int(report.parent.name[-1])
+    report.write_text(json.dumps(dict(top1_after=70.0 + seed, num_images=8, params_after=10, changed_predictions=0)))
+    sys.exit()
+config, folder = pathlib.Path(sys.argv[4]), pathlib.Path(sys.argv[6])
 if "'use_skip': False" in config.read_text() and not pathlib.Path('{fixed}').exists():
     print('error: out of luck'); sys.exit(1)
 with open('{calls}', 'a') as file: file.write(str(folder) + '\\n')
-"""
-FAKE_REPARAM = """
-import sys, json, pathlib
-report = pathlib.Path(sys.argv[sys.argv.index('--report') + 1])
-seed = int(report.parent.name[-1])
-report.write_text(json.dumps(dict(top1_after=70.0 + seed, num_images=8, params_after=10, changed_predictions=0)))
 """
 
 
@@ -151,10 +150,8 @@ def test_a_failing_variant_is_marked_and_the_study_goes_on(base, study_file, tmp
         )
     )
     calls, fixed, tools, work = (tmp_path / name for name in ('calls', 'fixed', 'tools', 'work'))
-    tools.mkdir()
-    (tools / 'train.py').write_text(FAKE_TRAIN.format(calls=calls, fixed=fixed))
-    (tools / 'reparam.py').write_text(FAKE_REPARAM)
-    monkeypatch.setattr(runs_module, 'TOOLS', tools)
+    tools.write_text(FAKE_TOOLS.replace('{calls}', str(calls)).replace('{fixed}', str(fixed)))
+    monkeypatch.setattr(runs_module, 'TOOLS', [str(tools)])
     monkeypatch.setattr(runs_module, 'latest_checkpoint', lambda folder: folder / 'epoch_1.pth')
 
     runs = plan(study, base, [0, 2], work)

@@ -1,0 +1,51 @@
+"""The command ``mobileone``: ``mobileone train CONFIG`` runs tools/train.py, wherever the package is installed.
+
+``python -m mobileone_ext train CONFIG`` does the same.
+"""
+
+import ast
+import difflib
+import runpy
+import sys
+from pathlib import Path
+
+from . import __version__, cli
+
+USAGE = 'usage: mobileone COMMAND [options]; mobileone COMMAND --help says more'
+
+
+def main() -> None:
+    """Run the tool that the first argument names, with the others."""
+    cli.run(_main)
+
+
+def _main() -> int:
+    tools = {path.stem: path for path in sorted((cli.home() / 'tools').glob('*.py'))}
+    name, *arguments = sys.argv[1:] or ['--help']
+    if name in ('-h', '--help'):
+        print(f'{USAGE}\n')
+        for tool, path in tools.items():
+            print(f'  {tool:20} {_summary(path)}')
+        print(f'\nconfigs: {cli.home() / "configs"}')
+        return 0
+    if name == '--version':
+        print(f'mobileone_ext {__version__}')
+        return 0
+    if name not in tools:
+        close = difflib.get_close_matches(name, tools, 1)
+        hint = f'did you mean {close[0]!r}?' if close else f'there are {", ".join(tools)}'
+        raise ValueError(f'mobileone {name}: no such command; {hint}')
+    sys.argv = [f'mobileone {name}', *arguments]
+    sys.path.insert(0, str(tools[name].parent))  # as Python does for a script
+    runpy.run_path(str(tools[name]), run_name='__main__')
+    return 0
+
+
+def _summary(path: Path) -> str:
+    """The first line of a tool's docstring, without its usage."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
+    return text.partition('\n')[0].partition(': ``')[0].rstrip('.')
+
+
+if __name__ == '__main__':
+    main()
