@@ -1,4 +1,4 @@
-"""The package as people install it: what it declares, what the wheel holds, the command, and a run away from the checkout."""
+"""The package as people install it: what it declares and holds, the command, and a run away from the checkout."""
 
 import ast
 import os
