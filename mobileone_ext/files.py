@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +42,34 @@ def write_text(text: str, path: str | Path) -> None:
     """Write ``text`` to ``path``, whole or not at all."""
     with write_atomically(path) as part:
         part.write_text(text, encoding='utf-8')
+
+
+def json_text(value: object) -> str:
+    """``value`` as JSON, which knows neither NaN nor infinities.
+
+    Raises:
+        ValueError: naming the first number that is not finite.
+    """
+    for place in _not_finite(value):
+        raise ValueError(f'{place.lstrip(".")} is not a finite number; JSON has none but these')
+    return json.dumps(value, indent=2, allow_nan=False) + '\n'
+
+
+def _not_finite(value: object, place: str = '') -> Iterator[str]:
+    """Where ``value`` holds NaN or an infinity, e.g. ``accuracy[1].top1``."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _not_finite(item, f'{place}.{key}')
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _not_finite(item, f'{place}[{index}]')
+
+
+def write_json(value: object, path: str | Path) -> None:
+    """Write ``value`` to ``path`` as JSON, whole or not at all; errors as in :func:`json_text`."""
+    write_text(json_text(value), path)
 
 
 def csv_text(rows: Iterable[dict], columns: Sequence[str]) -> str:

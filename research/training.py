@@ -14,6 +14,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from mobileone_ext.data.pixels import IMAGENET_MEAN, IMAGENET_STD
+from mobileone_ext.deploy.compare import top_accuracies
 
 BATCH_SIZE, WARM_UP, WEIGHT_DECAY = 32, 0.1, 1e-4
 
@@ -56,6 +57,9 @@ def fit(
 
     Args:
         drop_last: leave out an epoch's last, smaller batch.
+
+    Raises:
+        ValueError: if the loss is no longer finite.
     """
     backbone.train().to(memory_format=memory_format)
     optimizer = torch.optim.SGD([*backbone.parameters(), *head], lr, momentum=0.9, weight_decay=WEIGHT_DECAY)
@@ -68,6 +72,8 @@ def fit(
                 continue
             images = train.batch(part, transform).contiguous(memory_format=memory_format)
             loss = F.cross_entropy(classify(backbone, head, images), train.labels[part])
+            if not math.isfinite(loss):
+                raise ValueError(f'the loss is {loss.item()} at step {len(losses) + 1} with lr {lr:g}; a smaller one?')
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -78,17 +84,17 @@ def fit(
 
 def top1(backbone: nn.Module, head: tuple[Tensor, Tensor], data: Images, image_size: int) -> float:
     """Percent of ``data`` that the fused network gets right."""
-    return 100 * float((predictions(backbone, head, data, image_size) == data.labels).double().mean())
+    return top_accuracies(logits(backbone, head, data, image_size), data.labels)[0]
 
 
 @torch.no_grad()
-def predictions(backbone: nn.Module, head: tuple[Tensor, Tensor], data: Images, image_size: int) -> Tensor:
-    """Predicted classes (N,) of center crops, in the fused form."""
+def logits(backbone: nn.Module, head: tuple[Tensor, Tensor], data: Images, image_size: int) -> Tensor:
+    """Logits (N, classes) of center crops, in the fused form."""
     fused = copy.deepcopy(backbone).eval()
     fused.switch_to_deploy()
     parts = torch.arange(len(data.images)).split(100)
     crop = v2.CenterCrop(image_size)
-    return torch.cat([classify(fused, head, data.batch(part, crop)).argmax(1) for part in parts])
+    return torch.cat([classify(fused, head, data.batch(part, crop)) for part in parts])
 
 
 def classify(backbone: nn.Module, head: tuple[Tensor, Tensor], images: Tensor) -> Tensor:

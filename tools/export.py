@@ -38,16 +38,17 @@ def main():
         def compare(path):
             return export.compare(config, net, open_network(path), args.images, args.num_images)
 
-    report = export.export(net, args.out, args.format, args.size, args.opset, not args.fixed_batch, metadata, compare)
+    result = export.export(net, args.out, args.format, args.size, args.opset, not args.fixed_batch, metadata, compare)
     print(f'{args.out}: written')
     if args.format == 'coreml':
         print('CoreML runs on macOS alone: compare it with PyTorch there')
-    if report:
-        for message in report['skipped']:
+    if result:
+        difference, skipped = result
+        for message in skipped:
             print(f'skipped {message}')
         print(
-            f'{report["num_images"]} images: {report["changed_predictions"]} predictions changed, '
-            f'outputs within {report["max_rel_diff"]:.1e} of the largest'
+            f'{difference.num_images} images: {difference.changed_predictions} predictions changed, '
+            f'outputs within {difference.max_rel_diff:.1e} of the largest'
         )
 
 

@@ -12,8 +12,13 @@ def parse_args():
     parser.add_argument('out', help='the fused checkpoint to write')
     parser.add_argument('--report', metavar='JSON', help='write the comparison to this file')
     parser.add_argument('--no-eval', action='store_true', help='fuse without comparing on the test set')
-    parser.add_argument('--max-flips', type=int, default=0, metavar='N', help='predictions that may change (0)')
+    parser.add_argument('--max-flips', type=flips, default=0, metavar='N', help='that may change; N or any (0)')
     return parser.parse_args()
+
+
+def flips(text: str) -> int | None:
+    """A number of predictions, or None for ``any``."""
+    return None if text == 'any' else int(text)
 
 
 def main():

@@ -1,7 +1,6 @@
 """Accuracy of a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``."""
 
 import argparse
-import json
 
 from mobileone_ext import cli
 
@@ -35,7 +34,7 @@ def main():
         f'top-1 {metrics["accuracy/top1"]:.2f}, top-5 {metrics["accuracy/top5"]:.2f} on {metrics["num_images"]} images'
     )
     if args.out:
-        files.write_text(json.dumps(metrics, indent=2) + '\n', args.out)
+        files.write_json(metrics, args.out)
 
 
 if __name__ == '__main__':

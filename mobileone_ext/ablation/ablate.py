@@ -116,7 +116,7 @@ def execute(run: Run, launcher: str, processes: int) -> str:
     checkpoint = latest_checkpoint(run.folder)
     fuse = [sys.executable, *TOOLS, 'reparam', run.config_file, checkpoint, run.folder / 'fused.pth']
     # A prediction that flips by rounding is a column of the results here, no reason to lose the run.
-    return _call([*fuse, '--report', run.report, '--max-flips', '1000000'], run.folder / 'run.log')
+    return _call([*fuse, '--report', run.report, '--max-flips', 'any'], run.folder / 'run.log')
 
 
 def train_command(launcher: str, processes: int) -> list[str]:

@@ -1,7 +1,11 @@
-"""Two networks held against each other: on noise, and on real images."""
+"""Two networks held against each other: on noise, and on real images.
+
+NaN fails every comparison here: outputs that are not finite are refused, since none of them is a prediction.
+"""
 
 import copy
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from mmpretrain.evaluation import Accuracy
@@ -9,50 +13,121 @@ from rich.progress import track
 from torch import Tensor, nn
 
 
+@dataclass
+class Difference:
+    """How far outputs lie from the expected ones, over all batches that were added.
+
+    Attributes:
+        changed_predictions: images whose largest output is another one.
+        max_abs_diff, max_rel_diff: largest difference of an output, and of the image's largest absolute output.
+    """
+
+    num_images: int = 0
+    changed_predictions: int = 0
+    max_abs_diff: float = 0.0
+    max_rel_diff: float = 0.0
+
+    def add(self, expected: Tensor, found: Tensor, names: tuple[str, str] = ('the first', 'the second')) -> None:
+        """Add a batch of outputs (N, classes) of the networks called ``names``.
+
+        Raises:
+            ValueError: if an output is NaN or infinite.
+        """
+        for outputs, name in zip((expected, found), names):
+            check_finite(outputs, name)
+        expected, found = expected.detach().cpu().double(), found.detach().cpu().double()
+        difference = (found - expected).abs().amax(1)
+        largest = expected.abs().amax(1).clamp_min(torch.finfo(torch.float64).tiny)
+        self.num_images += len(expected)
+        self.changed_predictions += int((found.argmax(1) != expected.argmax(1)).sum())
+        self.max_abs_diff = max(self.max_abs_diff, float(difference.max()))
+        self.max_rel_diff = max(self.max_rel_diff, float((difference / largest).max()))
+
+    def check(self, max_flips: int | None = 0, tolerance: float | None = None) -> None:
+        """Raise ValueError if more predictions changed, or outputs differ by more; None allows any."""
+        if not self.num_images:
+            raise ValueError('there are no images to compare on')
+        too_many = max_flips is not None and not self.changed_predictions <= max_flips
+        too_far = tolerance is not None and not self.max_rel_diff <= tolerance
+        if too_many or too_far:
+            allowed = f' (allowed {max_flips})' if too_many else ''
+            raise ValueError(
+                f'{self.changed_predictions} of {self.num_images} predictions changed{allowed}, '
+                f'outputs differ by {self.max_rel_diff:.1e} of the largest'
+            )
+
+
+def check_finite(outputs: Tensor, name: str) -> None:
+    """Raise ValueError if ``outputs`` (N, ...) of the network called ``name`` hold NaN or infinities."""
+    good = outputs.isfinite().flatten(1).all(1)
+    if not good.all():
+        raise ValueError(
+            f'{name} has outputs that are not finite (NaN or infinite) for {int((~good).sum())} of {len(good)} images: '
+            'its weights are broken, or it overflows'
+        )
+
+
+def refuse_not_finite(name: str):
+    """A forward hook for a head: raises ValueError if its outputs are not finite."""
+
+    def hook(module: nn.Module, inputs: tuple, outputs: Tensor | Iterable[Tensor]) -> None:
+        for output in [outputs] if isinstance(outputs, Tensor) else outputs:
+            check_finite(output, name)
+
+    return hook
+
+
+def noise(backbone: nn.Module) -> Tensor:
+    """Two images of noise, (2, C, 64, 64), always the same, of the backbone's type and on its device."""
+    images = torch.randn(2, backbone.in_channels, 64, 64, generator=torch.Generator().manual_seed(0))
+    return images.to(next(backbone.parameters()))
+
+
 @torch.no_grad()
 def relative_difference(backbone: nn.Module, other: nn.Module) -> float:
-    """Largest difference of two backbones' outputs on noise over the largest output, both in float64."""
-    expected, found = copy.deepcopy(backbone).double(), copy.deepcopy(other).double()
-    images = torch.randn(
-        2, backbone.in_channels, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
-    expected, found = expected(images)[-1], found(images)[-1]
-    return float((found - expected).abs().max() / expected.abs().max())
+    """Largest difference of two backbones' outputs on noise, of the largest output, both in float64.
+
+    Raises:
+        ValueError: if an output is not finite.
+    """
+    images = noise(backbone).double()
+    expected, found = (copy.deepcopy(net).double()(images)[-1].flatten(1) for net in (backbone, other))
+    difference = Difference()
+    difference.add(expected, found, ('the network before fusion', 'the fused network'))
+    return difference.max_rel_diff
 
 
 @torch.no_grad()
-def compare(before: nn.Module, after: nn.Module, batches: Iterable[dict]) -> dict[str, float]:
-    """Accuracy of two classifiers on the same images, and how far their outputs lie apart.
+def compare(before: nn.Module, after: nn.Module, batches: Iterable[dict]) -> tuple[Difference, dict[str, float]]:
+    """Two classifiers on the same images: how far their outputs lie apart, and the accuracy of both.
 
     Args:
         batches: of a test loader, as mmpretrain's classifiers take them.
 
     Returns:
-        ``top1_before``, ``top1_after``, ``top5_before``, ``top5_after`` (percent),
-        ``num_images``, ``changed_predictions``, ``max_abs_logit_diff`` and
-        ``max_rel_logit_diff`` (of the image's largest absolute logit).
+        The difference; ``top1_before``, ``top1_after``, ``top5_before`` and ``top5_after`` in percent.
+
+    Raises:
+        ValueError: if an output is not finite, or there is no image.
     """
-    logits_before, logits_after, labels = [], [], []
+    difference, labels = Difference(), []
+    logits = {'before': [], 'after': []}
     for batch in batches:
         batch = before.data_preprocessor(batch)
-        logits_before.append(before(batch['inputs']).cpu())
-        logits_after.append(after(batch['inputs']).cpu())
+        logits['before'].append(before(batch['inputs']).cpu())
+        logits['after'].append(after(batch['inputs']).cpu())
+        difference.add(logits['before'][-1], logits['after'][-1], ('the network before fusion', 'the fused network'))
         labels.extend(sample.gt_label.cpu() for sample in batch['data_samples'])
-    logits_before, logits_after, labels = (torch.cat(parts) for parts in (logits_before, logits_after, labels))
-    difference = (logits_after - logits_before).abs()
-    report = dict(
-        num_images=len(labels),
-        changed_predictions=int((logits_before.argmax(1) != logits_after.argmax(1)).sum()),
-        max_abs_logit_diff=float(difference.max()),
-        max_rel_logit_diff=float((difference.amax(1) / logits_before.abs().amax(1)).max()),
-    )
-    for name, logits in (('before', logits_before), ('after', logits_after)):
-        report[f'top1_{name}'], report[f'top5_{name}'] = top_accuracies(logits, labels)
-    return report
+    difference.check(max_flips=None)
+    accuracies = {}
+    for name, parts in logits.items():
+        accuracies[f'top1_{name}'], accuracies[f'top5_{name}'] = top_accuracies(torch.cat(parts), torch.cat(labels))
+    return difference, accuracies
 
 
 def top_accuracies(logits: Tensor, labels: Tensor) -> tuple:
     """Top-1 and top-5 in percent; with fewer than five classes the latter counts all of them."""
+    check_finite(logits, 'the network')  # topk takes NaN for the largest
     (top1,), (top5,) = Accuracy.calculate(logits.softmax(1), labels, topk=(1, min(5, logits.shape[1])))
     return float(top1), float(top5)
 

@@ -22,6 +22,7 @@ from ..data.pixels import Normalize, Preprocessing, in_batches, read_images
 from ..files import check_writable
 from ..provenance import origin
 from . import fuse
+from .compare import Difference
 from .runtime import Network
 
 SUFFIX = {'onnx': '.onnx', 'torchscript': '.pt', 'openvino': '.xml', 'coreml': '.mlpackage'}
@@ -86,8 +87,8 @@ def export(
     opset: int = 17,
     dynamic_batch: bool = True,
     metadata: dict[str, str] | None = None,
-    check: Callable[[Path], dict] | None = None,
-) -> dict | None:
+    check: Callable[[Path], object] | None = None,
+) -> object | None:
     """Write ``net`` to ``out`` in one of the forms of ``SUFFIX``; what ``check`` returned.
 
     Args:
@@ -205,30 +206,26 @@ def _publish(part: Path, out: Path) -> None:
 
 
 @torch.no_grad()
-def compare(config: Config, net: nn.Module, exported: Network, folder: str, num_images: int) -> dict:
+def compare(
+    config: Config, net: nn.Module, exported: Network, folder: str, num_images: int
+) -> tuple[Difference, list[str]]:
     """Hold an exported file against ``net`` on the first images of ``folder``.
 
     Returns:
-        ``num_images``, ``changed_predictions``, ``max_rel_diff`` (of the image's largest
-        absolute output) and ``skipped`` (messages about files that are not images).
+        The difference, and messages about files that are not images.
 
     Raises:
-        ValueError: if none of the files is an image, a prediction changed or an output
-            differs by more than ``TOLERANCE``.
+        ValueError: if none of the files is an image, a prediction changed, an output is not
+            finite or differs by more than ``TOLERANCE``.
     """
     paths, skipped = find_images([folder])[:num_images], []
     normalize = nn.Identity() if isinstance(net.normalize, Normalize) else Normalize(config)
-    count, changed, worst = 0, 0, 0.0
+    difference = Difference()
     for _, images in in_batches(read_images(config, paths, skipped), 1 if exported.fixed_batch else 25):
         images = normalize(images)
-        expected = net(images)
         found = torch.from_numpy(exported(images.numpy()))
-        difference = (found - expected).abs().amax(1) / expected.abs().amax(1)
-        count += len(images)
-        changed += int((found.argmax(1) != expected.argmax(1)).sum())
-        worst = max(worst, float(difference.max()))
-    if not count:
+        difference.add(net(images), found, ('the network in PyTorch', 'the exported file'))
+    if not difference.num_images:
         raise ValueError(f'{folder}: none of {len(paths)} files is a readable image')
-    if changed or not worst <= TOLERANCE:
-        raise ValueError(f'{changed} of {count} predictions changed, outputs differ by {worst:.1e} of the largest')
-    return dict(num_images=count, changed_predictions=changed, max_rel_diff=worst, skipped=skipped)
+    difference.check(max_flips=0, tolerance=TOLERANCE)
+    return difference, skipped

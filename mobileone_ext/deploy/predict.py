@@ -1,6 +1,5 @@
 """What tools/predict.py does: the best classes of images, by a checkpoint or an exported file."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from ..checkpoints.load import load_weights
 from ..data.classes import class_names, labels
 from ..data.pixels import Normalize, in_batches, read_images
-from ..files import csv_text
+from ..files import csv_text, json_text
 from . import fuse
+from .compare import check_finite
 from .runtime import Network, open_network
 
 EXPORTED = ('.onnx', '.xml')
@@ -58,14 +58,12 @@ def predict(
     """
     names = labels(class_names(config), config.model.head.num_classes)
     for files, pixels in in_batches(read_images(config, list(paths), skipped), 16):
-        scores, indices = classify(pixels).topk(min(top, len(names)))
+        probabilities = classify(pixels)
+        check_finite(probabilities, 'the network')  # topk takes NaN for the largest
+        scores, indices = probabilities.topk(min(top, len(names)))
         for file, row, numbers in zip(files, scores.tolist(), indices.tolist()):
             best = [dict(label=names[index], index=index, score=score) for index, score in zip(numbers, row)]
             yield dict(image=str(file), predictions=best)
-
-
-def as_json(results: list[dict]) -> str:
-    return json.dumps(results, indent=2) + '\n'
 
 
 def as_csv(results: list[dict]) -> str:
@@ -78,7 +76,7 @@ def as_csv(results: list[dict]) -> str:
     return csv_text(rows, COLUMNS)
 
 
-FORMATS: dict[str, Callable[[list[dict]], str]] = {'.json': as_json, '.csv': as_csv}
+FORMATS: dict[str, Callable[[list[dict]], str]] = {'.json': json_text, '.csv': as_csv}
 
 
 def check_format(path: str | Path) -> None:

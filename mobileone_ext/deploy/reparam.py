@@ -1,7 +1,5 @@
 """What tools/reparam.py does: fuse a checkpoint, write it, read it back, hold it against its source."""
 
-import json
-
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
@@ -11,7 +9,7 @@ from torch import nn
 
 from ..checkpoints.load import load_weights
 from ..data.check import check_data
-from ..files import check_writable, write_atomically, write_text
+from ..files import check_writable, write_atomically, write_json
 from . import compare, cost, fuse
 
 DEFAULT_SIZE = 224  # pixels, where no image tells
@@ -25,20 +23,23 @@ def convert(
     trust: bool = False,
     report_path: str | None = None,
     evaluate: bool = True,
-    max_flips: int = 0,
+    max_flips: int | None = 0,
 ) -> dict:
-    """Fuse ``checkpoint`` into the file ``out``; the report has the keys of :func:`compare.compare` and more.
+    """Fuse ``checkpoint`` into the file ``out``; the report has what :func:`show` prints.
 
     Args:
         ema, trust: as in :func:`mobileone_ext.checkpoints.load_weights`.
         report_path: where to write the report as JSON.
         evaluate: compare source and written file on the config's test set.
-        max_flips: predictions that may change.
+        max_flips: predictions that may change; None allows any.
 
     Raises:
         ValueError: if the source is fused already or does not fit the config, or
-            if more predictions changed; what stood at ``out`` before stands there still.
+            if more predictions changed, or an output is NaN or infinite; what stood at
+            ``out`` before stands there still.
     """
+    if max_flips is not None and max_flips < 0:
+        raise ValueError(f'--max-flips {max_flips}: allowed are 0 or more, or any')
     if report_path:
         check_writable(report_path)
     if evaluate:
@@ -52,27 +53,34 @@ def convert(
         fuse.save_fused(fuse.fuse(before), part, config, checkpoint, weights.source)
         after = fuse.load_model(config, load_weights(part), out)
         report = dict(checkpoint=checkpoint, weights=str(weights.structure), source=weights.source, out=out)
-        report.update(_compare_on_data(config, before, after) if evaluate else {'input_size': DEFAULT_SIZE})
-        flips = report.get('changed_predictions', 0)
-        if flips > max_flips:
-            raise ValueError(
-                f'{flips} of {report["num_images"]} predictions changed (allowed {max_flips}); {out} is not written'
-            )
+        try:
+            found = _compare_on_data(config, before, after, max_flips) if evaluate else {'input_size': DEFAULT_SIZE}
+        except ValueError as error:
+            raise ValueError(f'{out} is not written: {error}') from error
+        report.update(found)
     for name, model in (('before', before), ('after', after)):
         report[f'params_{name}'] = cost.count_parameters(model)
         report[f'multiply_adds_{name}'] = cost.count_multiply_adds(model, report['input_size'])
         report[f'latency_ms_{name}'] = cost.latency(model, report['input_size'])
     if report_path:
-        write_text(json.dumps(report, indent=2) + '\n', report_path)
+        write_json(report, report_path)
     return report
 
 
-def _compare_on_data(config: Config, before: nn.Module, after: nn.Module) -> dict:
+def _compare_on_data(config: Config, before: nn.Module, after: nn.Module, max_flips: int | None) -> dict:
     loader = Runner.build_dataloader(config.test_dataloader)
     device = get_device()
     batches = compare.with_progress(loader, 'comparing predictions')
-    report = compare.compare(before.to(device), after.to(device), batches)
-    return dict(report, input_size=loader.dataset[0]['inputs'].shape[-1])
+    difference, accuracies = compare.compare(before.to(device), after.to(device), batches)
+    difference.check(max_flips)
+    return dict(
+        num_images=difference.num_images,
+        changed_predictions=difference.changed_predictions,
+        max_abs_logit_diff=difference.max_abs_diff,
+        max_rel_logit_diff=difference.max_rel_diff,
+        **accuracies,
+        input_size=loader.dataset[0]['inputs'].shape[-1],
+    )
 
 
 def show(report: dict, console: Console | None = None) -> None:

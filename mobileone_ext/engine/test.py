@@ -4,6 +4,7 @@ from mmengine.config import Config
 
 from ..checkpoints.load import Weights, load_strict
 from ..data.check import check_data
+from ..deploy.compare import refuse_not_finite
 from ..recipe.wrapper import unwrap
 from .runner import Runner
 
@@ -16,7 +17,7 @@ def evaluate(config: Config, weights: Weights, name: str) -> dict[str, float]:
         name: of the checkpoint, for messages.
 
     Raises:
-        ValueError: for missing data, or weights of another network.
+        ValueError: for missing data, weights of another network, or outputs that are NaN or infinite.
     """
     check_data(config, 'test_dataloader')
     config.model.backbone.deploy = weights.form == 'fused'
@@ -25,5 +26,6 @@ def evaluate(config: Config, weights: Weights, name: str) -> dict[str, float]:
     runner = Runner.from_cfg(config)
     model = unwrap(runner.model)
     load_strict(model, weights, name)
+    model.head.register_forward_hook(refuse_not_finite(name))
     metrics = runner.test()
     return {**metrics, 'num_images': len(runner.test_dataloader.dataset)}

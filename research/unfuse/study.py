@@ -22,7 +22,8 @@ from mobileone_ext.backbone import MobileOne
 from mobileone_ext.checkpoints.layouts import BACKBONE, HEAD
 from mobileone_ext.checkpoints.load import Weights
 from mobileone_ext.checkpoints.unfuse import unfuse
-from research.training import BATCH_SIZE, Images, append_row, fit, mean_and_std, new_head, predictions, read_rows, top1
+from mobileone_ext.deploy.compare import Difference
+from research.training import BATCH_SIZE, Images, append_row, fit, logits, mean_and_std, new_head, read_rows, top1
 
 ARMS = {
     'fused': dict(deploy=True),
@@ -51,8 +52,11 @@ def starting_points(weights: Weights, data: Images, image_size: int, num_images:
 def changed_predictions(backbones: dict[str, nn.Module], weights: Weights, data: Images, image_size: int) -> dict:
     """How many predictions of each arm differ from the fused network's, with the head of ``weights``."""
     head = weights.state[HEAD + 'weight'], weights.state[HEAD + 'bias']
-    predicted = {arm: predictions(backbone, head, data, image_size) for arm, backbone in backbones.items()}
-    return {arm: int((predicted[arm] != predicted['fused']).sum()) for arm in backbones}
+    found = {arm: logits(backbone, head, data, image_size) for arm, backbone in backbones.items()}
+    differences = {arm: Difference() for arm in backbones}
+    for arm, difference in differences.items():
+        difference.add(found['fused'], found[arm], ('fused', arm))
+    return {arm: difference.changed_predictions for arm, difference in differences.items()}
 
 
 def fine_tune(

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..compare import check_finite
 from . import rounding
 from .chain import Layer, in_chunks, layers_of
 from .equalization import channel_scales, divide_outputs, incoming_range, multiply_inputs, outgoing_range
@@ -94,7 +95,7 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
         images: normalized calibration images (N, C, H, W); no labels are needed.
 
     Raises:
-        ValueError: if ``options.keep`` names no layer.
+        ValueError: if ``options.keep`` names no layer, or a layer's outputs are NaN or infinite.
     """
     names = [layer.name for layer in layers_of(model)]
     for name in options.keep:
@@ -115,7 +116,7 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
         _add_grid(result, INPUT, images, images.new_ones(images.shape[1]), options)
     wanted, found = images, in_chunks(lambda x: result.rounded(INPUT, x), images)
     for layer, int8_layer, after in zip(convolutions, int8_convolutions, following):
-        linear = in_chunks(layer.linear, wanted)
+        linear = _finite(in_chunks(layer.linear, wanted), layer)
         is_int8 = layer.name not in options.keep
         if is_int8:
             inputs, outputs = _at_random_pixels(int8_layer, found, linear)
@@ -131,7 +132,7 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
     if head.name not in options.keep:
         wanted, found = wanted.mean((2, 3)), found.mean((2, 3))
         _add_grid(result, POOLED, found, _importance(head), options)
-        inputs, outputs = result.grids[POOLED].apply(found)[None], head.linear(wanted)[None]
+        inputs, outputs = result.grids[POOLED].apply(found)[None], _finite(head.linear(wanted), head)[None]
         _quantize_layer(result, int8_head, inputs, outputs, options)
     return result
 
@@ -155,7 +156,7 @@ def largest_activations(layers: Sequence[Layer], images: Tensor) -> list[Tensor]
     """The largest value of each channel (C,) behind every convolution."""
     largest, x = [], images
     for layer in layers[:-1]:
-        x = in_chunks(lambda chunk: layer.finish(layer.linear(chunk)), x)  # noqa: B023
+        x = _finite(in_chunks(lambda chunk: layer.finish(layer.linear(chunk)), x), layer)  # noqa: B023
         largest.append(x.amax((0, 2, 3)))
     return largest
 
@@ -194,6 +195,11 @@ def _quantize_layer(result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor,
         layer.linear.bias.copy_(rounding.fitted_bias(weight, stats))
     layer.linear.weight.copy_(weight.reshape(layer.linear.weight.shape))
     result.weight_scales[layer.name] = scales.flatten().float()
+
+
+def _finite(x: Tensor, layer: Layer) -> Tensor:
+    check_finite(x, f'the float network, at {layer.name},')
+    return x
 
 
 def _add_grid(result: Int8, name: str, x: Tensor, importance: Tensor, options: Options) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from ...data.check import check_data
 from ...data.images import find_images, spread
 from ...data.pixels import Normalize, Preprocessing, read_images
-from ...engine.runner import Runner
 from ...files import check_writable, write_atomically, write_text
 from .. import export
 from ..compare import top_accuracies, with_progress
