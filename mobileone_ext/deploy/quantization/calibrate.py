@@ -17,10 +17,12 @@ from . import rounding
 from .chain import Layer, in_chunks, layers_of
 from .equalization import channel_scales, divide_outputs, incoming_range, multiply_inputs, outgoing_range
 from .ranges import METHODS, Grid, choose_grid
+from .saturation import excess
 
 POSITIONS = 64  # pixels of each image that a layer's moments are taken at
 GRID_PIXELS = 14  # an activation's range is chosen on at most about this many rows and columns
 INPUT, POOLED = 'input', 'pooled'
+WEIGHT_BITS = (7, 8)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Options:
         compensate: least squares and compensated rounding instead of rounding to nearest; fits the bias too.
         ranges: of activations, one of ``METHODS``.
         ridge: holds least squares to the given weights, see rounding.py.
+        weight_bits: 8, or 7 for weights whose sums of products fit 16 bits, see saturation.py.
         keep: names of layers that stay in float.
     """
 
@@ -46,6 +49,7 @@ class Options:
     compensate: bool = True
     ranges: str = 'mse'
     ridge: float = 10.0
+    weight_bits: int = 7
     keep: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -53,6 +57,8 @@ class Options:
             raise ValueError(f'ranges={self.ranges!r}: allowed are {", ".join(METHODS)}')
         if not 0 <= self.balance <= 1:
             raise ValueError(f'balance={self.balance}: allowed is 0 .. 1')
+        if self.weight_bits not in WEIGHT_BITS:
+            raise ValueError(f'weight_bits={self.weight_bits}: allowed are {", ".join(map(str, WEIGHT_BITS))}')
 
 
 @dataclass
@@ -64,24 +70,38 @@ class Int8:
         weight_scales: (O,) by the layer's name; a layer that stays in float is absent.
         grids: of the activations that enter int8 layers: by the name of the layer that
             makes them, ``input``, ``pooled``, and ``NAME.linear`` for what enters an SE.
+        saturates: compute as a processor that adds pairs of products in 16 bits, see saturation.py.
     """
 
     model: nn.Module
     weight_scales: dict[str, Tensor] = field(default_factory=dict)
     grids: dict[str, Grid] = field(default_factory=dict)
+    saturates: bool = False
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, classes) for normalized images, as the int8 network gives them."""
         *convolutions, head = layers_of(self.model)
-        x = self.rounded(INPUT, images)
+        x, source = self.rounded(INPUT, images), INPUT
         for layer in convolutions:
-            x = self.block(layer, x)
-        return head.linear(self.rounded(POOLED, x.mean((2, 3))))
+            x, source = self.block(layer, x, source), layer.name
+        return self.linear(head, self.rounded(POOLED, x.mean((2, 3))), POOLED)
 
-    def block(self, layer: Layer, x: Tensor) -> Tensor:
-        """What a convolution and all that follows it makes of ``x``."""
-        return self.rounded(layer.name, layer.finish(self.rounded(f'{layer.name}.linear', layer.linear(x))))
+    def block(self, layer: Layer, x: Tensor, source: str) -> Tensor:
+        """What a convolution and all that follows it makes of ``x``, which lies on the grid called ``source``."""
+        linear = self.rounded(f'{layer.name}.linear', self.linear(layer, x, source))
+        return self.rounded(layer.name, layer.finish(linear))
+
+    def linear(self, layer: Layer, x: Tensor, source: str) -> Tensor:
+        """What ``layer`` alone makes of ``x``."""
+        outputs = layer.linear(x)
+        if not self.saturates or layer.is_depthwise or layer.name not in self.weight_scales:
+            return outputs
+        grid, scales = self.grids[source], self.weight_scales[layer.name]
+        # Padding is a real zero, which the grid has at its zero point.
+        integers = layer.patches(x / grid.scale).round() + grid.zero_point
+        lost = excess(integers, (layer.grouped_weight()[0] / scales[:, None]).round()) * (grid.scale * scales)
+        return outputs - (lost if x.dim() == 2 else lost.unflatten(0, (len(x), *outputs.shape[2:])).movedim(-1, 1))
 
     def rounded(self, name: str, x: Tensor) -> Tensor:
         return self.grids[name].apply(x) if name in self.grids else x
@@ -114,7 +134,7 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
     following = [*convolutions[1:], head]
     if names[0] not in options.keep:
         _add_grid(result, INPUT, images, images.new_ones(images.shape[1]), options)
-    wanted, found = images, in_chunks(lambda x: result.rounded(INPUT, x), images)
+    wanted, found, source = images, in_chunks(lambda x: result.rounded(INPUT, x), images), INPUT
     for layer, int8_layer, after in zip(convolutions, int8_convolutions, following):
         linear = _finite(in_chunks(layer.linear, wanted), layer)
         is_int8 = layer.name not in options.keep
@@ -125,7 +145,8 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
         if layer.has_se and is_int8:
             made = in_chunks(int8_layer.linear, found)
             _add_grid(result, f'{layer.name}.linear', made, made.new_ones(made.shape[1]), options)
-        found = in_chunks(lambda x: result.block(int8_layer, x), found)  # noqa: B023
+        found = in_chunks(lambda x: result.block(int8_layer, x, source), found)  # noqa: B023
+        source = layer.name
         if is_int8 if after is head else after.name not in options.keep:
             _add_grid(result, layer.name, found, _importance(after), options)
             found = in_chunks(result.grids[layer.name].apply, found)
@@ -184,16 +205,17 @@ def _quantize_layer(result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor,
     """Put ``layer``'s weights on a grid, given samples of its inputs (G, n, I) and the wanted outputs (G, n, O)."""
     stats = rounding.moments(inputs, outputs)
     weight = layer.grouped_weight().double()
+    in_pairs = options.weight_bits == 7 and not layer.is_depthwise
     if options.compensate:
         weight = rounding.least_squares(weight, stats, options.ridge)
-        scales = rounding.choose_scales(weight, stats.inputs, options.per_channel)
-        weight = rounding.round_with_compensation(weight, stats.inputs, scales)
+        scales = rounding.choose_scales(weight, stats.inputs, options.per_channel, in_pairs)
+        weight = rounding.round_with_compensation(weight, stats.inputs, scales, in_pairs)
     else:
-        scales = rounding.choose_scales(weight, stats.inputs, options.per_channel, clips=(1.0,))
-        weight = rounding.to_grid(weight, scales[..., None])
+        scales = rounding.choose_scales(weight, stats.inputs, options.per_channel, in_pairs, clips=(1.0,))
+        weight = rounding.to_grid(weight, scales, in_pairs)
     if options.correct_bias or options.compensate:
         layer.linear.bias.copy_(rounding.fitted_bias(weight, stats))
-    layer.linear.weight.copy_(weight.reshape(layer.linear.weight.shape))
+    layer.load_grouped_weight(weight)
     result.weight_scales[layer.name] = scales.flatten().float()
 
 
@@ -229,9 +251,9 @@ def _at_random_pixels(layer: Layer, x: Tensor, outputs: Tensor) -> tuple[Tensor,
     size = conv.kernel_size[0]
     offsets = [(row * conv.dilation[0], column * conv.dilation[0]) for row in range(size) for column in range(size)]
     patches = [padded[index, :, rows * conv.stride[0] + r, columns * conv.stride[0] + c] for r, c in offsets]
-    patches = torch.stack([patch.flatten(0, 1) for patch in patches], -1)  # (n, C, K * K)
+    patches = torch.stack([patch.flatten(0, 1) for patch in patches], 1)  # (n, K * K, C)
     if layer.is_depthwise:
-        return patches.transpose(0, 1), outputs.t()[:, :, None]
+        return patches.permute(2, 0, 1), outputs.t()[:, :, None]
     return patches.flatten(1)[None], outputs[None]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...block import MobileOneBlock
@@ -36,9 +37,28 @@ class Layer:
         return getattr(self.linear, 'groups', 1) > 1
 
     def grouped_weight(self) -> Tensor:
-        """The weight as (G, O, I)."""
+        """The weight as (G, O, I), inputs in the order in which kernels add them up: row, column, channel."""
         weight = self.linear.weight
-        return weight.flatten(2) if self.is_depthwise else weight.flatten(1)[None]
+        return weight.flatten(2) if self.is_depthwise else weight.movedim(1, -1).flatten(1)[None]
+
+    @torch.no_grad()
+    def load_grouped_weight(self, grouped: Tensor) -> None:
+        """The inverse of :meth:`grouped_weight`."""
+        weight = self.linear.weight
+        if self.is_depthwise:
+            weight.copy_(grouped.reshape(weight.shape))
+        else:
+            weight.copy_(grouped.reshape(weight.movedim(1, -1).shape).movedim(-1, 1))
+
+    def patches(self, x: Tensor) -> Tensor:
+        """What each output pixel of a dense layer sees of ``x`` (N, C, H, W) or (N, C): (P, I), in the same order."""
+        if isinstance(self.linear, nn.Linear):
+            return x
+        conv = self.linear
+        if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0):
+            return x.movedim(1, -1).flatten(0, 2)
+        unfolded = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # (N, C * K * K, L)
+        return unfolded.unflatten(1, (conv.in_channels, -1)).permute(0, 3, 2, 1).flatten(2).flatten(0, 1)
 
 
 def layers_of(model: nn.Module) -> list[Layer]:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .saturation import PAIR_LIMIT, neighbors_sum
+
 LEVELS = 127  # symmetric int8: -127 .. 127
 DAMPING = 0.01  # of the mean diagonal, as in GPTQ
 OUTLIER = 4  # times the median energy of a layer's samples; what has more counts no more than this
@@ -69,19 +71,41 @@ def fitted_bias(weight: Tensor, stats: Moments) -> Tensor:
     return (stats.mean_out - stats.mean_in @ weight.transpose(1, 2)).flatten()
 
 
-def to_grid(weight: Tensor, scales: Tensor) -> Tensor:
-    """``weight`` rounded to multiples of ``scales`` within the int8 range."""
-    return (weight / scales).round().clamp(-LEVELS, LEVELS) * scales
+def to_grid(weight: Tensor, scales: Tensor, in_pairs: bool = False) -> Tensor:
+    """``weight`` rounded to multiples of ``scales`` that int8 holds; in pairs, neighbors share ``PAIR_LIMIT``."""
+    rounded, before = torch.empty_like(weight), None
+    if not in_pairs:
+        return (weight / scales[..., None]).round().clamp(-LEVELS, LEVELS) * scales[..., None]
+    for column in range(weight.shape[2]):
+        before = round_column(weight[:, :, column] / scales, before)
+        rounded[:, :, column] = before * scales
+    return rounded
 
 
-def choose_scales(weight: Tensor, second_moments: Tensor, per_channel: bool, clips=CLIPS) -> Tensor:
-    """The scales (G, O), out of some that clip the largest weights, whose rounding disturbs the outputs least."""
-    largest = weight.abs().amax(2)
-    largest = (largest if per_channel else largest.max().expand_as(largest)).clamp_min(1e-10)
+def round_column(column: Tensor, before: Tensor | None = None) -> Tensor:
+    """Integers for a column (G, O), each small enough for its neighbor in the column ``before`` if there is one."""
+    low, high = torch.full_like(column, -LEVELS), torch.full_like(column, LEVELS)
+    if before is not None:
+        low, high = low.maximum(-PAIR_LIMIT - before.clamp_max(0)), high.minimum(PAIR_LIMIT - before.clamp_min(0))
+    return column.round().clamp(low, high)
+
+
+def choose_scales(
+    weight: Tensor, second_moments: Tensor, per_channel: bool, in_pairs: bool = False, clips=CLIPS
+) -> Tensor:
+    """The scales (G, O), out of some that clip the largest weights, whose rounding disturbs the outputs least.
+
+    Args:
+        in_pairs: as in :func:`to_grid`; what counts is then the largest sum of two neighbors too.
+    """
+    smallest = weight.abs().amax(2) / LEVELS
+    if in_pairs:
+        smallest = smallest.maximum(neighbors_sum(weight) / PAIR_LIMIT)
+    smallest = (smallest if per_channel else smallest.max().expand_as(smallest)).clamp_min(1e-12)
     best_scales, best_error = None, None
     for clip in clips:
-        scales = largest * clip / LEVELS
-        change = to_grid(weight, scales[..., None]) - weight
+        scales = smallest * clip
+        change = to_grid(weight, scales, in_pairs) - weight
         error = ((change @ second_moments) * change).sum(2)
         if not per_channel:
             error = error.sum().expand_as(error)
@@ -94,13 +118,15 @@ def choose_scales(weight: Tensor, second_moments: Tensor, per_channel: bool, cli
     return best_scales
 
 
-def round_with_compensation(weight: Tensor, second_moments: Tensor, scales: Tensor) -> Tensor:
-    """``weight`` on the grid of ``scales``, its outputs' squared error kept small by GPTQ."""
+def round_with_compensation(weight: Tensor, second_moments: Tensor, scales: Tensor, in_pairs: bool = False) -> Tensor:
+    """``weight`` on the grid of ``scales`` as by :func:`to_grid`, its outputs' squared error kept small by GPTQ."""
     factor = torch.linalg.cholesky(damped(second_moments, DAMPING))
     upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
-    left, rounded = weight.clone(), torch.empty_like(weight)
+    left, rounded, before = weight.clone(), torch.empty_like(weight), None
     for column in range(weight.shape[2]):
-        rounded[:, :, column] = to_grid(left[:, :, column], scales)
+        integers = round_column(left[:, :, column] / scales, before)
+        before = integers if in_pairs else None
+        rounded[:, :, column] = integers * scales
         error = (left[:, :, column] - rounded[:, :, column]) / upper[:, None, column, column]
         left[:, :, column:] -= error[:, :, None] * upper[:, None, column, column:]
     return rounded
