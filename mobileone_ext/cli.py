@@ -106,6 +106,18 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every exported file has: ``--opset``, ``--size``, ``--normalize`` and ``--softmax``."""
+    from .deploy import DEFAULT_OPSET, DEFAULT_SIZE
+
+    parser.add_argument('--opset', type=int, default=DEFAULT_OPSET, help='of the ONNX file, 13 .. 21 (%(default)s)')
+    parser.add_argument(
+        '--size', type=int, default=DEFAULT_SIZE, help='height and width of the images in pixels (%(default)s)'
+    )
+    parser.add_argument('--normalize', action='store_true', help='take pixels 0..255: normalization inside the file')
+    parser.add_argument('--softmax', action='store_true', help='return probabilities instead of logits')
+
+
 def add_launcher_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--launcher``, and accept the ``--local-rank`` that some launchers pass."""
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')

@@ -72,7 +72,7 @@ def fit(
                 continue
             images = train.batch(part, transform).contiguous(memory_format=memory_format)
             loss = F.cross_entropy(classify(backbone, head, images), train.labels[part])
-            if not math.isfinite(loss):
+            if not loss.isfinite():
                 raise ValueError(f'the loss is {loss.item()} at step {len(losses) + 1} with lr {lr:g}; a smaller one?')
             optimizer.zero_grad()
             loss.backward()

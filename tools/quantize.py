@@ -12,6 +12,14 @@ def parse_args():
     parser.add_argument('out', help='the int8 ONNX file to write')
     parser.add_argument('--calib', metavar='DIR', required=True, help='calibration images, not those to be measured on')
     parser.add_argument('--num-calib', type=int, default=200, metavar='N', help='how many of them, spread evenly (200)')
+    parser.add_argument(
+        '--weight-bits',
+        type=int,
+        default=7,
+        metavar='N',
+        help='7: two neighboring weights share 8 bits, so that sums of products fit 16 bits and the file computes the '
+        'same on every processor; 8: for those that add in 32 bits (x86 with VNNI, Arm) (7)',
+    )
     parser.add_argument('--per-tensor', action='store_true', help='one weight scale for each layer, not each channel')
     parser.add_argument('--no-equalize', action='store_true', help='leave the ranges of channels as they are')
     parser.add_argument('--balance', type=float, default=0.5, help='of equalization: 1 activations .. 0 weights (0.5)')
@@ -21,10 +29,7 @@ def parse_args():
     parser.add_argument('--ranges', default='mse', help='of activations: minmax, percentile or mse (mse)')
     parser.add_argument('--keep', nargs='+', default=[], metavar='LAYER', help='layers that stay in float')
     parser.add_argument('--sensitivity', action='store_true', help='print what each layer costs when it alone is int8')
-    parser.add_argument('--opset', type=int, default=17, help='of the ONNX file, 13 .. 21 (17)')
-    parser.add_argument('--size', type=int, default=224, help='height and width of the images in pixels (224)')
-    parser.add_argument('--normalize', action='store_true', help='take pixels 0..255: normalization inside the file')
-    parser.add_argument('--softmax', action='store_true', help='return probabilities instead of logits')
+    cli.add_file_arguments(parser)
     parser.add_argument('--evaluate', action='store_true', help="measure float and int8 on the config's test set")
     parser.add_argument('--steps', action='store_true', help='measure what each step is worth as well')
     parser.add_argument('--report', metavar='JSON', help='write what was measured to this file')
@@ -34,6 +39,7 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
+    from mobileone_ext.deploy import export
     from mobileone_ext.deploy.quantization import quantize as pipeline
     from mobileone_ext.deploy.quantization.calibrate import Options
 
@@ -46,8 +52,23 @@ def main():
         compensate=not args.round_to_nearest,
         ranges=args.ranges,
         keep=tuple(args.keep),
+        weight_bits=args.weight_bits,
     )
-    pipeline.run(config, args, options)
+    pipeline.run(
+        config,
+        args.checkpoint,
+        args.out,
+        args.calib,
+        args.num_calib,
+        options,
+        export.FileOptions(args.size, args.opset, args.normalize, args.softmax),
+        ema=args.ema,
+        trust=args.trust_checkpoint,
+        measure_layers=args.sensitivity,
+        evaluate=args.evaluate or args.steps,
+        measure_steps=args.steps,
+        report_path=args.report,
+    )
 
 
 if __name__ == '__main__':

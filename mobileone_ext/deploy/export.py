@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,13 +22,30 @@ from ..data.images import find_images
 from ..data.pixels import Normalize, Preprocessing, in_batches, read_images
 from ..files import check_writable
 from ..provenance import origin
-from . import fuse
+from . import DEFAULT_OPSET, DEFAULT_SIZE, fuse
 from .compare import Difference
 from .runtime import Network
 
 SUFFIX = {'onnx': '.onnx', 'torchscript': '.pt', 'openvino': '.xml', 'coreml': '.mlpackage'}
 OPSETS = range(13, 22)
 TOLERANCE = 1e-4  # of the largest output
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What a deployed file takes and returns.
+
+    Attributes:
+        size: height and width of the images in pixels.
+        opset: of an ONNX file, one of ``OPSETS``.
+        normalize: takes pixels 0 .. 255, normalization inside.
+        softmax: returns probabilities instead of logits.
+    """
+
+    size: int = DEFAULT_SIZE
+    opset: int = DEFAULT_OPSET
+    normalize: bool = False
+    softmax: bool = False
 
 
 class DeployNet(nn.Module):
@@ -83,8 +101,8 @@ def export(
     net: nn.Module,
     out: str | Path,
     form: str,
-    size: int = 224,
-    opset: int = 17,
+    size: int = DEFAULT_SIZE,
+    opset: int = DEFAULT_OPSET,
     dynamic_batch: bool = True,
     metadata: dict[str, str] | None = None,
     check: Callable[[Path], object] | None = None,
@@ -119,7 +137,7 @@ def export(
     return report
 
 
-def check_request(out: str | Path, form: str, opset: int = 17) -> None:
+def check_request(out: str | Path, form: str, opset: int = DEFAULT_OPSET) -> None:
     """Raise ValueError or OSError for what :func:`export` could not do; called before the work."""
     if form not in SUFFIX:
         raise ValueError(f'format {form!r} is not supported; allowed are {", ".join(SUFFIX)}')

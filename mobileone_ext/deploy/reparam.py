@@ -10,9 +10,7 @@ from torch import nn
 from ..checkpoints.load import load_weights
 from ..data.check import check_data
 from ..files import check_writable, write_atomically, write_json
-from . import compare, cost, fuse
-
-DEFAULT_SIZE = 224  # pixels, where no image tells
+from . import DEFAULT_SIZE, compare, cost, fuse
 
 
 def convert(

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import data_options
+from conftest import data_options, only_line
 from mmengine.config import Config
 
 from mobileone_ext import (
@@ -16,6 +16,7 @@ from mobileone_ext import (
 from mobileone_ext.deploy import export, fuse
 from mobileone_ext.deploy.quantization import quantize as pipeline
 from mobileone_ext.deploy.quantization import rounding
+from mobileone_ext.deploy.quantization.agreement import SUMS_FIT
 from mobileone_ext.deploy.quantization.calibrate import (
     Int8,
     Options,
@@ -146,9 +147,9 @@ def test_compensated_rounding_beats_rounding_to_nearest():
     x, y, weight = samples(inputs=12, outputs=8)
     moments = rounding.moments(x, y).inputs
     scales = weight.abs().amax(2) / 7
-    nearest = rounding.to_grid(weight, scales[..., None])
+    nearest = rounding.to_grid(weight, scales)
     rounded = rounding.round_with_compensation(weight, moments, scales)
-    torch.testing.assert_close(rounded, rounding.to_grid(rounded, scales[..., None]))
+    torch.testing.assert_close(rounded, rounding.to_grid(rounded, scales))
 
     def error(candidate):
         change = candidate - weight
@@ -299,6 +300,7 @@ def test_quantizing_leaves_the_model_alone():
     [
         (dict(ranges='kl'), 'minmax, percentile, mse'),
         (dict(balance=2.0), r'0 \.\. 1'),
+        (dict(weight_bits=6), '7, 8'),
         (dict(keep=('backbone.stage9',)), r"'backbone\.stage9'.*head\.fc"),
     ],
 )
@@ -325,12 +327,13 @@ def test_unrounded_network_simulates_itself():
         (('--no-bias-correction',), dict(correct_bias=False)),
         (('--round-to-nearest',), dict(compensate=False)),
         (('--ranges', 'percentile'), dict(ranges='percentile')),
+        (('--weight-bits', 8), dict(weight_bits=8)),
         (('--keep', 'head.fc', 'backbone.stage0'), dict(keep=('head.fc', 'backbone.stage0'))),
     ],
 )
 def test_switches_of_the_tool(flags, expected, run_tool, monkeypatch):
     seen = []
-    monkeypatch.setattr(pipeline, 'run', lambda config, args, options: seen.append(options))
+    monkeypatch.setattr(pipeline, 'run', lambda config, src, out, calib, n, options, file, **more: seen.append(options))
     code, text = run_tool('quantize', 'tests/configs/tiny_digits.py', 'in.pth', 'out.onnx', '--calib', '.', *flags)
     assert (code, seen) == (0, [Options(**expected)]), text
 
@@ -356,8 +359,15 @@ def test_tool_on_digits(digits, run_tool, tmp_path):
     assert [row['name'] for row in report['accuracy']] == names
     assert report['accuracy'][-1]['flips'] < 0.05 * report['accuracy'][-1]['num_images']
     assert 'head.fc' not in dict(report['sensitivity'])
-    assert open_network(tmp_path / 'int8.onnx').metadata['precision'] == 'int8'
+    metadata = open_network(tmp_path / 'int8.onnx').metadata
+    assert (metadata['precision'], metadata['sums']) == ('int8', SUMS_FIT)
+    assert 'on this machine the file computes what was calibrated' in text and SUMS_FIT in text
+    assert report['agreement']['num_images'] == 40 and report['agreement']['fits_16_bits']
 
+    code, text = run_tool('quantize', *arguments[:3], '--calib', calibration, '--num-calib', 4, *options)
+    assert code == 1 and only_line(text).endswith(
+        "--size 224: the config's test pipeline gives images of 32 x 32 pixels"
+    )
     code, text = run_tool('quantize', *arguments, '--calib', calibration, '--num-calib', 10**6, *options)
     assert (code, text.count('\n')) == (1, 1)
     assert '--num-calib asks for 1000000' in text

@@ -17,7 +17,7 @@ from . import rounding
 from .chain import Layer, in_chunks, layers_of
 from .equalization import channel_scales, divide_outputs, incoming_range, multiply_inputs, outgoing_range
 from .ranges import METHODS, Grid, choose_grid
-from .saturation import excess
+from .saturation import PAIR_LIMIT, excess, neighbors_sum
 
 POSITIONS = 64  # pixels of each image that a layer's moments are taken at
 GRID_PIXELS = 14  # an activation's range is chosen on at most about this many rows and columns
@@ -102,6 +102,16 @@ class Int8:
         integers = layer.patches(x / grid.scale).round() + grid.zero_point
         lost = excess(integers, (layer.grouped_weight()[0] / scales[:, None]).round()) * (grid.scale * scales)
         return outputs - (lost if x.dim() == 2 else lost.unflatten(0, (len(x), *outputs.shape[2:])).movedim(-1, 1))
+
+    @property
+    def fits_16_bits(self) -> bool:
+        """Whether no pair of products can leave 16 bits, so that every processor computes the same."""
+        for layer in layers_of(self.model):
+            if layer.name in self.weight_scales and not layer.is_depthwise:
+                integers = (layer.grouped_weight()[0] / self.weight_scales[layer.name][:, None]).round()
+                if not neighbors_sum(integers).max() <= PAIR_LIMIT:
+                    return False
+        return True
 
     def rounded(self, name: str, x: Tensor) -> Tensor:
         return self.grids[name].apply(x) if name in self.grids else x

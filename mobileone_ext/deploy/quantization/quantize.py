@@ -1,8 +1,7 @@
 """What tools/quantize.py does: read images, quantize, write the ONNX file, measure it."""
 
-import argparse
 import dataclasses
-import json
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -19,49 +18,82 @@ from torch import Tensor, nn
 from ...data.check import check_data
 from ...data.images import find_images, spread
 from ...data.pixels import Normalize, Preprocessing, read_images
-from ...files import check_writable, write_atomically, write_text
+from ...files import check_writable, write_atomically, write_json
 from .. import export
-from ..compare import top_accuracies, with_progress
+from ..compare import Difference, top_accuracies, with_progress
 from ..runtime import Network, open_network
+from . import agreement
+from .agreement import SUMS_FIT, SUMS_OVERFLOW
 from .calibrate import Int8, Options, quantize, sensitivity
 from .qdq import insert_qdq
 
 
-def run(config: Config, args: argparse.Namespace, options: Options) -> None:
-    """Quantize ``args.checkpoint`` with the images of ``args.calib`` into ``args.out``.
+def run(
+    config: Config,
+    checkpoint: str,
+    out: str,
+    calib: str,
+    num_calib: int,
+    options: Options,
+    file: export.FileOptions,
+    ema: str = 'auto',
+    trust: bool = False,
+    measure_layers: bool = False,
+    evaluate: bool = False,
+    measure_steps: bool = False,
+    report_path: str | None = None,
+) -> None:
+    """Quantize ``checkpoint`` with ``num_calib`` images from ``calib`` into the ONNX file ``out``.
+
+    Args:
+        ema, trust: as in :func:`mobileone_ext.checkpoints.load_weights`.
+        measure_layers: what each layer costs alone.
+        evaluate: measure float and int8 on the config's test set.
+        measure_steps: there, each step from plain quantization to ``options`` as well.
+        report_path: where to write all of it as JSON.
 
     Raises:
         ValueError, OSError: for what cannot be read, written or quantized; nothing is left half-written.
     """
-    export.check_request(args.out, 'onnx', args.opset)
-    if args.report:
-        check_writable(args.report)
-    if args.evaluate or args.steps:
+    export.check_request(out, 'onnx', file.opset)
+    if report_path:
+        check_writable(report_path)
+    if evaluate:
         check_data(config, 'test_dataloader')
-    model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
-    images, skipped = read_calibration(config, args.calib, args.num_calib)
+    model = export.load_fused(config, checkpoint, ema, trust)
+    images, skipped = read_calibration(config, calib, num_calib)
+    if images.shape[2:] != (file.size, file.size):
+        height, width = images.shape[2:]
+        raise ValueError(f"--size {file.size}: the config's test pipeline gives images of {height} x {width} pixels")
     for message in skipped:
         print(f'skipped {message}')
-    print(f'{len(images)} calibration images from {args.calib}, {len(skipped)} skipped')
+    print(f'{len(images)} calibration images from {calib}, {len(skipped)} skipped')
 
     report = dict(options=vars(options), num_calib=len(images))
-    if args.sensitivity:
+    if measure_layers:
         report['sensitivity'] = sensitivity(model, images[::2], options, images[1::2])
         show_sensitivity(report['sensitivity'])
-    with write_atomically(args.out) as part:
-        write(config, quantize(model, images, options), part, args)
-    print(f'{args.out}: written')
-    if args.evaluate or args.steps:
+    int8 = quantize(model, images, options)
+    with write_atomically(out) as part:
+        write(config, checkpoint, int8, part, file)
+        # The runtime goes by the suffix.
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, 'int8.onnx')
+            shutil.copyfile(part, copy)
+            report['agreement'] = agreement.measure(model, int8, open_network(copy), images, Normalize(config), file)
+    print(f'{out}: written')
+    print(agreement.describe(report['agreement']))
+    if evaluate:
         with tempfile.TemporaryDirectory() as folder:
             networks = {}
-            for name, partial in steps_to(options) if args.steps else ():
-                write(config, quantize(model, images, partial), Path(folder, f'{name}.onnx'), args)
+            for name, partial in steps_to(options) if measure_steps else ():
+                write(config, checkpoint, quantize(model, images, partial), Path(folder, f'{name}.onnx'), file)
                 networks[name] = open_network(Path(folder, f'{name}.onnx'))
-            networks['int8'] = open_network(args.out)
-            report['accuracy'] = evaluate(config, model, networks, args.normalize)
+            networks['int8'] = open_network(out)
+            report['accuracy'] = measure_accuracy(config, model, networks, file.normalize)
         show_accuracy(report['accuracy'])
-    if args.report:
-        write_text(json.dumps(report, indent=2) + '\n', args.report)
+    if report_path:
+        write_json(report, report_path)
 
 
 def steps_to(options: Options) -> Iterator[tuple[str, Options]]:
@@ -90,23 +122,28 @@ def read_calibration(config: Config, folder: str, count: int) -> tuple[Tensor, l
     pixels = [image for _, image in read_images(config, spread(files, count), skipped)]
     if not pixels:
         raise ValueError(f'{folder}: none of {count} files is a readable image')
+    sizes = {tuple(image.shape[1:]) for image in pixels}
+    if len(sizes) > 1:
+        raise ValueError(f"{folder}: the config's test pipeline gives images of several sizes: {sorted(sizes)[:4]}")
     return Normalize(config)(torch.stack(pixels)), skipped
 
 
-def write(config: Config, int8: Int8, path: Path, args: argparse.Namespace) -> None:
-    """Write the ONNX file of ``int8``."""
-    net = export.DeployNet(int8.model, Normalize(config) if args.normalize else None, args.softmax)
-    image = torch.zeros(2, net.backbone.in_channels, args.size, args.size)
+def write(config: Config, checkpoint: str, int8: Int8, path: Path, file: export.FileOptions) -> None:
+    """Write the ONNX file of ``int8``, made of ``checkpoint``."""
+    net = export.DeployNet(int8.model, Normalize(config) if file.normalize else None, file.softmax)
+    image = torch.zeros(2, net.backbone.in_channels, file.size, file.size)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporter announces its successor
-        proto = insert_qdq(export.onnx_proto(net, image, args.opset, dynamic_batch=True), int8)
-    classes = getattr(int8.model, 'classes', None)
-    metadata = export.file_metadata(config, args.checkpoint, args.normalize, args.softmax, classes)
-    export.write_onnx(proto, path, {**metadata, 'precision': 'int8'})
+        proto = insert_qdq(export.onnx_proto(net, image, file.opset, dynamic_batch=True), int8)
+    metadata = export.file_metadata(
+        config, checkpoint, file.normalize, file.softmax, getattr(int8.model, 'classes', None)
+    )
+    sums = SUMS_FIT if int8.fits_16_bits else SUMS_OVERFLOW
+    export.write_onnx(proto, path, {**metadata, 'precision': 'int8', 'sums': sums})
 
 
 @torch.no_grad()
-def evaluate(
+def measure_accuracy(
     config: Config, model: nn.Module, networks: dict[str, Network], normalized_inside: bool = False
 ) -> list[dict]:
     """Float model and int8 files on the config's test set: rows with ``name``, ``top1``, ``top5`` (percent),
@@ -124,12 +161,14 @@ def evaluate(
             found = network((pixels if normalized_inside else images).numpy())
             outputs[name].append(torch.from_numpy(np.array(found)))
         labels.extend(sample.gt_label for sample in batch['data_samples'])
-    labels, expected = torch.cat(labels), torch.cat(outputs['float']).argmax(1)
+    labels, expected = torch.cat(labels), torch.cat(outputs['float'])
     rows = []
     for name, parts in outputs.items():
         found = torch.cat(parts)
         top1, top5 = top_accuracies(found, labels)
-        flips = int((found.argmax(1) != expected).sum())
+        difference = Difference()
+        difference.add(expected, found, ('the float network', name))
+        flips = difference.changed_predictions
         rows.append(dict(name=name, top1=top1, top5=top5, flips=flips, num_images=len(labels)))
     return rows
 

@@ -1,0 +1,96 @@
+"""Does a written int8 file compute what was measured: on this processor, and on one that adds in 16 bits?"""
+
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..compare import Difference, check_finite
+from ..export import FileOptions
+from ..runtime import Network
+from .calibrate import Int8
+from .chain import in_chunks
+
+IMAGES = 50  # are enough: saturation changes the outputs of every image
+# Kullback-Leibler divergence from the simulation. Values half-way between two steps fall to either side, which alone
+# makes about a third of what int8 differs from float by; saturation makes ten times as much as that.
+LEAST_DIVERGENCE = 1e-3
+SUMS_FIT = 'every pair of products fits 16 bits: the same on all processors'
+SUMS_OVERFLOW = 'for processors that add in 32 bits (x86 with VNNI, Arm)'
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module, int8: Int8, network: Network, images: Tensor, normalize: nn.Module, file: FileOptions
+) -> dict:
+    """How far the file and a processor that saturates are from the simulation in exact integers.
+
+    Args:
+        model: the float network; network: the written file, opened on this machine.
+        images: normalized calibration images, of which some are taken.
+
+    Returns:
+        ``num_images``; ``fits_16_bits``; ``int8``, ``file`` and ``saturating``: a dict each of ``flips`` and
+        ``divergence``, the first from the float network, the others from the simulation.
+    """
+    images = images[:: max(1, len(images) // IMAGES)][:IMAGES]
+
+    def run_file(chunk: Tensor) -> Tensor:
+        pixels = chunk * normalize.std + normalize.mean if file.normalize else chunk
+        return torch.from_numpy(np.array(network(pixels.numpy())))
+
+    exact = in_chunks(int8, images)
+    found = in_chunks(run_file, images)
+    check_finite(found, 'the int8 file')
+    saturating = exact
+    if not int8.fits_16_bits:
+        saturating = in_chunks(dataclasses.replace(int8, saturates=True), images)
+    return dict(
+        num_images=len(images),
+        fits_16_bits=int8.fits_16_bits,
+        int8=_apart(in_chunks(model, images).log_softmax(1), exact.log_softmax(1)),
+        file=_apart(exact.log_softmax(1), found.log() if file.softmax else found.log_softmax(1)),
+        saturating=_apart(exact.log_softmax(1), saturating.log_softmax(1)),
+    )
+
+
+def _apart(expected: Tensor, found: Tensor) -> dict:
+    """Flips and mean divergence of log-probabilities."""
+    difference = Difference()
+    difference.add(expected.exp(), found.exp())
+    found = found.clamp_min(-100)  # a probability that is 0 in float32
+    divergence = F.kl_div(found, expected, log_target=True, reduction='batchmean')
+    return dict(flips=difference.changed_predictions, divergence=float(divergence))
+
+
+def differs(found: dict, name: str) -> bool:
+    """Whether ``file`` or ``saturating`` of :func:`measure` is another network than the one simulated."""
+    return not found[name]['divergence'] <= max(found['int8']['divergence'], LEAST_DIVERGENCE)
+
+
+def describe(found: dict) -> str:
+    """Lines for the console."""
+    count = found['num_images']
+
+    def figures(name: str) -> str:
+        return f'{found[name]["flips"]} of {count} predictions flip, divergence {found[name]["divergence"]:.4f}'
+
+    lines = []
+    if differs(found, 'file'):
+        lines.append(
+            f'WARNING: on this machine the file does not compute what was calibrated ({figures("file")}; '
+            f'int8 alone: {found["int8"]["divergence"]:.4f})'
+        )
+    else:
+        lines.append(f'on this machine the file computes what was calibrated ({figures("file")})')
+    if found['fits_16_bits']:
+        lines.append(SUMS_FIT)
+    else:
+        verdict = 'it is another network' if differs(found, 'saturating') else 'it loses little here'
+        lines.append(
+            f'{SUMS_OVERFLOW}: on x86 processors without VNNI {verdict} ({figures("saturating")}); '
+            '--weight-bits 7 is the same on all'
+        )
+    return '\n'.join(lines)
