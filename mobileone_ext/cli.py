@@ -1,9 +1,8 @@
 """What every tool shares: the config it reads, and how it reports a user's mistake."""
 
 import argparse
-import difflib
-import inspect
 import logging
+import math
 import os
 import sys
 import warnings
@@ -11,17 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 TRACEBACK_VARIABLE = 'MOBILEONE_TRACEBACK'
-
-# Keys that Config.fromfile reads, or the Runner from its `cfg`, beside the Runner's arguments.
-_KEYS_BESIDE_RUNNER = {
-    'activation_checkpointing',
-    'compile',
-    'custom_imports',
-    'efficient_conv_bn_eval',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'sync_bn',
-}
 
 
 def home() -> Path:
@@ -47,11 +35,11 @@ def run(main: Callable[[], int | None]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        print(f'error: {_one_line(error)}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         sys.exit(1)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The message of ``error``; where a loader's worker wrapped it in a traceback, the innermost one."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if 'Traceback' not in str(error):
@@ -70,6 +58,33 @@ def silence_imports() -> None:
     warnings.filterwarnings('ignore', category=FutureWarning)
     # A CUDA toolkit without a GPU, found while mmengine lists the environment.
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
+
+
+def count(text: str) -> int:
+    """The type of an option that is 0, 1, 2 ..."""
+    return _at_least(0, text)
+
+
+def positive(text: str) -> int:
+    """The type of an option that is 1, 2, 3 ..."""
+    return _at_least(1, text)
+
+
+def _at_least(smallest: int, text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < smallest:
+        raise argparse.ArgumentTypeError(f'{text!r}: a whole number from {smallest} on is needed')
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """The type of an option that is a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f'{text!r}: a number above 0 is needed')
+    return value
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,36 +140,7 @@ def add_launcher_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(path: str, options: dict | None = None):
-    """The mmengine ``Config`` at ``path`` with ``options`` merged in; its scope becomes the default.
+    """See :func:`mobileone_ext.config.load_config`, which is imported when it is needed: ``--help`` is not."""
+    from . import config
 
-    Raises:
-        ValueError: for a top-level key that nothing reads, or an option that
-            does not fit; OSError if there is no such file.
-    """
-    from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-
-    path = installed(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'{path}: no such config file')
-    config = Config.fromfile(path)
-    if options:
-        config.merge_from_dict(options)
-    check_keys_are_read(config)
-    init_default_scope(config.get('default_scope', 'mmpretrain'))
-    return config
-
-
-def check_keys_are_read(config) -> None:
-    """Raise ValueError for a top-level key that neither the Runner nor a tool reads.
-
-    mmengine ignores such a key, so a slip of the pen would train something else.
-    """
-    from mmengine.runner import Runner
-
-    known = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | _KEYS_BESIDE_RUNNER
-    for key in config:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f'did you mean {close[0]!r}?' if close else f'known keys are {", ".join(sorted(known))}'
-            raise ValueError(f'config key {key!r}: nothing reads it; {hint}')
+    return config.load_config(path, options)

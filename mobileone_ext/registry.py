@@ -1,13 +1,30 @@
-"""Registries of this package: children of mmpretrain's, scope ``mobileone_ext``."""
+"""Registries of this package, scope ``mobileone_ext``: children of mmengine's, found from every scope of OpenMMLab.
+
+A registry imports the modules of its parts when it is first asked, so a name of ours is ours,
+whatever else has been imported and whoever has a part of the same name.
+"""
 
 from mmengine import Registry
-from mmpretrain import registry as mmpretrain
+from mmengine import registry as mmengine
 
 SCOPE = 'mobileone_ext'
 
-HOOKS = Registry('hook', parent=mmpretrain.HOOKS, scope=SCOPE)
-MODELS = Registry('model', parent=mmpretrain.MODELS, scope=SCOPE)
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor', parent=mmpretrain.OPTIM_WRAPPER_CONSTRUCTORS, scope=SCOPE
+HOOKS = Registry('hook', parent=mmengine.HOOKS, scope=SCOPE, locations=['mobileone_ext.recipe'])
+MODELS = Registry(
+    'model',
+    parent=mmengine.MODELS,
+    scope=SCOPE,
+    locations=['mobileone_ext.backbone', 'mobileone_ext.recipe.distillation'],
 )
-TRANSFORMS = Registry('transform', parent=mmpretrain.TRANSFORMS, scope=SCOPE)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=mmengine.OPTIM_WRAPPER_CONSTRUCTORS,
+    scope=SCOPE,
+    locations=['mobileone_ext.recipe'],
+)
+TRANSFORMS = Registry(
+    'transform',
+    parent=mmengine.TRANSFORMS,
+    scope=SCOPE,
+    locations=['mobileone_ext.data.transforms', 'mobileone_ext.data.autoaugment'],
+)

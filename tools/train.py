@@ -8,6 +8,13 @@ from mobileone_ext import cli
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     cli.add_config_arguments(parser)
+    parser.add_argument('--epochs', type=cli.positive, metavar='N', help='train so long; the schedule follows')
+    parser.add_argument('--lr', type=cli.positive_number, help='the learning rate of this run, as it is')
+    parser.add_argument('--batch-size', type=cli.positive, metavar='N', help='images a step and process')
+    parser.add_argument('--data', metavar='ROOT', help='where the data lies, instead of every data_root of the config')
+    parser.add_argument(
+        '--dry-run', action='store_true', help='build all but the data, save and load a checkpoint in memory, and stop'
+    )
     parser.add_argument('--work-dir', help='where logs and checkpoints go (work_dirs/CONFIG)')
     parser.add_argument(
         '--resume',
@@ -18,7 +25,7 @@ def parse_args():
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
     parser.add_argument('--auto-scale-lr', action='store_true', help="scale lr to this run's total batch size")
-    parser.add_argument('--accumulate', type=int, default=1, metavar='N', help='step once in N batches (1)')
+    parser.add_argument('--accumulate', type=cli.positive, default=1, metavar='N', help='step once in N batches (1)')
     parser.add_argument('--compile', action='store_true', help='torch.compile the backbone')
     parser.add_argument(
         '--no-channels-last', action='store_true', help='keep the NCHW memory layout (a seed draws other weights in it)'
@@ -32,8 +39,22 @@ def parse_args():
 
 def main():
     args = parse_args()
-    config = cli.load_config(args.config, args.cfg_options)
+    if args.lr and args.auto_scale_lr:
+        raise ValueError("--lr is the learning rate as it is, --auto-scale-lr scales the config's: give one of them")
+    plain = {
+        'train_cfg.max_epochs': args.epochs,
+        'optim_wrapper.optimizer.lr': args.lr,
+        'train_dataloader.batch_size': args.batch_size,
+    }
+    config = cli.load_config(args.config, {**args.cfg_options, **{k: v for k, v in plain.items() if v is not None}})
     from mobileone_ext.engine import train as training
+
+    if args.epochs and not config.train_cfg.get('by_epoch', True):
+        raise ValueError('--epochs: the config trains by iterations; --cfg-options train_cfg.max_iters=N')
+    if args.lr and config.get('auto_scale_lr'):
+        config.auto_scale_lr.enable = False
+    if args.data:
+        training.use_data(config, args.data)
 
     training.use_work_dir(config, args.work_dir)
     config.launcher = args.launcher
@@ -53,6 +74,11 @@ def main():
         config.randomness.seed = args.seed
     if args.deterministic:
         config.randomness.deterministic = True
+    if args.dry_run:
+        from mobileone_ext.engine.dry_run import describe, dry_run
+
+        print(describe(dry_run(config, args.config)))
+        return
     if args.resume:
         explicit = args.resume != 'latest'
         checkpoint = args.resume if explicit else training.latest_checkpoint(config.work_dir)

@@ -17,10 +17,9 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 
-from .. import cli
+from ..config import check_keys_are_read, override
 from ..engine.train import latest_checkpoint
 from ..files import write_atomically
-from .overrides import override
 from .report import write_results
 from .study import Study, folder_name
 
@@ -59,7 +58,7 @@ def plan(study: Study, base: Config, seeds: Sequence[int], work_dir: Path) -> li
     for variant, overrides in study.variants.items():
         try:
             config = override(base, overrides)
-            cli.check_keys_are_read(config)
+            check_keys_are_read(config)
         except ValueError as error:
             raise ValueError(f'study {study.name}, variant {variant!r}: {error}') from error
         for seed in seeds:

@@ -19,4 +19,10 @@ class AutoAugment(_AutoAugment):
     def __init__(self, policies: str | list[list[dict]], hparams: dict = dict(pad_val=[104, 116, 124])):
         if isinstance(policies, str):
             policies = AUTOAUG_POLICIES[policies]
-        super().__init__([[merge_hparams(operation, hparams) for operation in policy] for policy in policies], hparams)
+        super().__init__([[_scoped(merge_hparams(operation, hparams)) for operation in p] for p in policies], hparams)
+
+
+def _scoped(operation: dict) -> dict:
+    """``operation`` with a type that every scope finds, mmsegmentation's as well."""
+    name = operation['type']
+    return dict(operation, type=f'mmpretrain.{name}') if isinstance(name, str) and '.' not in name else operation

@@ -14,7 +14,9 @@ from mmengine.runner import Runner as _Runner
 from .. import recipe  # noqa: F401  the hooks below
 from ..checkpoints.load import load_strict, load_weights, read_checkpoint
 from ..checkpoints.training import check_digest, check_fits_run, read_training_checkpoint
-from ..recipe.checkpointing import described_run, to_plain
+from ..config import building
+from ..recipe.checkpointing import described_run, to_plain, without_functions
+from ..recipe.schedule import without_short_warmups
 from ..recipe.seeding import number_draws
 from ..recipe.wrapper import unwrap
 from .branches import give_branches
@@ -101,9 +103,10 @@ class Runner(_Runner):
             expected['ema_state_dict'] = averaged[-1]
         if isinstance(self.param_schedulers, dict):
             states = {key: [s.state_dict() for s in value] for key, value in self.param_schedulers.items()}
-            expected['param_schedulers'] = to_plain(states)
+            expected['param_schedulers'] = to_plain(without_functions(states))
         elif self.param_schedulers is not None:
-            expected['param_schedulers'] = to_plain([s.state_dict() for s in self.param_schedulers])
+            states = [s.state_dict() for s in self.param_schedulers]
+            expected['param_schedulers'] = to_plain(without_functions(states))
         return expected
 
     def _optimizer_groups(self) -> list[dict]:
@@ -142,9 +145,31 @@ class Runner(_Runner):
         if isinstance(loop, dict):
             # Here, as a loop that goes by iterations starts its workers when it is built.
             different = self._randomness_cfg.get('diff_rank_seed', False)
-            self._train_dataloader = self.build_dataloader(self._train_dataloader, self.seed, different)
+            with building('train_dataloader'):
+                self._train_dataloader = self.build_dataloader(self._train_dataloader, self.seed, different)
             number_draws(self._train_dataloader, self.seed)
-        return super().build_train_loop(loop)
+        with building('train_cfg'):
+            return super().build_train_loop(loop)
+
+    def build_param_scheduler(self, scheduler):
+        if isinstance(scheduler, dict) and 'type' in scheduler:
+            scheduler = [scheduler]
+        if isinstance(scheduler, list) and all(isinstance(one, dict) for one in scheduler):
+            scheduler = without_short_warmups(scheduler, len(self.train_dataloader))
+        with building('param_scheduler'):
+            return super().build_param_scheduler(scheduler)
+
+    def build_optim_wrapper(self, optim_wrapper):
+        with building('optim_wrapper'):
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def build_val_loop(self, loop):
+        with building('val_dataloader, val_evaluator or val_cfg'):
+            return super().build_val_loop(loop)
+
+    def build_test_loop(self, loop):
+        with building('test_dataloader, test_evaluator or test_cfg'):
+            return super().build_test_loop(loop)
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)

@@ -8,7 +8,9 @@ import torch
 from mmengine.config import Config
 
 from ..checkpoints.training import check_digest, read_training_checkpoint
+from ..config import building
 from ..data.check import check_data
+from ..recipe.schedule import misfits
 from .runner import Runner
 
 
@@ -61,6 +63,31 @@ def use_compile(config: Config) -> None:
 
 def skip_validation(config: Config) -> None:
     config.val_cfg = config.val_dataloader = config.val_evaluator = None
+
+
+def use_data(config: Config, root: str) -> None:
+    """Let every data set of the config lie below ``root``.
+
+    Raises:
+        ValueError: for a loader whose data set has no ``data_root``.
+    """
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if not config.get(loader):
+            continue
+        found = list(_data_sets(config[loader]['dataset']))
+        if not found:
+            raise ValueError(f'--data {root}: {loader} has no data set with a data_root; set it with --cfg-options')
+        for dataset in found:
+            dataset['data_root'] = root
+
+
+def _data_sets(dataset: dict) -> Iterator[dict]:
+    """The data sets with a ``data_root`` in the config ``dataset``, wrapped or concatenated."""
+    if 'data_root' in dataset:
+        yield dataset
+    for inner in [dataset.get('dataset'), *(dataset.get('datasets') or [])]:
+        if isinstance(inner, dict):
+            yield from _data_sets(inner)
 
 
 def use_checkpoint(config: Config, checkpoint: str | Path) -> None:
@@ -120,6 +147,9 @@ def train(config: Config) -> Runner:
             f'{config.work_dir}: holds checkpoints of an earlier run; '
             '--resume goes on with it, --work-dir names another folder'
         )
-    runner = Runner.from_cfg(config)
+    for phrase in misfits(config):
+        print(f'note: {phrase}; --epochs N scales a schedule')
+    with building(config.filename or 'the config'):
+        runner = Runner.from_cfg(config)
     runner.train()
     return runner

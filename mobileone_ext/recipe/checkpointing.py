@@ -4,6 +4,7 @@ mmengine pickles its message hub, which torch >= 2.6 rightly refuses to read bac
 Here a checkpoint holds nothing but containers, numbers, strings and tensors.
 """
 
+import io
 import math
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_world_size, master_only
+from mmengine.dist import get_world_size, is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
@@ -37,11 +38,21 @@ class PlainCheckpointHook(Hook):
 
     priority = 'LOWEST'  # sees what the other hooks have put in
 
+    def __init__(self):
+        self.in_small = False  # of every tensor the first element alone, see check_saving
+
+    def before_train(self, runner) -> None:
+        check_saving(runner)
+
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         checkpoint['meta']['run'] = described_run(runner)
+        if 'param_schedulers' in checkpoint:
+            checkpoint['param_schedulers'] = without_functions(checkpoint['param_schedulers'])
         for key in ('meta', 'message_hub', 'param_schedulers'):
             if key in checkpoint:
                 checkpoint[key] = to_plain(checkpoint[key])
+        if self.in_small:
+            checkpoint.update(_first_elements(dict(checkpoint)))
         checkpoint['meta']['digest'] = digests(checkpoint)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -210,18 +221,73 @@ def to_plain(value: Any) -> Any:
     """
     if isinstance(value, np.generic):  # first: np.float64 is a float
         return value.item()
-    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
+    if value is None or isinstance(value, torch.Tensor):
         return value
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)  # an enumeration's members are such, but pickled as code
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, dict):
         return {to_plain(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(to_plain(item) for item in value)
+        return (list if isinstance(value, list) else tuple)([to_plain(item) for item in value])
     if isinstance(value, HistoryBuffer):
         history, counts = value.data
         return {_HISTORY: to_plain(history), 'counts': to_plain(counts), 'max_length': value.max_length}
     raise ValueError(f'a checkpoint cannot hold a {type(value).__name__}: {value!r}')
+
+
+def without_functions(states: Any) -> Any:
+    """The states of schedulers without functions: the schedulers have those from their config again."""
+    if isinstance(states, dict) and any(isinstance(value, list) and _is_states(value) for value in states.values()):
+        return {key: without_functions(value) for key, value in states.items()}  # of several optimizers
+    return [{key: value for key, value in state.items() if not callable(value)} for state in states]
+
+
+def _is_states(value: list) -> bool:
+    return bool(value) and all(isinstance(state, dict) for state in value)
+
+
+def _first_elements(value: Any) -> Any:
+    """``value`` with one element left of every tensor in it."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().flatten()[:1].cpu().clone()
+    if isinstance(value, dict):
+        return {key: _first_elements(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return (list if isinstance(value, list) else tuple)([_first_elements(item) for item in value])
+    return value
+
+
+def check_saving(runner) -> dict:
+    """Save a checkpoint of ``runner`` in memory, in small, and read it back; what was read.
+
+    Raises:
+        ValueError: for a state that a checkpoint cannot hold, before an hour's work and not at its first save.
+    """
+    plain = next((hook for hook in runner.hooks if isinstance(hook, PlainCheckpointHook)), None)
+    if plain is None or not is_main_process():
+        return {}
+    plain.in_small = True
+    try:
+        runner.save_checkpoint('', 'small.pth', save_optimizer=True, backend_args=dict(backend='mobileone_memory'))
+        return torch.load(io.BytesIO(MemoryBackend.saved), weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f'checkpoints of this run could not be saved and read back: {reason[:300]}') from error
+    finally:
+        plain.in_small, MemoryBackend.saved = False, b''
+
+
+@register_backend('mobileone_memory')
+class MemoryBackend(LocalBackend):
+    """Keeps the last file that was written, in memory."""
+
+    saved = b''
+
+    def put(self, obj: bytes, filepath) -> None:
+        MemoryBackend.saved = bytes(obj)
 
 
 def restore_history(value: Any) -> Any:

@@ -8,6 +8,7 @@ is one teacher and no discriminator.
 import torch
 import torch.nn.functional as F
 from mmpretrain.models import ImageClassifier
+from mmpretrain.registry import MODELS as CLASSIFIERS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
@@ -97,7 +98,7 @@ def build_teacher(config: dict, checkpoint: str | None) -> nn.Module:
     Raises:
         ValueError: if it has no weights, or those in ``checkpoint`` don't fit.
     """
-    teacher = MODELS.build(config)
+    teacher = CLASSIFIERS.build(config)
     if checkpoint is None:
         if teacher.init_cfg:
             teacher.init_weights()

@@ -10,9 +10,9 @@ from mmengine.config import Config
 from mobileone_ext import cli
 from mobileone_ext.ablation import ablate as runs_module
 from mobileone_ext.ablation.ablate import plan, run_study
-from mobileone_ext.ablation.overrides import override
 from mobileone_ext.ablation.report import summarize
 from mobileone_ext.ablation.study import read_study
+from mobileone_ext.config import override
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / 'configs/ablations').glob('*.py'))

@@ -1,0 +1,130 @@
+"""What tools/train.py --dry-run does: build all of a run but its data, and save and load a checkpoint in memory."""
+
+import tempfile
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.optim import OptimWrapper, ReduceOnPlateauParamScheduler
+from mmpretrain.registry import DATASETS, TRANSFORMS
+from torch.utils.data import DataLoader, Dataset
+
+from ..config import building
+from ..recipe.checkpointing import check_saving
+from ..recipe.wrapper import unwrap
+from .runner import Runner
+
+_BATCHES = 20  # in an epoch of a dry run
+
+
+class NoImages(Dataset):
+    """Stands for the data set of ``config``: its classes, and a length in place of its images."""
+
+    def __init__(self, config: dict, length: int):
+        while 'type' in config and 'dataset' in config:
+            config = config['dataset']
+        found = DATASETS.get(config['type']) if isinstance(config.get('type'), str) else config.get('type')
+        self.metainfo = {**getattr(found, 'METAINFO', {}), **(config.get('metainfo') or {})}
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class DryRunner(Runner):
+    """A Runner without data that leaves nothing in its work dir but a log."""
+
+    @staticmethod
+    def build_dataloader(dataloader: dict, *args: Any, **kwargs: Any) -> DataLoader:
+        for pipeline in _pipelines(dataloader):
+            Compose([TRANSFORMS.build(transform) for transform in pipeline])
+        size = dataloader.get('batch_size', 1)
+        return DataLoader(NoImages(dataloader['dataset'], _BATCHES * size), size)
+
+    def dump_config(self) -> None:
+        """Nothing: a dry run has no work dir to keep it in."""
+
+
+def dry_run(config: Config, name: str) -> DryRunner:
+    """Build the run of ``config`` without its data, take one step without gradients, save and load what it leaves.
+
+    Weights are not initialized, so none are downloaded. Mixed precision is left out where there is no GPU.
+
+    Raises:
+        ValueError: naming what does not build, or what a checkpoint could not hold.
+    """
+    config = config.copy()
+    if not torch.cuda.is_available() and config.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':
+        print('mixed precision needs a GPU: checked without it')
+        kept = {key: value for key, value in config.optim_wrapper.items() if key not in ('loss_scale', 'dtype')}
+        config.optim_wrapper = dict(kept, type='OptimWrapper')
+    config.load_from, config.resume = None, False
+    with tempfile.TemporaryDirectory() as work_dir, building(name):
+        config.work_dir, config.experiment_name = work_dir, f'dry_run_{id(config)}'
+        runner = DryRunner.from_cfg(config)
+        runner._train_loop = runner.build_train_loop(runner._train_loop)
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+        if runner.param_schedulers is not None:
+            runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+        for part in ('val', 'test'):
+            loop = getattr(runner, f'_{part}_loop')
+            if loop is not None:
+                setattr(runner, f'_{part}_loop', getattr(runner, f'build_{part}_loop')(loop))
+        runner.call_hook('before_run')
+        _step(runner)
+        saved = check_saving(runner)
+        runner.optim_wrapper.load_state_dict(saved['optimizer'])
+        for scheduler, state in zip(_schedulers(runner), _listed(saved.get('param_schedulers'))):
+            scheduler.load_state_dict(state)
+        missing = set(saved['state_dict']) ^ set(unwrap(runner.model).state_dict())
+        if missing:
+            raise ValueError(f'a checkpoint does not have the keys of its model: {sorted(missing)[:3]}')
+    return runner
+
+
+def describe(runner: DryRunner) -> str:
+    """One line on what was built."""
+    model = unwrap(runner.model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return (
+        f'{type(model).__name__} with {parameters:,} parameters, {len(runner.optim_wrapper.param_groups)} groups of '
+        f'parameters, {len(_schedulers(runner))} schedulers, {len(runner.hooks)} hooks: all of it builds, and a '
+        'checkpoint saves and loads'
+    )
+
+
+def _step(runner: Runner) -> None:
+    """One step of the optimizer with a gradient of zeros for one parameter of each group, and of the schedulers."""
+    if not isinstance(runner.optim_wrapper, OptimWrapper):
+        return
+    for group in runner.optim_wrapper.param_groups:
+        for parameter in group['params'][:1]:
+            parameter.grad = torch.zeros_like(parameter)
+    runner.optim_wrapper.step()
+    for scheduler in _schedulers(runner):
+        if not isinstance(scheduler, ReduceOnPlateauParamScheduler):
+            scheduler.step()
+
+
+def _schedulers(runner: Runner) -> list:
+    return _listed(runner.param_schedulers)
+
+
+def _listed(value: Any) -> list:
+    """``value``, a list or a dict of lists (one for each optimizer), as one list."""
+    if isinstance(value, dict):
+        return [item for one in value.values() for item in one]
+    return list(value or [])
+
+
+def _pipelines(value: Any) -> list:
+    """Every ``pipeline`` in the config of a loader."""
+    found = []
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if key == 'pipeline' and isinstance(child, (list, tuple)):
+            found.append(child)
+        else:
+            found.extend(_pipelines(child))
+    return found

@@ -1,0 +1,81 @@
+"""A dry run of every config that comes with mmpretrain: ``python tests/engine/shipped_configs.py``.
+
+Prints each that does not pass, with the reason, and how many of how many do.
+"""
+
+import gc
+import re
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import mmpretrain
+import torch
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.visualization import Visualizer
+
+from mobileone_ext import cli
+from mobileone_ext.config import load_config
+from mobileone_ext.engine.dry_run import dry_run
+
+FOLDER = Path(mmpretrain.__file__).parent / '.mim/configs'
+CLASSIFIERS = ('ImageClassifier', 'TimmClassifier', 'HuggingFaceClassifier')
+
+
+def shipped() -> list[Path]:
+    """The configs, without bases and parts of others (``_name.py``)."""
+    return sorted(
+        path
+        for path in FOLDER.rglob('*.py')
+        if not any(part.startswith('_') for part in path.relative_to(FOLDER).parts)
+    )
+
+
+def kind_of(path: Path) -> str:
+    """``'classification'``, or what else the config at ``path`` is for: by what its text and its bases build."""
+    try:
+        model = load_config(str(path)).model
+    except ValueError as error:
+        return f'not loaded: {error}'
+    return 'classification' if str(model.type).rsplit('.', 1)[-1] in CLASSIFIERS else f'another task ({model.type})'
+
+
+def try_one(path: Path) -> str:
+    """An empty string, or why a dry run of ``path`` fails."""
+    config = load_config(str(path))
+    config.log_level, config.visualizer = 'ERROR', None
+    try:
+        dry_run(config, str(path.relative_to(FOLDER)))
+    except (ValueError, OSError) as error:
+        return str(error)
+    finally:
+        for manager in (MMLogger, MessageHub, Visualizer):
+            manager._instance_dict.clear()
+        gc.collect()
+    return ''
+
+
+def main(names: list[str]) -> int:
+    warnings.filterwarnings('ignore')
+    cli.silence_imports()
+    torch.set_num_threads(1)
+    paths = [path for path in shipped() if not names or path.parent.relative_to(FOLDER).parts[0] in names]
+    passed, kinds = 0, Counter()
+    for path in paths:
+        name, kind = path.relative_to(FOLDER), kind_of(path)
+        if kind != 'classification':
+            kinds[re.sub(r': .*', '', kind)] += 1
+            print(f'{name}: {kind}' if kind.startswith('not loaded') else f'{name}: left out, {kind}', flush=True)
+            continue
+        kinds[kind] += 1
+        reason = try_one(path)
+        passed += not reason
+        if reason:
+            print(f'{name}: failed: {reason}', flush=True)
+    print(f'{passed} of {kinds["classification"]} classification configs pass; {dict(kinds)}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,229 @@
+"""Loading configs: which keys are read, which values fit, YAML and JSON as data, read_base(), options."""
+
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, only_line
+from mmengine.config import Config
+
+from mobileone_ext.config import building, check_config, load_config, override, require_data
+
+BASE = f"_base_ = '{ROOT}/configs/mobileone_tiny_digits.py'\n"
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a config beside its bases and returns its path."""
+
+    def write(text, name='mine.py'):
+        (tmp_path / name).write_text(textwrap.dedent(text))
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture(scope='module')
+def tiny():
+    return load_config(str(ROOT / TINY))
+
+
+def test_a_name_that_the_text_reads_is_read_and_gone_after_that(written):
+    written("_root = 'data'\nroot = _root\nsteps = [dict(type='PackInputs')]\n" + BASE, 'base.py')
+    config = load_config(
+        written("""
+            _base_ = './base.py'
+            small = 16
+            train_dataloader = dict(batch_size=small, dataset=dict(data_root={{_base_.root}}, pipeline=_base_.steps))
+            def helper():
+                return 1
+            """)
+    )
+    assert config.train_dataloader.batch_size == 16
+    assert config.train_dataloader.dataset.data_root == 'data'
+    assert config.train_dataloader.dataset.pipeline == [dict(type='PackInputs')]
+    assert not {'_root', 'root', 'steps', 'small', 'helper'} & set(config)
+    again = Path(written(config.pretty_text, 'resolved.py'))
+    assert load_config(str(again)).to_dict() == config.to_dict()
+
+
+MISTAKES = [  # text of a config over the tiny one, and what the one line says
+    ('trian_dataloader = dict()', "'trian_dataloader': nothing reads it; did you mean 'train_dataloader'"),
+    ('train_cfg = dict(max_epoch=3)', "'train_cfg.max_epoch': nothing reads it; did you mean 'max_epochs'"),
+    ('train_cfg = dict(max_epochs=2.5)', 'train_cfg.max_epochs=2.5: a whole number'),
+    ("train_cfg = dict(max_epochs='5')", "train_cfg.max_epochs='5': a whole number"),
+    ('train_cfg = dict(max_epochs=-1)', 'train_cfg.max_epochs=-1: a whole number from 1'),
+    ('train_cfg = dict(max_epochs=True)', 'train_cfg.max_epochs=True'),
+    ('train_dataloader = dict(batch_size=0)', 'train_dataloader.batch_size=0'),
+    ('train_dataloader = dict(batchsize=4)', "'train_dataloader.batchsize'.*did you mean 'batch_size'"),
+    ('train_dataloader = dict(dataset=dict(data_rot=1))', "dataset.data_rot'.*did you mean 'data_root'"),
+    ('optim_wrapper = dict(optimizer=dict(learning_rate=1))', "'optim_wrapper.optimizer.learning_rate': nothing reads"),
+    ('optim_wrapper = dict(optimizer=dict(lr=(0, 1)))', r'optimizer.lr=\(0, 1\) \(a decimal comma\?\): a number'),
+    ("optim_wrapper = dict(optimizer=dict(lr='1e-3'))", "optimizer.lr='1e-3': a number"),
+    ('optim_wrapper = dict(clip_gard=dict(max_norm=1))', "'optim_wrapper.clip_gard'.*did you mean 'clip_grad'"),
+    ('model = dict(backbone=dict(use_skp=True))', "'model.backbone.use_skp'.*did you mean 'use_skip'"),
+    ("model = dict(backbone=dict(use_skip='flase'))", "use_skip='flase': true or false"),
+    ("model = dict(head=dict(num_classes='1O'))", "num_classes='1O': a whole number"),
+    ("custom_hooks = [dict(type='EMAHook', momentun=0.1)]", "'custom_hooks.0.momentun'.*did you mean 'momentum'"),
+    ("param_scheduler = [dict(type='LinearLR', strat_factor=0.1)]", "'param_scheduler.0.strat_factor'.*start_factor"),
+    ('default_hooks = dict(checkpoint=dict(intervall=2))', "'default_hooks.checkpoint.intervall'.*'interval'"),
+    ('auto_scale_lr = dict(base_batchsize=4)', "'auto_scale_lr.base_batchsize'"),
+    ('randomness = dict(sed=4)', "'randomness.sed'.*'seed'"),
+    ('val_evaluator = dict(topk=1, thr=2)', "'val_evaluator.thr'"),
+    ("runner_type = 'FlexibleRunner'", 'FlexibleRunner'),
+    ('x = 1 +', 'SyntaxError'),
+    ('train_cfg = dict(max_epochs=epochs)', "line 2 of mine.py: NameError: name 'epochs'"),
+    ("visualizer = dict(vis_backends=[dict(type='WandbVisBackend')])", 'needs wandb, which is not installed'),
+]
+
+
+@pytest.mark.parametrize('text, message', MISTAKES, ids=[text for text, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_short(written, text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(written(BASE + text))
+    assert '\n' not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_misspelt_option_is_one_line_and_exit_code_1(run_tool, tmp_path):
+    for tool, rest in (('train', ()), ('test', ('none.pth',)), ('plot_recipe', ())):
+        for option in (
+            'optim_wrapper.optimizer.learning_rate=1',
+            'train_cfg.max_epoch=3',
+            'optim_wrapper.optimizer.lr=0,01',
+        ):
+            code, text = run_tool(tool, TINY, *rest, '--cfg-options', option)
+            assert code == 1 and option.split('=')[0] in only_line(text), text
+
+
+OPTIONS = [
+    ({'model.backbone.use_scale': False}, lambda c: c.model.backbone.use_scale is False),
+    ({'custom_hooks.EMAHook.momentum': 0.5}, lambda c: c.custom_hooks[0].momentum == 0.5),
+    ({'custom_hooks.0.momentum': 0.5}, lambda c: c.custom_hooks[0].momentum == 0.5),
+    ({'custom_hooks.EMAHook': None}, lambda c: c.custom_hooks == []),
+    ({'val_cfg': None}, lambda c: c.val_cfg is None),
+    ({'randomness.seed': None}, lambda c: c.randomness.seed is None),
+    ({'auto_scale_lr.base_batch_size': 64}, lambda c: c.auto_scale_lr.base_batch_size == 64),
+    ({'model.backbone.init_cfg.type': 'Kaiming'}, lambda c: c.model.backbone.init_cfg == dict(type='Kaiming')),
+    ({'model.head.topk': (1, 3)}, lambda c: c.model.head.topk == (1, 3)),
+    ({'env_cfg.dist_cfg.backend': 'gloo'}, lambda c: c.env_cfg.dist_cfg.backend == 'gloo'),
+]
+
+
+@pytest.mark.parametrize('options, holds', OPTIONS, ids=[next(iter(options)) for options, _ in OPTIONS])
+def test_options_are_set(options, holds):
+    assert holds(load_config(str(ROOT / TINY), options))
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'data_root': 'x'}, "no 'data_root' there and nothing reads it"),
+        ({'model.backbon.arch': 's0'}, "no 'backbon' there; did you mean 'backbone'"),
+        ({'train_dataloader.dataset.pipline': []}, "'pipline' there; did you mean 'pipeline'"),
+        ({'train_cfg.max_epochs': 2.5}, 'train_cfg.max_epochs=2.5'),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(str(ROOT / TINY), options)
+
+
+def plain(config):
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def test_yaml_and_json_are_read_as_data(written, tiny):
+    import yaml
+
+    path = written(json.dumps(plain(tiny)), 'c.json')
+    assert plain(load_config(path)) == plain(tiny)
+    path = written(yaml.safe_dump(plain(tiny)), 'c.yaml')
+    assert plain(load_config(path)) == plain(tiny)
+
+
+def code(folder):
+    """Configs as data that would leave a file ``trace``; suffix, text."""
+    command = f'touch {folder / "trace"}'
+    yield '.yaml', f'x: !!python/object/apply:os.system ["{command}"]\n'
+    yield '.yml', f'a: 1\nmodel: !!python/object/new:os.system ["{command}"]\n'
+    yield '.yaml', f'_base_: {folder}/evil.yml\n'
+    yield '.json', json.dumps(dict(model=dict(type='os.system', command=command)))
+    yield '.json', json.dumps(dict(model=dict(type='ImageClassifier', neck=dict(type='os.system', command=command))))
+    yield '.yaml', f'custom_hooks: [{{type: subprocess.call, args: [touch, {folder / "trace"}]}}]\n'
+    yield '.json', json.dumps(dict(custom_imports=dict(imports=['evil']), model=dict()))
+    yield '.json', '{"model": '
+    yield '.yaml', 'model: [1, 2'
+
+
+@pytest.mark.parametrize('number', range(9))
+def test_data_runs_no_code(tmp_path, monkeypatch, number):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'evil.py').write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
+    (tmp_path / 'evil.yml').write_text(f'x: !!python/object/apply:os.system ["touch {tmp_path / "trace"}"]\n')
+    suffix, text = list(code(tmp_path))[number]
+    path = tmp_path / f'config{suffix}'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f'config{suffix}: ') as caught:
+        load_config(str(path))
+    assert '\n' not in str(caught.value)
+    assert not (tmp_path / 'trace').exists()
+
+
+LAZY = """
+from mmengine.config import read_base
+from mmengine.hooks import EMAHook
+from mobileone_ext.backbone import MobileOne
+
+with read_base():
+    from .lazy_base import *
+
+width = 10
+model.update(backbone=dict(type=MobileOne, arch='s0'), head=dict(num_classes=width))
+custom_hooks = [dict(type=EMAHook, momentum=0.1)]
+"""
+LAZY_BASE = """
+from mmpretrain.models import GlobalAveragePooling, ImageClassifier, LinearClsHead
+from mmengine.runner import EpochBasedTrainLoop
+
+model = dict(
+    type=ImageClassifier,
+    backbone=dict(),
+    neck=dict(type=GlobalAveragePooling),
+    head=dict(type=LinearClsHead, num_classes=1000, in_channels=1024),
+)
+train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=3)
+"""
+
+
+def test_read_base_gives_the_config_that_text_would(written):
+    written(LAZY_BASE, 'lazy_base.py')
+    config = load_config(written(LAZY, 'lazy.py'))
+    assert config.model.backbone == dict(type='mobileone_ext.MobileOne', arch='s0')
+    assert config.model.type == 'mmpretrain.ImageClassifier' and config.model.head.num_classes == 10
+    assert config.custom_hooks[0].type.endswith('EMAHook') and 'width' not in config
+    from mobileone_ext.deploy.fuse import build_model
+
+    assert type(build_model(config, 'branched').backbone).__module__ == 'mobileone_ext.backbone'
+    with pytest.raises(ValueError, match="'modle': nothing reads it; did you mean 'model'"):
+        load_config(written(LAZY + 'modle = dict()\n', 'slip.py'))
+
+
+def test_what_is_wrong_while_building_is_one_line():
+    with pytest.raises(ValueError, match='x.py: does not build: AssertionError: a b') as caught, building('x.py'):
+        raise AssertionError('a\nb')
+    assert '\n' not in str(caught.value)
+    with pytest.raises(OSError, match='as it is'), building('x.py'):
+        raise OSError('as it is')
+
+
+def test_a_config_without_a_test_set_says_so(tiny):
+    require_data(tiny, 'test_dataloader')
+    with pytest.raises(ValueError, match='has no test set: test_evaluator missing'):
+        require_data(override(tiny, {'test_evaluator': None}), 'test_dataloader')
+
+
+def test_preprocessor_at_the_top_goes_into_the_model(written):
+    config = load_config(written("model = dict(type='ImageClassifier')\ndata_preprocessor = dict(mean=[1, 2, 3])\n"))
+    assert config.model.data_preprocessor == dict(mean=[1, 2, 3]) and 'data_preprocessor' not in config
+    check_config(Config(dict(model=dict(type='Unregistered', anything=1))))

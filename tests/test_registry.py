@@ -1,0 +1,81 @@
+"""Whose part a name is: asked in fresh interpreters, where nothing of ours has been imported yet."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+# A registry, a name that mmpretrain or mmcv has as well (but the last two), and the module that ours comes from.
+PARTS = [
+    ('MODELS', 'MobileOne', 'mobileone_ext.backbone'),
+    ('TRANSFORMS', 'AutoAugment', 'mobileone_ext.data.autoaugment'),
+    ('TRANSFORMS', 'LoadImageFromFile', 'mobileone_ext.data.transforms'),
+    ('TRANSFORMS', 'RandomResizedCrop', 'mobileone_ext.data.transforms'),
+    ('TRANSFORMS', 'ResizeEdge', 'mobileone_ext.data.transforms'),
+    ('MODELS', 'DistilledClassifier', 'mobileone_ext.recipe.distillation'),
+    ('HOOKS', 'CurriculumHook', 'mobileone_ext.recipe.curriculum'),
+    ('OPTIM_WRAPPER_CONSTRUCTORS', 'GroupedOptimWrapperConstructor', 'mobileone_ext.recipe.param_groups'),
+]
+ASK = """
+import sys, warnings
+warnings.filterwarnings('ignore')
+{setup}
+parts = {parts}
+for registry, name, module in parts:
+    found = getattr(registries, registry).get('mobileone_ext.' + name)
+    print(registry, name, found and found.__module__)
+"""
+# Who asks: which imports came before, and which registries are asked.
+ASKERS = {
+    'ours': 'import mobileone_ext.registry as registries',
+    "ours, after mmpretrain's parts": (
+        'import mmpretrain.models, mmpretrain.datasets, mmpretrain.engine, mobileone_ext.registry as registries'
+    ),
+    "mmpretrain's": 'import mmpretrain.models, mmpretrain.datasets, mmpretrain.registry as registries',
+    "mmengine's": 'import mmengine.registry as registries',
+    'a child in a scope of its own': """
+from mmengine import registry as roots, Registry, init_default_scope
+import types
+names = {'MODELS', 'TRANSFORMS', 'HOOKS', 'OPTIM_WRAPPER_CONSTRUCTORS'}
+registries = types.SimpleNamespace(
+    **{name: Registry('child', parent=getattr(roots, name), scope='stranger') for name in names})
+init_default_scope('stranger')
+""",
+}
+
+
+def ask(code):
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize('asker', ASKERS)
+def test_a_name_of_ours_is_ours(asker):
+    lines = ask(ASK.format(setup=ASKERS[asker], parts=PARTS)).splitlines()
+    assert lines[-len(PARTS) :] == [' '.join(part) for part in PARTS]
+
+
+BUILD = """
+import warnings
+warnings.filterwarnings('ignore')
+from mmengine import registry, Registry
+child = Registry('model', parent=registry.MODELS, scope='stranger')
+transforms = Registry('transform', parent=registry.TRANSFORMS, scope='stranger')
+registry.init_default_scope('stranger')
+net = child.build(dict(type='mobileone_ext.MobileOne', arch='s4', out_indices=(0, 1, 2, 3)))
+print(type(net).__module__)
+print(type(transforms.build(dict(type='mobileone_ext.AutoAugment', policies='imagenet'))).__module__)
+try:
+    child.build(dict(type='mobileone_ext.ResNet', depth=50))
+except (KeyError, RuntimeError) as error:
+    print('refused')
+"""
+
+
+def test_parts_build_in_a_scope_that_knows_nothing_of_mmpretrain():
+    lines = ask(BUILD).splitlines()
+    assert lines[-3:] == ['mobileone_ext.backbone', 'mobileone_ext.data.autoaugment', 'refused']
