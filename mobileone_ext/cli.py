@@ -1,14 +1,19 @@
 """What every tool shares: the config it reads, and how it reports a user's mistake."""
 
 import argparse
+import errno
 import logging
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from .files import printable
+
+HOW_TO_GO_ON = 'what was saved is whole, and a run of tools/train.py goes on with --resume'
 TRACEBACK_VARIABLE = 'MOBILEONE_TRACEBACK'
 
 
@@ -28,19 +33,41 @@ def run(main: Callable[[], int | None]) -> None:
 
     ValueError and OSError are mistakes of the user: a bad value, a missing or
     unreadable file. ``MOBILEONE_TRACEBACK=1`` shows where they came from.
+    Ctrl-C is one line and exit code 130.
     """
     silence_imports()
+    logging.raiseExceptions = False  # a log on a full disk is not worth a traceback a line
     try:
         sys.exit(main() or 0)
-    except (ValueError, OSError) as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
+    except KeyboardInterrupt:
+        print(f'interrupted; {HOW_TO_GO_ON}', file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError) as error:
+        message = one_line(error) if isinstance(error, (ValueError, OSError)) else outside_cause(error)
+        if message is None or os.environ.get(TRACEBACK_VARIABLE):
             raise
-        print(f'error: {one_line(error)}', file=sys.stderr)
+        print(f'error: {printable(message)}', file=sys.stderr)
         sys.exit(1)
+
+
+def outside_cause(error: RuntimeError) -> str | None:
+    """A line for what the machine did to a run, None for any other error."""
+    text = str(error)
+    worker = re.search(r'DataLoader worker \(pid(?:\(s\))? (\d+)', text)
+    if worker:
+        return (
+            f"the data loader's worker {worker[1]} was killed, perhaps for want of memory "
+            f'(train_dataloader.num_workers=N takes fewer); {HOW_TO_GO_ON}'
+        )
+    if type(error).__name__ == 'OutOfMemoryError':
+        return f'{text.splitlines()[0]} A smaller batch needs less (train_dataloader.batch_size=N)'
+    return None
 
 
 def one_line(error: Exception) -> str:
     """The message of ``error``; where a loader's worker wrapped it in a traceback, the innermost one."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+        return f'{error.strerror}: nothing more can be written; make room; {HOW_TO_GO_ON}'
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if 'Traceback' not in str(error):
         return ' '.join(line.strip() for line in lines)

@@ -1,30 +1,149 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and names of files as they may be printed."""
 
+import contextlib
 import csv
+import errno
 import io
 import json
 import math
 import os
+import re
+import shutil
+import socket
+import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+# Names of what is being written: .NAME.HOST.PROCESS.part
+_UNFINISHED = re.compile(r'\..+\.(?P<host>[^.]+)\.(?P<process>\d+)\.part')
+_HOST = re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())[:40] or 'host'
+_DAY = 24 * 3600  # after which nothing of another machine is being written any more
+_LONGEST = 120  # characters of a file's name in that of its unfinished form
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_tidied: set[Path] = set()
 
 
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it on success, remove it on failure.
 
+    What killed processes left in the folder goes.
+
     Raises:
-        OSError: if ``path`` is a folder or cannot be written.
+        OSError: if ``path`` is a folder or cannot be written; it names ``path`` where the disk is full.
     """
     path = Path(path)
     check_writable(path)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    part = _unfinished(path)
     try:
-        yield part
-        os.replace(part, path)
+        with naming(path):
+            yield part
+            _to_disk(part)
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(beside: str | Path) -> Iterator[Path]:
+    """A folder in the folder of ``beside`` for files on their way there, removed in the end.
+
+    Raises:
+        OSError: naming ``beside`` where the disk is full.
+    """
+    folder = _unfinished(Path(beside))
+    try:
+        with naming(beside):
+            folder.mkdir()
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Turn what a library raises where the disk is full into an OSError that names ``path`` and what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = _full_disk(error)
+        if reason is None:
+            raise
+        raise OSError(
+            f'{path}: cannot be written: {reason}. What stood there is as it was; make room and run it again, '
+            'a training with --resume'
+        ) from error
+
+
+def _full_disk(error: Exception) -> str | None:
+    """What a library says of a disk that takes no more; None for any other error."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in _FULL else None
+    # torch.save, torch.jit.save, safetensors and OpenVINO raise errors of their own.
+    causes = r'PytorchStreamWriter failed|file write failed|unexpected pos|No space left|File too large|Disk quota'
+    named = re.search(causes, str(error))
+    return f'the disk takes no more ({named[0]})' if named else None
+
+
+def _unfinished(path: Path) -> Path:
+    _tidy(path.parent)
+    name = path.name
+    if len(name.encode('utf-8', 'surrogateescape')) > _LONGEST:
+        name = f'{zlib.crc32(os.fsencode(name)):08x}{path.suffix[:20]}'
+    # The suffix stays last but one: some writers look at it.
+    return path.with_name(f'.{name}.{_HOST}.{os.getpid()}.part')
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what processes that are gone left half-written in ``folder``; once a process."""
+    folder = folder.resolve()
+    if folder in _tidied or not folder.is_dir():
+        return
+    _tidied.add(folder)
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            match = _UNFINISHED.fullmatch(entry.name)
+            if match and _is_left_over(match['host'], int(match['process']), entry):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    Path(entry.path).unlink(missing_ok=True)
+
+
+def _is_left_over(host: str, process: int, entry: os.DirEntry) -> bool:
+    if host != _HOST:
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until the system has written ``path``: a crash of the machine must not leave an empty file in place."""
+    with open(path, 'rb') as file:
+        os.fsync(file.fileno())
+
+
+def printable(text: object) -> str:
+    """``text`` for a terminal or a log: control characters, line breaks and stray bytes as escapes."""
+    text = os.fsdecode(text) if isinstance(text, bytes) else str(text)
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in text)
+
+
+def check_distinct(out: str | Path, *sources: str | Path | None) -> None:
+    """Raise ValueError if writing ``out`` would replace one of ``sources``: the same file, also through links."""
+    for source in sources:
+        if source is None or not os.path.exists(source):
+            continue
+        same = os.path.exists(out) and os.path.samefile(out, source)
+        if same or os.path.realpath(out) == os.path.realpath(source):
+            raise ValueError(f'{out}: is what is read ({source}); name another file to write')
 
 
 def check_writable(path: str | Path) -> None:

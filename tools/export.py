@@ -24,8 +24,10 @@ def main():
     from mobileone_ext.data.pixels import Normalize
     from mobileone_ext.deploy import export
     from mobileone_ext.deploy.runtime import open_network
+    from mobileone_ext.files import printable
 
     export.check_request(args.out, args.format, args.opset)
+    export.check_distinct(args.out, args.config, args.checkpoint)
     model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
     net = export.DeployNet(model, Normalize(config) if args.normalize else None, args.softmax)
     metadata = export.file_metadata(config, args.checkpoint, args.normalize, args.softmax, model.classes)
@@ -42,7 +44,7 @@ def main():
     if result:
         difference, skipped = result
         for message in skipped:
-            print(f'skipped {message}')
+            print(f'skipped {printable(message)}')
         print(
             f'{difference.num_images} images: {difference.changed_predictions} predictions changed, '
             f'outputs within {difference.max_rel_diff:.1e} of the largest'

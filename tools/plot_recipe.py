@@ -20,11 +20,12 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
-    from mobileone_ext.files import check_writable, write_atomically
+    from mobileone_ext.files import check_distinct, check_writable, write_atomically
     from mobileone_ext.recipe.preview import draw, preview, summary
 
     out = args.out or Path('work_dirs', f'{Path(args.config).stem}_recipe.png')
     check_writable(out)
+    check_distinct(out, args.config)
     found = preview(config)
     if found.stand_in:
         print(f'{found.stand_in}: photographs of scikit-learn stand in for the training images')

@@ -28,6 +28,8 @@ def main():
         predict.check_format(args.out)
         files.check_writable(args.out)
     paths = find_images(args.images)
+    if args.out:
+        files.check_distinct(args.out, args.config, args.checkpoint, *paths)
     classify = predict.open_classifier(config, args.checkpoint, args.ema, args.trust_checkpoint)
     if args.draw:
         Path(args.draw).mkdir(parents=True, exist_ok=True)
@@ -35,15 +37,16 @@ def main():
     results, skipped = [], []
     for number, result in enumerate(predict.predict(config, classify, paths, skipped, args.top)):
         results.append(result)
-        print(result['image'])
+        print(files.printable(result['image']))
         for best in result['predictions']:
             print(f'  {best["score"]:6.1%}  {best["label"]}')
         if args.draw:
             picture = Path(args.draw, f'{number:04d}_{Path(result["image"]).stem}.png')
+            files.check_distinct(picture, *(paths if picture.exists() else ()))
             with files.write_atomically(picture) as part:
                 predict.draw(result).save(part, 'png')
     for message in skipped:
-        print(f'skipped {message}')
+        print(f'skipped {files.printable(message)}')
     if skipped:
         print(f'{len(skipped)} of {len(paths)} files are not readable images')
     if not results:

@@ -25,6 +25,7 @@ def main():
 
     if args.out:
         files.check_writable(args.out)
+        files.check_distinct(args.out, args.config, args.checkpoint)
     use_work_dir(config, args.work_dir, 'test')
     config.launcher = args.launcher
     weights = load_weights(args.checkpoint, args.ema, args.trust_checkpoint)

@@ -20,6 +20,7 @@ from mmengine.config import Config
 from ..config import check_keys_are_read, override
 from ..engine.train import latest_checkpoint
 from ..files import write_atomically
+from ..processes import exiting_on_sigterm, one_writer, run_child
 from .report import write_results
 from .study import Study, folder_name
 
@@ -84,7 +85,15 @@ def run_study(study: Study, base_name: str, runs: Sequence[Run], work_dir: Path,
 
     Returns:
         How many runs failed; a failure does not keep the others from running.
+
+    Raises:
+        ValueError: if another process does a study in ``work_dir``.
     """
+    with one_writer(work_dir, 'tools/ablate.py'), exiting_on_sigterm():
+        return _run_study(study, base_name, runs, work_dir, launcher, processes)
+
+
+def _run_study(study: Study, base_name: str, runs: Sequence[Run], work_dir: Path, launcher: str, processes: int) -> int:
     failures = {}
     for number, run in enumerate(runs, 1):
         print(f'[{number}/{len(runs)}] {run.variant}, seed {run.seed}: ', end='', flush=True)
@@ -133,7 +142,7 @@ def _call(command: Sequence, log: Path) -> str:
     with open(log, 'a', encoding='utf-8') as file:
         file.write(f'$ {" ".join(map(str, command))}\n')
         file.flush()
-        code = subprocess.run(list(map(str, command)), stdout=file, stderr=subprocess.STDOUT).returncode
+        code = run_child(command, stdout=file, stderr=subprocess.STDOUT)
     if code == 0:
         return ''
     if code < 0:

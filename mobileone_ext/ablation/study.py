@@ -60,6 +60,9 @@ def read_study(path: str) -> Study:
     unknown += [variant for variant in paper.get('numbers', {}) if variant not in variants]
     if unknown:
         raise ValueError(f'{path}: paper: {unknown[0]!r} is neither source, numbers nor a variant')
+    for name in variants:
+        if not re.search(r'[A-Za-z0-9]', folder_name(name)):
+            raise ValueError(f'{path}: variant {name!r}: its folder needs a letter or a digit in the name')
     folders = {folder_name(name) for name in variants}
     if len(folders) < len(variants):
         raise ValueError(f'{path}: two variants would share a folder; make their names differ in letters or digits')

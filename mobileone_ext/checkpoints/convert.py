@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import check_writable, write_atomically, write_text
+from ..files import check_distinct, check_writable, write_atomically, write_text
 from ..provenance import sha256
 from .layouts import BACKBONE, HEAD, OWN
 from .load import CLASSES, Weights, load_weights, to_layout, without_head
@@ -48,6 +48,8 @@ def convert(
     destination = Path(destination)
     check_suffix(destination)
     check_writable(destination)
+    for written in (destination, card_path(destination)):
+        check_distinct(written, source)
     original = weights = load_weights(source, ema, trust)
     if backbone_only:
         weights = backbone_alone(weights)

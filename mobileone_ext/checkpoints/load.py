@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import printable
 from .layouts import HEAD, OWN, some, to_layout, to_own
 from .names import resolve
 from .structure import Structure, differences, read_structure, shapes_of
@@ -215,9 +216,9 @@ def _pickled_code(error: Exception) -> str | None:
 
 
 def _printable(message: str, limit: int = 600) -> str:
-    """``message`` without control characters and not too long: it quotes keys of the file."""
+    """``message`` for a terminal and not too long: it quotes keys of the file."""
     clipped = message if len(message) <= limit else message[:limit] + ' ...'
-    return ''.join(character if character.isprintable() else '?' for character in clipped)
+    return printable(clipped)
 
 
 def _first_line(error: Exception) -> str:

@@ -15,12 +15,13 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from .. import files
 from ..checkpoints.load import load_weights
 from ..checkpoints.names import resolve
 from ..data.classes import class_names, labels, num_classes
 from ..data.images import find_images
 from ..data.pixels import Normalize, Preprocessing, in_batches, read_images
-from ..files import check_writable
+from ..files import check_writable, temporary_folder
 from ..provenance import origin
 from . import DEFAULT_OPSET, DEFAULT_SIZE, fuse
 from .compare import Difference
@@ -28,6 +29,7 @@ from .runtime import Network
 
 SUFFIX = {'onnx': '.onnx', 'torchscript': '.pt', 'openvino': '.xml', 'coreml': '.mlpackage'}
 OPSETS = range(13, 22)
+_PACKAGE = {'Manifest.json', 'Data'}  # what a CoreML package holds
 TOLERANCE = 1e-4  # of the largest output
 
 
@@ -121,7 +123,7 @@ def export(
     """
     check_request(out, form, opset)
     image = torch.zeros(2 if dynamic_batch else 1, net.backbone.in_channels, size, size)
-    with tempfile.TemporaryDirectory(dir=Path(out).parent, prefix='.export-') as folder, warnings.catch_warnings():
+    with temporary_folder(out) as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporters announce their own successors
         part = Path(folder, Path(out).name)
         if form == 'onnx':
@@ -146,7 +148,16 @@ def check_request(out: str | Path, form: str, opset: int = DEFAULT_OPSET) -> Non
     if Path(out).suffix != SUFFIX[form]:
         raise ValueError(f'{out}: a file of format {form} is named *{SUFFIX[form]}')
     # A CoreML package is a folder, and may be replaced by another.
+    if form == 'coreml' and Path(out).is_dir() and {entry.name for entry in Path(out).iterdir()} - _PACKAGE:
+        raise ValueError(f'{out}: is a folder that holds other things than a CoreML package; name another')
     check_writable(Path(out, '_') if form == 'coreml' and Path(out).is_dir() else out)
+
+
+def check_distinct(out: str | Path, *sources: str | Path | None) -> None:
+    """Raise ValueError if ``out``, or the weights that OpenVINO puts beside it, would replace one of ``sources``."""
+    files.check_distinct(out, *sources)
+    if Path(out).suffix == SUFFIX['openvino']:
+        files.check_distinct(Path(out).with_suffix('.bin'), *sources)
 
 
 def write_onnx(proto, path: Path, metadata: dict[str, str]) -> None:
@@ -181,7 +192,9 @@ def onnx_proto(net: nn.Module, image: Tensor, opset: int, dynamic_batch: bool):
 
 def _write_torchscript(net: nn.Module, path: Path, image: Tensor, metadata: dict[str, str]) -> None:
     traced = torch.jit.freeze(torch.jit.trace(net, image))
-    torch.jit.save(traced, str(path), _extra_files={'metadata.json': json.dumps(metadata)})
+    buffer = io.BytesIO()  # on a full disk torch ends the whole process
+    torch.jit.save(traced, buffer, _extra_files={'metadata.json': json.dumps(metadata)})
+    path.write_bytes(buffer.getvalue())
 
 
 def _write_openvino(proto, path: Path, metadata: dict[str, str]) -> None:

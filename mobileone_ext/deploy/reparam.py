@@ -9,7 +9,7 @@ from torch import nn
 
 from ..checkpoints.load import load_weights
 from ..data.check import check_data
-from ..files import check_writable, write_atomically, write_json
+from ..files import check_distinct, check_writable, write_atomically, write_json
 from . import DEFAULT_SIZE, compare, cost, fuse
 
 
@@ -38,8 +38,10 @@ def convert(
     """
     if max_flips is not None and max_flips < 0:
         raise ValueError(f'--max-flips {max_flips}: allowed are 0 or more, or any')
+    check_distinct(out, config.filename, checkpoint)
     if report_path:
         check_writable(report_path)
+        check_distinct(report_path, config.filename, checkpoint, out)
     if evaluate:
         check_data(config, 'test_dataloader')
     weights = load_weights(checkpoint, ema, trust)

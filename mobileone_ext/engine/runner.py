@@ -15,6 +15,7 @@ from .. import recipe  # noqa: F401  the hooks below
 from ..checkpoints.load import load_strict, load_weights, read_checkpoint
 from ..checkpoints.training import check_digest, check_fits_run, read_training_checkpoint
 from ..config import building
+from ..processes import TiedWorker
 from ..recipe.checkpointing import described_run, to_plain, without_functions
 from ..recipe.schedule import without_short_warmups
 from ..recipe.seeding import number_draws
@@ -140,6 +141,12 @@ class Runner(_Runner):
                 f'the head is new, with {model.head.num_classes} classes; the file has {weights.num_classes}'
             )
         return None
+
+    @staticmethod
+    def build_dataloader(*args, **kwargs):
+        loader = _Runner.build_dataloader(*args, **kwargs)
+        loader.worker_init_fn = TiedWorker(loader.worker_init_fn)
+        return loader
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         if isinstance(loop, dict):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from mmengine.config import Config
 from ..checkpoints.training import check_digest, read_training_checkpoint
 from ..config import building
 from ..data.check import check_data
+from ..processes import end_with_parent, is_first, one_writer
 from ..recipe.schedule import misfits
 from .runner import Runner
 
@@ -133,9 +135,17 @@ def train(config: Config) -> Runner:
     """Check the data and train; the runner comes back with the trained model.
 
     Raises:
-        ValueError: for missing data, or a work dir that holds another run's
-            checkpoints while ``config.resume`` is off.
+        ValueError: for missing data, a work dir that another process writes to, or one that
+            holds another run's checkpoints while ``config.resume`` is off.
     """
+    launcher = config.get('launcher', 'none')
+    if launcher == 'pytorch':
+        end_with_parent()
+    with one_writer(config.work_dir, 'tools/train.py') if is_first(launcher) else nullcontext():
+        return _train(config)
+
+
+def _train(config: Config) -> Runner:
     check_data(config, 'train_dataloader', 'val_dataloader')
     if config.get('resume') and not config.get('load_from'):
         newest = latest_checkpoint(config.work_dir)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...data.check import check_data
 from ...data.images import find_images, spread
 from ...data.pixels import Normalize, Preprocessing, read_images
-from ...files import check_writable, write_atomically, write_json
+from ...files import check_distinct, check_writable, printable, write_atomically, write_json
 from .. import export
 from ..compare import Difference, top_accuracies, with_progress
 from ..runtime import Network, open_network
@@ -56,8 +56,11 @@ def run(
         ValueError, OSError: for what cannot be read, written or quantized; nothing is left half-written.
     """
     export.check_request(out, 'onnx', file.opset)
+    photos = find_images([calib])
+    check_distinct(out, config.filename, checkpoint, *photos)
     if report_path:
         check_writable(report_path)
+        check_distinct(report_path, config.filename, checkpoint, out, *photos)
     if evaluate:
         check_data(config, 'test_dataloader')
     model = export.load_fused(config, checkpoint, ema, trust)
@@ -66,7 +69,7 @@ def run(
         height, width = images.shape[2:]
         raise ValueError(f"--size {file.size}: the config's test pipeline gives images of {height} x {width} pixels")
     for message in skipped:
-        print(f'skipped {message}')
+        print(f'skipped {printable(message)}')
     print(f'{len(images)} calibration images from {calib}, {len(skipped)} skipped')
 
     report = dict(options=vars(options), num_calib=len(images))
