@@ -21,7 +21,8 @@ with one_writer(sys.argv[1], 'holder'):
     time.sleep(60)
 """
 PARENT = """
-import os, sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell's & begins without
 from mobileone_ext.processes import exiting_on_sigterm, run_child
 with exiting_on_sigterm():
     run_child([sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'])
