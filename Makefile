@@ -21,6 +21,7 @@ test-slow: $(VENV)/installed
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 $(VENV)/installed: $(REQUIREMENTS) requirements-common.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -14,7 +14,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
     if suffix not in ('.py', *DATA_SUFFIXES):
         raise ValueError(f'{path}: a config is a .py, .yaml, .yml or .json file')
     try:
-        files = {}
+        files: dict = {}
         _collect_files(os.path.abspath(path), files)
         for file in files:
             if file.endswith(DATA_SUFFIXES):
@@ -272,7 +272,7 @@ def _with_names_as_types(config: Config) -> Config:
     from mmpretrain.utils import register_all_modules
 
     register_all_modules(init_default_scope=False)
-    names = {}
+    names: dict = {}
     for registry in _registries():
         for name, part in registry.module_dict.items():
             if inspect.isclass(part) or inspect.isfunction(part):
@@ -301,7 +301,7 @@ def known_keys() -> set[str]:
     return arguments | _KEYS_BESIDE_RUNNER | _KEYS_OF_MMPRETRAIN
 
 
-def check_keys_are_read(config: Config, read: set[str] = frozenset()) -> None:
+def check_keys_are_read(config: Config, read: Set[str] = frozenset()) -> None:
     """Raise ValueError for a top-level key that neither the Runner, a tool nor the config's text reads.
 
     Args:
@@ -437,11 +437,11 @@ def _numbers_alone(part: Any, name: str) -> set:
     for cls in inspect.getmro(part) if inspect.isclass(part) else ():
         if '__init__' not in vars(cls):
             continue
-        parameter = inspect.signature(cls.__init__).parameters.get(name)
+        parameter = inspect.signature(vars(cls)['__init__']).parameters.get(name)
         if parameter is None:
             continue
         try:
-            annotation = typing.get_type_hints(cls.__init__).get(name)
+            annotation = typing.get_type_hints(vars(cls)['__init__']).get(name)
         except Exception:
             return set()
         union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
@@ -520,7 +520,7 @@ def _registered(name: str) -> bool:
 
 def _arguments(part: Any) -> set[str]:
     """The arguments of a registered part; with ``'**'`` if it takes any, or says nothing of them."""
-    names = set()
+    names: set[str] = set()
     if not inspect.isclass(part):
         parameters = inspect.signature(part).parameters.values()
         return {p.name if p.kind is not p.VAR_KEYWORD else '**' for p in parameters}
@@ -528,7 +528,7 @@ def _arguments(part: Any) -> set[str]:
         if cls is object or '__init__' not in vars(cls):
             continue
         try:
-            parameters = inspect.signature(cls.__init__).parameters.values()
+            parameters = inspect.signature(vars(cls)['__init__']).parameters.values()
         except ValueError:  # written in C
             return names | {'**'}
         names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {'self'}
@@ -662,15 +662,13 @@ def _check_known(node: dict, last: str, key: str, place: str, problem: str = '')
                 "(a variable of the config's text is gone by then: name the key that it went to)"
             )
         return
-    known = _known_arguments(place, node)
-    if known is None:
-        return
-    if last not in known:
+    arguments = _known_arguments(place, node)
+    if arguments is not None and last not in arguments:
         problem = problem or f'nothing reads {last!r} there'
-        raise ValueError(f'override {key!r}: {problem}{hint(last, known)}')
+        raise ValueError(f'override {key!r}: {problem}{hint(last, arguments)}')
 
 
-def _listed(value: Any) -> list:
+def _listed(value: Any) -> list | tuple:
     return value if isinstance(value, (list, tuple)) else []
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -99,7 +100,7 @@ def with_branches(weights: Weights, batches: Iterable[Tensor], seed: int = 0) ->
         raise ValueError(f'has branches already: {structure}')
     if structure.variant is None:
         raise ValueError(f'only the published variants can be un-fused, and this is a {structure}')
-    options = dict(arch=structure.variant, in_channels=structure.in_channels)
+    options: dict[str, Any] = dict(arch=structure.variant, in_channels=structure.in_channels)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fused, branched = MobileOne(**options, deploy=True), MobileOne(**options)

@@ -65,7 +65,7 @@ def detect_layout(keys: Iterable[str]) -> str | None:
     """The layout that knows most of ``keys`` (as in :func:`translate`), None if none knows any."""
     keys = list(keys)
     known = {layout: sum(translate(key, layout, layout) is not None for key in keys) for layout in LAYOUTS}
-    best = max(LAYOUTS, key=known.get)
+    best = max(LAYOUTS, key=lambda layout: known[layout])
     return best if known[best] else None
 
 

@@ -133,7 +133,8 @@ def load_weights(path: str | Path, ema: str = 'auto', trust: bool = False) -> We
 
 def class_names_in(path: str | Path, checkpoint: Any) -> tuple[str, ...] | None:
     """Names of classes in what :func:`read_checkpoint` read from ``path``; None if there are none."""
-    names, path = None, resolve(path)
+    names: Any = None
+    path = resolve(path)
     with open(path, 'rb') as file:
         is_safetensors = file.read(9)[8:] == b'{'
     if is_safetensors:
@@ -144,8 +145,9 @@ def class_names_in(path: str | Path, checkpoint: Any) -> tuple[str, ...] | None:
     elif isinstance(checkpoint, Mapping):
         meta = _as_mapping(checkpoint.get('meta'))
         names = _as_mapping(meta.get('dataset_meta')).get(CLASSES) or meta.get('CLASSES')
-    valid = isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names)
-    return tuple(names) if valid else None
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names) or None
 
 
 def _as_mapping(value: Any) -> Mapping:
@@ -194,7 +196,7 @@ def _mismatch(own: dict[str, Tensor], weights: Weights, backbone_only: bool) -> 
     return None
 
 
-def _check_archive(path: str) -> None:
+def _check_archive(path: str | Path) -> None:
     """Refuse a torch zip file whose records are damaged or unpack to more than the file holds."""
     with zipfile.ZipFile(path) as archive:
         if sum(record.file_size for record in archive.infolist()) > os.path.getsize(path):
@@ -247,8 +249,8 @@ def _find_state(checkpoint: Any, ema: str) -> tuple[dict[str, Tensor], str, bool
     if ema == 'off' and trained is None:
         raise ValueError(f'holds averaged (EMA) weights alone, in {averaged}')
     use_averaged = averaged is not None and ema != 'off'
-    key = averaged if use_averaged else trained
-    state = dict(_as_state(checkpoint[key]))
+    key = str(averaged if use_averaged else trained)
+    state = dict(_as_state(checkpoint[key]) or {})
     state.pop('steps', None)
     return state, f'{key} (EMA)' if use_averaged else key, use_averaged
 

@@ -93,13 +93,13 @@ def digests(checkpoint: dict) -> dict[str, str]:
     return found
 
 
-def _pieces(value: Any, depth: int = 0) -> Iterator[bytes]:
+def _pieces(value: Any, depth: int = 0) -> Iterator[bytes | memoryview]:
     """``value`` as bytes that differ where values differ."""
     if depth > _MAX_DEPTH:
         raise ValueError('is nested too deeply')
     if isinstance(value, Tensor):
         yield f'{value.dtype}{tuple(value.shape)}'.encode()
-        yield memoryview(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        yield value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
     elif isinstance(value, Mapping):
         yield b'{'
         for key, item in value.items():

@@ -7,6 +7,7 @@ and methods. Every function returns why not, or None.
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,7 @@ def sequence_obstacle(branch: nn.Module, shape: tuple, geometry: dict) -> str | 
     return f'norm: {obstacle}' if obstacle else None
 
 
-def norm_obstacle(norm: nn.Module, channels: int) -> str | None:
+def norm_obstacle(norm: nn.Module | None, channels: int) -> str | None:
     """``norm`` must be batch norm with affine parameters and running statistics."""
     kind = type(norm)
     if kind not in PLAIN_NORMS:
@@ -115,14 +116,14 @@ _NUMBERS = (float, int)
 _NUMBERS_OR_NONE = (float, int, type(None))
 
 
-def _module_obstacle(module: nn.Module, kind: type) -> str | None:
+def _module_obstacle(module: nn.Module | None, kind: type) -> str | None:
     if type(module) is not kind:
         return f'it is {type(module).__name__} instead of {kind.__name__}'
     own = module.__dict__
     if own['_forward_hooks'] or own['_forward_pre_hooks'] or own['_backward_hooks'] or own['_backward_pre_hooks']:
         return 'it has hooks'
     if len(own) != _NUM_ATTRIBUTES.get(kind):  # something was added, perhaps of no matter
-        replaced = _read_from_class(kind).intersection(own)
+        replaced = _read_from_class(kind).intersection(own)  # type: ignore[arg-type]
         if replaced:
             return f'{sorted(replaced)[0]} is replaced'
     if own['_modules'] and kind is not nn.Sequential:
@@ -130,7 +131,7 @@ def _module_obstacle(module: nn.Module, kind: type) -> str | None:
     return None
 
 
-def _tensor_obstacle(tensor: object, shape: tuple) -> str | None:
+def _tensor_obstacle(tensor: Any, shape: tuple) -> str | None:
     if type(tensor) not in _TENSORS or tensor.layout is not torch.strided or tensor.dtype not in _DTYPES:
         return f'a {type(tensor).__name__} instead of a plain tensor'
     return None if tensor.shape == shape else f'shape {tuple(tensor.shape)} instead of {shape}'
