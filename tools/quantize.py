@@ -9,7 +9,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     cli.add_config_arguments(parser)
     cli.add_checkpoint_arguments(parser)
-    parser.add_argument('out', help='the int8 ONNX file to write')
+    parser.add_argument('out', nargs='?', help='the int8 ONNX file to write; may be left out with --prepare')
     parser.add_argument('--calib', metavar='DIR', required=True, help='calibration images, not those to be measured on')
     parser.add_argument('--num-calib', type=int, default=200, metavar='N', help='how many of them, spread evenly (200)')
     parser.add_argument(
@@ -29,11 +29,15 @@ def parse_args():
     parser.add_argument('--ranges', default='mse', help='of activations: minmax, percentile or mse (mse)')
     parser.add_argument('--keep', nargs='+', default=[], metavar='LAYER', help='layers that stay in float')
     parser.add_argument('--sensitivity', action='store_true', help='print what each layer costs when it alone is int8')
+    parser.add_argument(
+        '--prepare', metavar='FILE', help='write a float network (*.pth or *.onnx) that other quantizers are to have'
+    )
+    parser.add_argument('--snap', action='store_true', help='put its weights on the int8 grid, with the biases for it')
     cli.add_file_arguments(parser)
     parser.add_argument('--evaluate', action='store_true', help="measure float and int8 on the config's test set")
     parser.add_argument('--steps', action='store_true', help='measure what each step is worth as well')
     parser.add_argument('--report', metavar='JSON', help='write what was measured to this file')
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # OUT may follow options, or be left out
 
 
 def main():
@@ -68,6 +72,8 @@ def main():
         evaluate=args.evaluate or args.steps,
         measure_steps=args.steps,
         report_path=args.report,
+        prepare_path=args.prepare,
+        snap=args.snap,
     )
 
 

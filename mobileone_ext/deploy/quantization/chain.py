@@ -65,7 +65,8 @@ def layers_of(model: nn.Module) -> list[Layer]:
     """The layers of a fused mmpretrain classifier, in order; they share its tensors.
 
     Raises:
-        ValueError: for a grouped convolution that is not depthwise, or a branched network.
+        ValueError: for a grouped convolution that is not depthwise, another activation than ReLU, or a branched
+            network.
     """
     layers = []
     for name, block in model.named_modules():
@@ -74,6 +75,8 @@ def layers_of(model: nn.Module) -> list[Layer]:
                 raise ValueError(f'{name} is not fused; int8 needs the fused network')
             if block.groups not in (1, block.in_channels):
                 raise ValueError(f'{name} has {block.groups} groups; int8 knows depthwise and dense convolutions')
+            if not isinstance(block.act, nn.ReLU):
+                raise ValueError(f'{name} has the activation {type(block.act).__name__}; int8 knows ReLU')
             finish = nn.Sequential(block.se, block.act)
             layers.append(Layer(name, block.branch_reparam, finish, not isinstance(block.se, nn.Identity)))
     return [*layers, Layer('head.fc', model.head.fc, nn.Identity())]

@@ -25,13 +25,14 @@ from ..runtime import Network, open_network
 from . import agreement
 from .agreement import SUMS_FIT, SUMS_OVERFLOW
 from .calibrate import Int8, Options, quantize, sensitivity
+from .prepare import check_prepare, prepare, write_prepared
 from .qdq import insert_qdq
 
 
 def run(
     config: Config,
     checkpoint: str,
-    out: str,
+    out: str | None,
     calib: str,
     num_calib: int,
     options: Options,
@@ -42,6 +43,8 @@ def run(
     evaluate: bool = False,
     measure_steps: bool = False,
     report_path: str | None = None,
+    prepare_path: str | None = None,
+    snap: bool = False,
 ) -> None:
     """Quantize ``checkpoint`` with ``num_calib`` images from ``calib`` into the ONNX file ``out``.
 
@@ -51,16 +54,28 @@ def run(
         evaluate: measure float and int8 on the config's test set.
         measure_steps: there, each step from plain quantization to ``options`` as well.
         report_path: where to write all of it as JSON.
+        prepare_path: where to write the float network that other quantizers are to have; ``out`` may be None then.
+        snap: of that one, see prepare.py.
 
     Raises:
         ValueError, OSError: for what cannot be read, written or quantized; nothing is left half-written.
     """
-    export.check_request(out, 'onnx', file.opset)
-    photos = find_images([calib])
-    check_distinct(out, config.filename, checkpoint, *photos)
+    if not (out or prepare_path):
+        raise ValueError('nothing to write: name the int8 file, or --prepare a float one')
+    if not out and (evaluate or measure_steps):
+        raise ValueError('--evaluate measures the int8 file: name it')
+    if snap and not prepare_path:
+        raise ValueError('--snap belongs to --prepare')
+    if out:
+        export.check_request(out, 'onnx', file.opset)
+    if prepare_path:
+        check_prepare(prepare_path)
     if report_path:
         check_writable(report_path)
-        check_distinct(report_path, config.filename, checkpoint, out, *photos)
+    photos = find_images([calib])
+    outputs = [path for path in (out, prepare_path, report_path) if path]
+    for number, path in enumerate(outputs):
+        check_distinct(path, config.filename, checkpoint, *outputs[:number], *photos)
     if evaluate:
         check_data(config, 'test_dataloader')
     model = export.load_fused(config, checkpoint, ema, trust)
@@ -76,6 +91,35 @@ def run(
     if measure_layers:
         report['sensitivity'] = sensitivity(model, images[::2], options, images[1::2])
         show_sensitivity(report['sensitivity'])
+    if prepare_path:
+        prepared, difference = prepare(model, images, options, snap)
+        with write_atomically(prepare_path) as part:
+            write_prepared(config, checkpoint, prepared, part, Path(prepare_path).suffix, file, snap)
+        print(
+            f'{prepare_path}: written; on the calibration images {difference.changed_predictions} of '
+            f'{difference.num_images} predictions change, outputs within {difference.max_rel_diff:.1e} of the largest'
+        )
+    if out:
+        report.update(
+            _write_and_measure(config, checkpoint, out, model, images, options, file, evaluate, measure_steps)
+        )
+    if report_path:
+        write_json(report, report_path)
+
+
+def _write_and_measure(
+    config: Config,
+    checkpoint: str,
+    out: str,
+    model: nn.Module,
+    images: Tensor,
+    options: Options,
+    file: export.FileOptions,
+    evaluate: bool,
+    measure_steps: bool,
+) -> dict:
+    """Quantize ``model`` into ``out``; what the report says of it, as :func:`run` has it."""
+    report = {}
     int8 = quantize(model, images, options)
     with write_atomically(out) as part:
         write(config, checkpoint, int8, part, file)
@@ -95,8 +139,7 @@ def run(
             networks['int8'] = open_network(out)
             report['accuracy'] = measure_accuracy(config, model, networks, file.normalize)
         show_accuracy(report['accuracy'])
-    if report_path:
-        write_json(report, report_path)
+    return report
 
 
 def steps_to(options: Options) -> Iterator[tuple[str, Options]]:

@@ -1,0 +1,116 @@
+"""The float network for other quantizers: the same function, of even channels, in an ordinary file; bad requests."""
+
+import pytest
+import torch
+from conftest import TINY, data_options, only_line
+from test_quantization import SE_BLOCKS, images, small_classifier, unevenness
+
+from mobileone_ext import cli
+from mobileone_ext.deploy import fuse
+from mobileone_ext.deploy.quantization.calibrate import Options
+from mobileone_ext.deploy.quantization.chain import layers_of
+from mobileone_ext.deploy.quantization.prepare import prepare
+from mobileone_ext.deploy.runtime import open_network
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('se_blocks', [[0] * 4, SE_BLOCKS])
+def test_prepared_network_is_the_same_function(se_blocks):
+    model, x = small_classifier(se_blocks).double(), images(dtype=torch.float64)
+    prepared, difference = prepare(model, x, Options(balance=1.0))
+    torch.testing.assert_close(prepared(x), model(x), rtol=1e-9, atol=1e-9)
+    assert difference.max_rel_diff < 1e-9 and difference.num_images == len(x)
+    assert max(unevenness(prepared, x)) < 1.001 < min(unevenness(model, x))
+
+
+@torch.no_grad()
+def test_snapped_weights_survive_a_quantizer_of_symmetric_weights():
+    model, x = small_classifier(), images()
+    prepared, difference = prepare(model, x, Options(), snap=True)
+    assert 0 < difference.max_rel_diff < 0.1
+    changes = {}
+    for name, network in (('raw', model), ('prepared', prepared)):
+        changes[name] = []
+        for layer in layers_of(network):
+            weight = layer.linear.weight.flatten(1)
+            scale = weight.abs().amax(1, keepdim=True) / 127
+            changes[name].append(float(((weight / scale).round() * scale - weight).norm() / weight.norm()))
+    # A few channels' largest weight has moved off the grid's end.
+    assert sum(changes['prepared']) < 0.1 * sum(changes['raw']), changes
+
+
+def test_function_that_changes_is_refused(monkeypatch):
+    from mobileone_ext.deploy.quantization import prepare as module
+
+    def spoil(model, images, balance):
+        model.head.fc.bias.data[0] += 1
+
+    monkeypatch.setattr(module, 'equalize', spoil)
+    with pytest.raises(ValueError, match='outputs differ by'):
+        prepare(small_classifier(), images(4), Options())
+
+
+def tiny_checkpoint(path, **backbone):
+    config = cli.load_config(TINY)
+    config.model.backbone.update(backbone)
+    torch.manual_seed(0)
+    model = fuse.build_model(config, 'fused')
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            torch.nn.init.kaiming_normal_(module.weight)
+    torch.save(model.state_dict(), path)
+    return model
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_tool_writes_an_ordinary_checkpoint_and_onnx(digits, run_tool, tmp_path):
+    tiny_checkpoint(tmp_path / 'net.pth')
+    folder = next(path for path in digits.rglob('*') if path.is_dir() and list(path.glob('*/*.png')))
+    arguments = ('--calib', folder, '--num-calib', 20, '--size', 32)
+    options = ('--cfg-options', *data_options(digits))
+    for name in ('prepared.pth', 'prepared.onnx'):
+        code, text = run_tool(
+            'quantize', TINY, tmp_path / 'net.pth', '--prepare', tmp_path / name, *arguments, *options
+        )
+        assert code == 0, text
+        assert 'on the calibration images 0 of 20 predictions change' in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['net.pth', 'prepared.onnx', 'prepared.pth']
+    assert 'channels equalized' in open_network(tmp_path / 'prepared.onnx').metadata['prepared']
+    found = []
+    for name in ('net.pth', 'prepared.pth', 'prepared.onnx'):
+        out = tmp_path / 'out.csv'
+        code, text = run_tool('predict', TINY, tmp_path / name, folder, '--top', 1, '--out', out, *options)
+        assert code == 0, text
+        found.append([line.split(',')[:3] for line in out.read_text().splitlines()])
+    assert found[0] == found[1] == found[2] and len(found[0]) > 20
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'backbone', 'message'),
+    [
+        (['--prepare', 'out.xml'], {}, r'out.xml: a float network is written to *.pth or *.onnx'),
+        (['--prepare', 'no/out.pth'], {}, 'no such folder'),
+        ([], {}, 'nothing to write'),
+        (['out.onnx', '--snap'], {}, '--snap belongs to --prepare'),
+        (['--prepare', 'out.pth', '--evaluate'], {}, '--evaluate measures the int8 file'),
+        (['--prepare', 'out.pth', '--num-calib', '100000'], {}, '--num-calib asks for 100000'),
+        (['--prepare', 'out.pth', '--size', '64'], {}, 'images of 32 x 32 pixels'),
+        (['out.onnx', '--keep', 'stage9'], {}, "keep: no layer 'stage9'"),
+        (['out.onnx', '--weight-bits', '4'], {}, 'allowed are 7, 8'),
+        (['--prepare', 'out.pth'], dict(act_cfg=dict(type='GELU')), 'has the activation GELU; int8 knows ReLU'),
+    ],
+)
+def test_bad_requests_take_one_line_and_write_nothing(
+    arguments, backbone, message, digits, run_tool, tmp_path, monkeypatch
+):
+    tiny_checkpoint(tmp_path / 'net.pth', **backbone)
+    arguments = [str(tmp_path / word) if word.endswith(('.pth', '.onnx', '.xml')) else word for word in arguments]
+    folder = next(path for path in digits.rglob('*') if path.is_dir() and list(path.glob('*/*.png')))
+    defaults = ['--num-calib', 4, '--size', 32]
+    options = [f'model.backbone.{key}.{k}={v}' for key, value in backbone.items() for k, v in value.items()]
+    code, text = run_tool(
+        *('quantize', TINY, tmp_path / 'net.pth', '--calib', folder, *defaults),
+        *(*arguments, '--cfg-options', *data_options(digits), *options),
+    )
+    assert code == 1 and message in only_line(text), text
+    assert [path.name for path in tmp_path.iterdir()] == ['net.pth']
