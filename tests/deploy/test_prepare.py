@@ -91,6 +91,7 @@ def test_tool_writes_an_ordinary_checkpoint_and_onnx(digits, run_tool, tmp_path)
         (['--prepare', 'out.xml'], {}, r'out.xml: a float network is written to *.pth or *.onnx'),
         (['--prepare', 'no/out.pth'], {}, 'no such folder'),
         ([], {}, 'nothing to write'),
+        (['out.onnx', '--prepare', 'out.onnx'], {}, 'each file needs a name of its own'),
         (['out.onnx', '--snap'], {}, '--snap belongs to --prepare'),
         (['--prepare', 'out.pth', '--evaluate'], {}, '--evaluate measures the int8 file'),
         (['--prepare', 'out.pth', '--num-calib', '100000'], {}, '--num-calib asks for 100000'),

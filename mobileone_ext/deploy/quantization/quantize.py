@@ -74,8 +74,10 @@ def run(
         check_writable(report_path)
     photos = find_images([calib])
     outputs = [path for path in (out, prepare_path, report_path) if path]
-    for number, path in enumerate(outputs):
-        check_distinct(path, config.filename, checkpoint, *outputs[:number], *photos)
+    if len({Path(path).resolve() for path in outputs}) < len(outputs):
+        raise ValueError(f'{", ".join(outputs)}: each file needs a name of its own')
+    for path in outputs:
+        check_distinct(path, config.filename, checkpoint, *photos)
     if evaluate:
         check_data(config, 'test_dataloader')
     model = export.load_fused(config, checkpoint, ema, trust)
