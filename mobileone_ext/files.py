@@ -133,7 +133,18 @@ def _to_disk(path: Path) -> None:
 def printable(text: object) -> str:
     """``text`` for a terminal or a log: control characters, line breaks and stray bytes as escapes."""
     text = os.fsdecode(text) if isinstance(text, bytes) else str(text)
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in text)
+    return ''.join(character if character.isprintable() else _escaped(character) for character in text)
+
+
+def as_text(path: str | Path) -> str:
+    """A path as text that can be written to any file: what is not UTF-8 as ``\\xff``."""
+    return ''.join(_escaped(character) if '\ud800' <= character <= '\udfff' else character for character in str(path))
+
+
+def _escaped(character: str) -> str:
+    if '\udc80' <= character <= '\udcff':  # how Python keeps a byte that is not UTF-8
+        return f'\\x{ord(character) - 0xDC00:02x}'
+    return character.encode('unicode_escape', 'surrogatepass').decode()
 
 
 def check_distinct(out: str | Path, *sources: str | Path | None) -> None:

@@ -9,6 +9,7 @@ from mmengine import registry as mmengine
 
 SCOPE = 'mobileone_ext'
 
+DATASETS = Registry('dataset', parent=mmengine.DATASETS, scope=SCOPE, locations=['mobileone_ext.data.dataset'])
 HOOKS = Registry('hook', parent=mmengine.HOOKS, scope=SCOPE, locations=['mobileone_ext.recipe'])
 MODELS = Registry(
     'model',

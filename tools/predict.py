@@ -39,16 +39,20 @@ def main():
         results.append(result)
         print(files.printable(result['image']))
         for best in result['predictions']:
-            print(f'  {best["score"]:6.1%}  {best["label"]}')
+            print(f'  {best["score"]:6.1%}  {files.printable(best["label"])}')
         if args.draw:
-            picture = Path(args.draw, f'{number:04d}_{Path(result["image"]).stem}.png')
+            picture = Path(args.draw, predict.picture_name(number, result['image']))
             files.check_distinct(picture, *(paths if picture.exists() else ()))
-            with files.write_atomically(picture) as part:
-                predict.draw(result).save(part, 'png')
+            try:
+                predict.save_drawing(result, picture)
+            except (ValueError, OSError) as error:  # the other photos' results are not to be lost
+                print(f'not drawn: {files.printable(error)}')
     for message in skipped:
         print(f'skipped {files.printable(message)}')
     if skipped:
         print(f'{len(skipped)} of {len(paths)} files are not readable images')
+    if paths.note:
+        print(paths.note)
     if not results:
         raise ValueError('none of the files is a readable image')
     if args.out:

@@ -19,8 +19,8 @@ def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext import files
-    from mobileone_ext.checkpoints.load import load_weights
-    from mobileone_ext.engine.test import evaluate
+    from mobileone_ext.engine import metrics
+    from mobileone_ext.engine.test import evaluate, load_for
     from mobileone_ext.engine.train import use_work_dir
 
     if args.out:
@@ -28,14 +28,16 @@ def main():
         files.check_distinct(args.out, args.config, args.checkpoint)
     use_work_dir(config, args.work_dir, 'test')
     config.launcher = args.launcher
-    weights = load_weights(args.checkpoint, args.ema, args.trust_checkpoint)
-    print(f'{args.checkpoint}: {weights.structure}, {weights.layout} layout, from {weights.source}')
-    metrics = evaluate(config, weights, args.checkpoint)
-    print(
-        f'top-1 {metrics["accuracy/top1"]:.2f}, top-5 {metrics["accuracy/top5"]:.2f} on {metrics["num_images"]} images'
-    )
+    weights = load_for(config, args.checkpoint, args.ema, args.trust_checkpoint)
+    kind = f'{weights.structure}, {weights.layout} layout' if hasattr(weights, 'structure') else 'not a MobileOne'
+    print(f'{args.checkpoint}: {kind}, from {weights.source}')
+    results = evaluate(config, weights, args.checkpoint)
+    classes = results.pop('classes', None)
+    metrics.show(results, classes)
     if args.out:
-        files.write_json(metrics, args.out)
+        files.write_json({**results, **({'classes': classes} if classes else {})}, args.out)
+        for picture in metrics.draw_matrices(results, classes, args.out):
+            print(f'{picture}: confusion matrix')
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ default_scope = 'mmpretrain'
 custom_imports = dict(
     imports=[
         'mobileone_ext.backbone',
+        'mobileone_ext.data.dataset',
         'mobileone_ext.data.transforms',
         'mobileone_ext.data.autoaugment',
         'mobileone_ext.recipe',

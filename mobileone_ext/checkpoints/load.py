@@ -9,9 +9,9 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def load_weights(path: str | Path, ema: str = 'auto', trust: bool = False) -> We
     """
     checkpoint = read_checkpoint(path, trust)
     try:
-        found, source, averaged = _find_state(checkpoint, ema)
+        found, source, averaged = find_state(checkpoint, ema)
         _check_tensors(found)
         state, layout = to_own(found)
         structure = read_structure(shapes_of(state))
@@ -172,6 +172,13 @@ def load_strict(model: nn.Module, weights: Weights, name: str, backbone_only: bo
     if problems:
         raise ValueError(f'{name}: {_mismatch(own, weights, backbone_only) or "; ".join(problems)}')
     model.load_state_dict(state)
+
+
+def in_order(weights: Weights, classes: Sequence[str]) -> Weights:
+    """``weights`` with the head's outputs in the order of ``classes``, the same names as theirs."""
+    order = [weights.classes.index(name) for name in classes]
+    state = {key: value[order] if key.startswith(HEAD) else value for key, value in weights.state.items()}
+    return replace(weights, state=state, classes=tuple(classes))
 
 
 def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -228,7 +235,7 @@ def _first_line(error: Exception) -> str:
     return _printable(f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__, 200)
 
 
-def _find_state(checkpoint: Any, ema: str) -> tuple[dict[str, Tensor], str, bool]:
+def find_state(checkpoint: Any, ema: str) -> tuple[dict[str, Tensor], str, bool]:
     """The chosen state dict in what a file holds, the name of its place, and whether it is averaged."""
     if ema not in EMA_CHOICES:
         raise ValueError(f'ema={ema!r}: allowed are {", ".join(EMA_CHOICES)}')

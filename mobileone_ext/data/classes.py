@@ -99,17 +99,24 @@ def scanned_folder(dataset: dict) -> Path | None:
     return Path(dataset.get('data_root') or '', prefix).expanduser()
 
 
-def check_same(names: Sequence[str] | None, reference: Sequence[str] | None, where: str, other: str) -> None:
-    """Raise ValueError, naming the first class that differs, unless both lists are the same or one is not known.
+def are_same(names: Sequence[str] | None, reference: Sequence[str] | None) -> bool:
+    """Whether both lists name the same classes in the same order, or one is not known.
 
-    WordNet ids and ImageNet's names are the same classes in the same order.
+    WordNet ids and ImageNet's names are the same.
+    """
+    if not names or not reference or list(names) == list(reference):
+        return True
+    thousand = len(names) == len(reference) == len(IMAGENET_CATEGORIES)
+    return thousand and _are_wordnet(names) != _are_wordnet(reference)
+
+
+def check_same(names: Sequence[str] | None, reference: Sequence[str] | None, where: str, other: str) -> None:
+    """Raise ValueError, naming the first class that differs, unless :func:`are_same`.
 
     Args:
         where, other: what has ``names`` and ``reference``, for the message.
     """
-    if not names or not reference or list(names) == list(reference):
-        return
-    if len(names) == len(reference) == len(IMAGENET_CATEGORIES) and _are_wordnet(names) != _are_wordnet(reference):
+    if are_same(names, reference):
         return
     unknown = [name for name in names if name not in reference]
     if unknown:

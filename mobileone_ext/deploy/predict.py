@@ -1,6 +1,7 @@
 """What tools/predict.py does: the best classes of images, by a checkpoint or an exported file."""
 
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from ..checkpoints.load import load_weights
 from ..data.classes import class_names, labels
+from ..data.decode import open_image, to_8_bits
 from ..data.pixels import Normalize, in_batches, read_images
-from ..files import csv_text, json_text
+from ..files import as_text, csv_text, json_text, printable, write_atomically
 from . import fuse
 from .compare import check_finite
 from .runtime import Network, open_network
@@ -21,8 +23,18 @@ EXPORTED = ('.onnx', '.xml')
 COLUMNS = ('image', 'rank', 'label', 'index', 'score')
 
 
-def open_classifier(config: Config, path: str, ema: str = 'auto', trust: bool = False) -> Callable[[Tensor], Tensor]:
-    """A function from pixels (N, 3, H, W), 0 .. 255, to probabilities (N, classes).
+class Classifier:
+    """Call it with pixels (N, C, H, W), 0 .. 255, to get probabilities (N, classes); ``classes`` are their names."""
+
+    def __init__(self, probabilities: Callable[[Tensor], Tensor], classes: Sequence[str] | None, config: Config):
+        self.probabilities, self.classes = probabilities, labels(classes, config.model.head.num_classes)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return self.probabilities(pixels)
+
+
+def open_classifier(config: Config, path: str, ema: str = 'auto', trust: bool = False) -> Classifier:
+    """The classifier in ``path``, with the names that it has itself, or else the config's.
 
     Args:
         path: a checkpoint of any layout and form, or an ONNX (float or int8) or OpenVINO file.
@@ -32,14 +44,24 @@ def open_classifier(config: Config, path: str, ema: str = 'auto', trust: bool = 
     """
     normalize = Normalize(config)
     if Path(path).suffix not in EXPORTED:
-        weights = load_weights(path, ema, trust)
-        model = fuse.load_model(config, weights, path)
-        return lambda pixels: model(normalize(pixels)).softmax(1)
+        model = fuse.load_model(config, load_weights(path, ema, trust), path)
+        return Classifier(lambda pixels: model(normalize(pixels)).softmax(1), model.classes, config)
     network = open_network(path)
     classes = config.model.head.num_classes
     if network.num_classes != classes:
         raise ValueError(f'{path}: has {network.num_classes} classes, the config has {classes}')
-    return lambda pixels: _probabilities(network, normalize, pixels)
+    names = stored_labels(network.metadata) or class_names(config)
+    return Classifier(lambda pixels: _probabilities(network, normalize, pixels), names, config)
+
+
+def stored_labels(metadata: dict[str, str]) -> list[str] | None:
+    """The names of classes in an exported file's metadata; None if it has none, or numbers."""
+    try:
+        names = json.loads(metadata.get('labels', 'null'))
+    except ValueError:
+        return None
+    valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if valid and names != labels(None, len(names)) else None
 
 
 def _probabilities(network: Network, normalize: nn.Module, pixels: Tensor) -> Tensor:
@@ -50,13 +72,13 @@ def _probabilities(network: Network, normalize: nn.Module, pixels: Tensor) -> Te
 
 @torch.no_grad()
 def predict(
-    config: Config, classify: Callable[[Tensor], Tensor], paths: Iterable[Path], skipped: list[str], top: int = 5
+    config: Config, classify: Classifier, paths: Iterable[Path], skipped: list[str], top: int = 5
 ) -> Iterator[dict]:
     """For each readable image ``dict(image=path, predictions=[dict(label, index, score), ...])``, best first.
 
     Unreadable files add a message to ``skipped``.
     """
-    names = labels(class_names(config), config.model.head.num_classes)
+    names = classify.classes
     for files, pixels in in_batches(read_images(config, list(paths), skipped), 16):
         probabilities = classify(pixels)
         check_finite(probabilities, 'the network')  # topk takes NaN for the largest
@@ -66,17 +88,21 @@ def predict(
             yield dict(image=str(file), predictions=best)
 
 
+def as_json(results: list[dict]) -> str:
+    return json_text([dict(result, image=as_text(result['image'])) for result in results])
+
+
 def as_csv(results: list[dict]) -> str:
     """One line a prediction, with ``COLUMNS``."""
     rows = (
-        dict(image=result['image'], rank=rank, **best)
+        dict(image=as_text(result['image']), rank=rank, **best)
         for result in results
         for rank, best in enumerate(result['predictions'], 1)
     )
     return csv_text(rows, COLUMNS)
 
 
-FORMATS: dict[str, Callable[[list[dict]], str]] = {'.json': json_text, '.csv': as_csv}
+FORMATS: dict[str, Callable[[list[dict]], str]] = {'.json': as_json, '.csv': as_csv}
 
 
 def check_format(path: str | Path) -> None:
@@ -85,11 +111,29 @@ def check_format(path: str | Path) -> None:
         raise ValueError(f'{path}: results are written to {" or ".join(f"*{suffix}" for suffix in FORMATS)}')
 
 
+def picture_name(number: int, image: str) -> str:
+    """A file name for the drawing of ``image``: its number, and as much of its name as a file system takes."""
+    stem = printable(Path(image).stem).encode('utf-8')[:100].decode('utf-8', 'ignore')
+    return f'{number:04d}_{stem}.png'
+
+
+def save_drawing(result: dict, path: Path) -> None:
+    """Write the picture of :func:`draw` to ``path``, a PNG.
+
+    Raises:
+        OSError, ValueError: if it cannot be read again, or written.
+    """
+    with write_atomically(path) as part:
+        draw(result).save(part, 'png')
+
+
 def draw(result: dict) -> Image.Image:
     """The picture with its predictions and their scores as bars below it."""
-    picture = ImageOps.exif_transpose(Image.open(result['image'])).convert('RGB')
+    photo = open_image(Path(result['image']).read_bytes())
+    photo.draft('RGB', (1280, 1280))  # a large JPEG is decoded small
+    picture = ImageOps.exif_transpose(to_8_bits(photo)).convert('RGB')
     width = max(320, min(picture.width, 640))
-    picture = picture.resize((width, round(picture.height * width / picture.width)))
+    picture = picture.resize((width, max(1, min(round(picture.height * width / picture.width), 4 * width))))
     line = 24
     sheet = Image.new('RGB', (width, picture.height + line * len(result['predictions']) + 8), 'white')
     sheet.paste(picture)
@@ -97,7 +141,7 @@ def draw(result: dict) -> Image.Image:
     for row, best in enumerate(result['predictions']):
         top = picture.height + 4 + row * line
         pen.rectangle((0, top + 1, best['score'] * width, top + line - 2), fill='#bcd7f5')
-        text = f'{best["score"]:6.1%}  {best["label"]}'
+        text = f'{best["score"]:6.1%}  {printable(best["label"])}'
         while pen.textlength(text, font) > width - 16:
             text = text[:-2] + '…'
         pen.text((8, top + 3), text, 'black', font)

@@ -42,9 +42,9 @@ def convert(
     if report_path:
         check_writable(report_path)
         check_distinct(report_path, config.filename, checkpoint, out)
-    if evaluate:
-        check_data(config, 'test_dataloader')
     weights = load_weights(checkpoint, ema, trust)
+    if evaluate:
+        check_data(config, 'test_dataloader', classes=weights.classes)
     if weights.form == 'fused':
         raise ValueError(f'{checkpoint}: is fused already; tools/convert_checkpoint.py changes its layout')
     before = fuse.load_model(config, weights, checkpoint)

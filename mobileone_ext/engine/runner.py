@@ -12,9 +12,11 @@ from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 
 from .. import recipe  # noqa: F401  the hooks below
-from ..checkpoints.load import load_strict, load_weights, read_checkpoint
+from ..checkpoints.load import class_names_in, in_order, load_strict, load_weights, read_checkpoint
 from ..checkpoints.training import check_digest, check_fits_run, read_training_checkpoint
 from ..config import building
+from ..data.check import check_loaders, leave_out_last_of_one
+from ..data.classes import are_same, check_same
 from ..processes import TiedWorker
 from ..recipe.checkpointing import described_run, to_plain, without_functions
 from ..recipe.schedule import without_short_warmups
@@ -90,6 +92,7 @@ class Runner(_Runner):
         max_epochs = self.max_epochs if isinstance(self.train_loop, EpochBasedTrainLoop) else None
         parameters = [p for group in self._optimizer_groups() for p in group['params']]
         check_fits_run(filename, checkpoint, self._expected_checkpoint(), parameters, max_epochs)
+        check_same(self._classes, class_names_in(filename, checkpoint), 'the training set', str(filename))
         check_digest(filename, checkpoint)
         self._say_what_a_step_is(checkpoint['meta'])
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
@@ -120,13 +123,23 @@ class Runner(_Runner):
         if message:
             self.logger.warning(message)
 
+    @property
+    def _classes(self) -> list[str] | None:
+        """Names of the training set's classes, if it has any."""
+        return (getattr(self.train_dataloader.dataset, 'metainfo', None) or {}).get('classes')
+
     def load_or_resume(self) -> None:
+        loops = dict(train=self._train_loop, val=self._val_loop, test=self._test_loop)
+        check_loaders({name: loop.dataloader for name, loop in loops.items() if isinstance(loop, BaseLoop)}, self.cfg)
         if self._resume or self._load_from is None or self._has_loaded:
             return super().load_or_resume()
         weights = load_weights(self._load_from)
         model = unwrap(self.model)
         source = f'{self._load_from}: {weights.structure}, {weights.layout} layout, from {weights.source}'
         new_head = weights.num_classes != model.head.num_classes
+        if not new_head and not are_same(self._classes, weights.classes):
+            new_head = sorted(self._classes) != sorted(weights.classes)
+            weights = weights if new_head else in_order(weights, self._classes)
         if weights.form == 'fused' and not model.backbone.deploy:
             weights, count = give_branches(
                 self.cfg.model, model, weights, self._load_from, self.train_dataloader.dataset
@@ -138,7 +151,8 @@ class Runner(_Runner):
         self.logger.info(source)
         if new_head:
             self.logger.info(
-                f'the head is new, with {model.head.num_classes} classes; the file has {weights.num_classes}'
+                f'the head is new, with {model.head.num_classes} classes; the file has '
+                f'{"others" if weights.num_classes == model.head.num_classes else weights.num_classes}'
             )
         return None
 
@@ -154,6 +168,7 @@ class Runner(_Runner):
             different = self._randomness_cfg.get('diff_rank_seed', False)
             with building('train_dataloader'):
                 self._train_dataloader = self.build_dataloader(self._train_dataloader, self.seed, different)
+            leave_out_last_of_one(self._train_dataloader, self.model)
             number_draws(self._train_dataloader, self.seed)
         with building('train_cfg'):
             return super().build_train_loop(loop)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from PIL import Image
 
 from mobileone_ext import cli
-from mobileone_ext.data.pixels import read_images
+from mobileone_ext.data.pixels import in_batches, read_images
 from mobileone_ext.deploy import export, fuse, predict
 
 S0 = 'configs/mobileone_s0_8xb32.py'
@@ -117,3 +118,44 @@ def test_one_image_is_probabilities(files):
     found = predict.open_classifier(config, str(folder / 'net.pth'))
     with torch.no_grad():
         torch.testing.assert_close(found(pixels).sum(), torch.tensor(1.0))
+
+
+def test_odd_photos_cost_no_other_result(files, run_tool, tmp_path):
+    """Named and skipped, or predicted: names that are no text or too long, a pipe, sizes that fill the memory."""
+    folder, odd = files[0], tmp_path / 'odd'
+    odd.mkdir()
+    photo = (folder / 'images' / '0.jpg').read_bytes()
+    for name in (b'a.jpg', b'caf\xe9.jpg', b'esc\x1b[31m\n.jpg', b'n' * 236 + b'.jpg', 'ü'.encode() * 118 + b'.jpg'):
+        with open(os.fsencode(odd) + b'/' + name, 'wb') as file:
+            file.write(photo)
+    os.mkfifo(odd / 'pipe.jpg')
+    start = photo.index(b'\xff\xc0') + 5
+    for name, (width, height) in dict(huge=(16000, 16000), long=(1, 5000), cut=(300, 240)).items():
+        data = photo[:start] + height.to_bytes(2, 'big') + width.to_bytes(2, 'big') + photo[start + 4 :]
+        (odd / f'{name}.jpg').write_bytes(data[: len(data) // 2] if name == 'cut' else data)
+    Image.new('I;16', (300, 240), 40000).save(odd / 'sixteen.png')
+    Image.new('F', (300, 240)).save(odd / 'float.tif')
+    for suffix in ('json', 'csv'):
+        out = tmp_path / f'out.{suffix}'
+        arguments = ('--out', out, '--draw', tmp_path / suffix, '--top', 1)
+        code, text = run_tool('predict', S0, folder / 'net.pth', odd, odd / 'pipe.jpg', *arguments)
+        assert code == 0, text
+        for name in ('huge', 'long', 'cut', 'float'):
+            assert f'{name}.jpg: not a readable image' in text or f'{name}.tif: not a readable image' in text
+        assert '\x1b' not in text and r'esc\x1b[31m\n.jpg' in text and r'caf\xe9.jpg' in text
+        assert 'left out: 2 pipes' in text and '4 of 10 files' in text
+        assert len(list((tmp_path / suffix).glob('*.png'))) == 6
+    results = json.loads((tmp_path / 'out.json').read_text())
+    rows = list(csv.DictReader((tmp_path / 'out.csv').open(newline='')))
+    assert len(results) == len(rows) == 6
+    assert [result['image'] for result in results] == [row['image'] for row in rows]
+
+
+def test_sizes_of_images_may_differ(tmp_path):
+    """A pipeline without a crop."""
+    for number, size in enumerate([(30, 40), (40, 30), (30, 40), (30, 40)]):
+        Image.new('RGB', size).save(tmp_path / f'{number}.png')
+    config = cli.load_config(S0)
+    config.test_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    found = [images.shape for _, images in in_batches(read_images(config, sorted(tmp_path.iterdir()), []), 16)]
+    assert found == [(1, 3, 40, 30), (1, 3, 30, 40), (2, 3, 40, 30)]

@@ -8,7 +8,7 @@ train_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='CustomDataset',
+        type='mobileone_ext.CustomDataset',
         data_root='data/imagenette2',
         data_prefix='train',
         pipeline=[
@@ -27,7 +27,7 @@ val_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='CustomDataset',
+        type='mobileone_ext.CustomDataset',
         data_root='data/imagenette2',
         data_prefix='val',
         pipeline=[

@@ -78,9 +78,9 @@ def run(
         raise ValueError(f'{", ".join(outputs)}: each file needs a name of its own')
     for path in outputs:
         check_distinct(path, config.filename, checkpoint, *photos)
-    if evaluate:
-        check_data(config, 'test_dataloader')
     model = export.load_fused(config, checkpoint, ema, trust)
+    if evaluate:
+        check_data(config, 'test_dataloader', classes=model.classes)
     images, skipped = read_calibration(config, calib, num_calib)
     if images.shape[2:] != (file.size, file.size):
         height, width = images.shape[2:]

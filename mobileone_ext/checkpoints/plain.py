@@ -1,0 +1,60 @@
+"""Checkpoints of networks that are not MobileOnes: read as safely, loaded as strictly, under their own keys."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .load import class_names_in, find_state, read_checkpoint
+from .structure import differences, shapes_of
+
+_WRAPPER = 'module.'
+
+
+@dataclass(frozen=True)
+class PlainWeights:
+    """Weights of any network.
+
+    Attributes:
+        state: by the keys of the file.
+        source: where in the file they were, e.g. ``'state_dict (EMA)'``.
+        classes: names, in the order of the outputs; None if the file has none.
+    """
+
+    state: dict[str, Tensor]
+    source: str
+    classes: tuple[str, ...] | None
+
+
+def load_plain(path: str | Path, ema: str = 'auto', trust: bool = False) -> PlainWeights:
+    """The weights in a checkpoint, arguments and errors as of :func:`mobileone_ext.checkpoints.load.load_weights`."""
+    checkpoint = read_checkpoint(path, trust)
+    try:
+        state, source, _ = find_state(checkpoint, ema)
+        state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        if not state:
+            raise ValueError('holds no weights')
+        if all(key.startswith(_WRAPPER) for key in state):
+            state = {key[len(_WRAPPER) :]: tensor for key, tensor in state.items()}
+        for key, tensor in state.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ValueError(f'{key} holds NaN or infinite values')
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+    return PlainWeights(state, source, class_names_in(path, checkpoint))
+
+
+def load_plain_strict(model: nn.Module, weights: PlainWeights, name: str) -> None:
+    """Load ``weights`` into ``model``, every key or none.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        ValueError: naming the keys that don't fit.
+    """
+    problems = differences(shapes_of(model.state_dict()), shapes_of(weights.state))
+    if problems:
+        raise ValueError(f'{name}: does not fit the network of the config: {"; ".join(problems)}')
+    model.load_state_dict(weights.state)

@@ -1,0 +1,173 @@
+"""What metrics return, whatever it is: as plain data, as tables on the console, a confusion matrix as a picture."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ..data.classes import labels
+
+ROWS = 50  # a table of more classes shows the lowest figures alone
+COLUMNS = 20  # a confusion matrix of more classes shows the largest confusions alone
+LETTERS = 24  # of a name
+
+if not hasattr(np, 'in1d'):  # which NumPy 2.4 took away, and mmpretrain's retrieval metrics call
+    np.in1d = np.isin
+
+
+def as_plain(value: Any) -> Any:
+    """``value`` as JSON has it: tensors and arrays as lists, NaN and infinity as None, objects by their text."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().tolist()
+    elif isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): as_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [as_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def show(metrics: dict, classes: Sequence[str] | None, console: Console | None = None) -> None:
+    """Print plain ``metrics``: accuracy in a line, other numbers in a table, figures of each class by its name."""
+    console = console or Console()
+    figures = dict(flat(metrics))
+    matrices = {key: value for key, value in figures.items() if is_matrix(value)}
+    by_class: dict[int, dict] = {}
+    for key, value in figures.items():
+        if is_numbers(value) and len(value) > 1:
+            by_class.setdefault(len(value), {})[key] = value
+    shown = {'num_images', 'accuracy/top1', 'accuracy/top5', *matrices}
+    if 'accuracy/top1' in figures:
+        tops = [f'top-{k} {figures[key]:.2f}' for k in (1, 5) if (key := f'accuracy/top{k}') in figures]
+        console.print(f'{", ".join(tops)} on {figures["num_images"]} images', highlight=False)
+    rest = {
+        key: value for key, value in figures.items() if key not in shown and not (is_numbers(value) and len(value) > 1)
+    }
+    if rest:
+        table = Table(title=f'{figures["num_images"]} images')
+        table.add_column('')
+        table.add_column('', justify='right')
+        for key, value in rest.items():
+            table.add_row(key, _text(value))
+        console.print(table)
+    for columns in by_class.values():
+        _show_classes(columns, classes, console)
+    for key, matrix in matrices.items():
+        _show_matrix(key, matrix, classes, console)
+
+
+def flat(metrics: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Metrics without dicts in dicts: their keys joined by ``/``."""
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            yield from flat(value, f'{prefix}{key}/')
+        else:
+            yield f'{prefix}{key}', value
+
+
+def is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(item is None or isinstance(item, int | float) for item in value)
+
+
+def is_matrix(value: Any) -> bool:
+    """Whether ``value`` is square, as a confusion matrix."""
+    return isinstance(value, list) and len(value) > 1 and all(is_numbers(r) and len(r) == len(value) for r in value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ', '.join(_text(item) for item in value)
+    return 'nan' if value is None else f'{value:.2f}' if isinstance(value, float) else str(value)
+
+
+def _short(name: str) -> str:
+    name = ''.join(character if character.isprintable() else '?' for character in name)
+    return name if len(name) <= LETTERS else name[: LETTERS - 1] + '…'
+
+
+def _show_classes(columns: dict[str, list], classes: Sequence[str] | None, console: Console) -> None:
+    count = len(next(iter(columns.values())))
+    names = labels(classes, count)
+    rows = sorted(range(count), key=lambda row: [(v[row] is None, v[row] or 0) for v in columns.values()])
+    if count <= ROWS:
+        rows, title = range(count), f'{count} classes'
+    else:
+        rows, title = rows[:ROWS], f'the {ROWS} of {count} classes with the lowest figures'
+    table = Table(title=title)
+    table.add_column('class')
+    for key in columns:
+        table.add_column(key.removesuffix('_classwise'), justify='right')
+    for row in rows:
+        table.add_row(_short(names[row]), *(_text(values[row]) for values in columns.values()))
+    console.print(table)
+
+
+def _show_matrix(key: str, matrix: list[list], classes: Sequence[str] | None, console: Console) -> None:
+    count = len(matrix)
+    names = labels(classes, count)
+    if count <= COLUMNS:
+        table = Table(title=f'{key}: what is (rows), what was predicted (columns)')
+        table.add_column('')
+        for number in range(count):
+            table.add_column(str(number), justify='right')
+        for number, row in enumerate(matrix):
+            table.add_row(f'{number} {_short(names[number])}', *(_text(value) for value in row))
+    else:
+        cells = np.array(matrix, dtype=float)
+        np.fill_diagonal(cells, 0)
+        order = np.argsort(-np.nan_to_num(cells), axis=None, kind='stable')[:COLUMNS]
+        table = Table(title=f'{key}: the most frequent confusions of {count} classes')
+        for heading in ('what is', 'what was predicted', 'images'):
+            table.add_column(heading, justify='right' if heading == 'images' else 'left')
+        for row, column in zip(*np.unravel_index(order, cells.shape)):
+            if cells[row, column] > 0:
+                table.add_row(_short(names[row]), _short(names[column]), _text(matrix[row][column]))
+    console.print(table)
+
+
+def draw_matrices(metrics: dict, classes: Sequence[str] | None, out: str | Path) -> list[Path]:
+    """Draw each confusion matrix in plain ``metrics`` beside ``out``, ``OUT_KEY.png``; the files written."""
+    matrices = [(key, value) for key, value in flat(metrics) if is_matrix(value)]
+    written = []
+    for key, matrix in matrices:
+        name = key.split('/')[0] if len(matrices) == 1 else key.replace('/', '_')
+        path = Path(out).with_name(f'{Path(out).stem}_{name}.png')
+        _draw(np.array(matrix, dtype=float), labels(classes, len(matrix)), path)
+        written.append(path)
+    return written
+
+
+def _draw(cells: np.ndarray, names: Sequence[str], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    from ..files import write_atomically
+
+    count = len(names)
+    side = min(max(4.0, 0.4 * count + 2), 20)
+    share = cells / np.maximum(np.nansum(cells, axis=1, keepdims=True), 1e-9)  # of the images of a class
+    figure, axis = plt.subplots(figsize=(side, side), layout='constrained')
+    axis.imshow(share, cmap='Blues', vmin=0, vmax=1, interpolation='nearest' if count <= 100 else 'auto')
+    axis.set(xlabel='predicted', ylabel='label')
+    if count <= 100:
+        shown = [_short(name).replace('$', r'\$') for name in names]
+        axis.set_xticks(range(count), shown, rotation=90)
+        axis.set_yticks(range(count), shown)
+    if count <= 30:
+        for row, column in np.ndindex(cells.shape):
+            if cells[row, column]:
+                color = 'white' if share[row, column] > 0.5 else 'black'
+                axis.text(column, row, f'{cells[row, column]:g}', ha='center', va='center', color=color, fontsize=8)
+    with write_atomically(path) as part:
+        figure.savefig(part, dpi=100, format='png')
+    plt.close(figure)

@@ -1,0 +1,233 @@
+"""What is wrong with the data is said before the first step, in one line that names it."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT, TINY, only_line
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mobileone_ext import cli
+from mobileone_ext.data.check import check_data, check_loaders, leave_out_last_of_one
+from mobileone_ext.engine.runner import Runner
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def write_photos(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (40, 30), 'gray').save(root / name)
+
+
+def config_of(root, classes=2, **dataset):
+    config = cli.load_config(str(ROOT / TINY))
+    config.model.head.num_classes = classes
+    for name in LOADERS:
+        config[name].dataset.update(data_root=str(root), **dataset)
+        config[name].dataset.pop('indices', None)
+        config[name].update(num_workers=0, persistent_workers=False)
+    return config
+
+
+def build(config, name):
+    return Runner.build_dataloader(config[name]).dataset
+
+
+@pytest.mark.parametrize('kind', ['CustomDataset', 'mmpretrain.CustomDataset', 'mobileone_ext.CustomDataset'])
+def test_hidden_folders_are_no_classes_and_every_photo_counts(tmp_path, capsys, kind):
+    for split in ('train', 'val'):
+        root = tmp_path / split
+        write_photos(root, 'a/1.jpg', 'a/2.PNG', 'a/3.webp', 'a/4.tif', 'b/deep/5.bmp', 'b/6.avif')
+        write_photos(root, '.ipynb_checkpoints/1-checkpoint.jpg', '__MACOSX/2.jpg', 'a/.thumbnails/3.jpg', 'a/._4.jpg')
+        (root / 'b' / 'notes.txt').write_text('')
+    config = config_of(tmp_path, type=kind)
+    check_data(config, *LOADERS)
+    assert f'{tmp_path / "train"}: left out: 2 hidden, 1 .txt' in capsys.readouterr().out
+    found = build(config, 'train_dataloader')
+    assert len(found) == 6 and found.metainfo['classes'] == ('a', 'b')
+    assert [found.get_data_info(i)['gt_label'] for i in range(6)] == [0, 0, 0, 0, 1, 1]
+
+
+def test_extensions_of_a_data_set_are_heeded(tmp_path, capsys):
+    for split in ('train', 'val'):
+        write_photos(tmp_path / split, 'a/1.jpg', 'a/2.webp', 'b/3.JPG')
+    config = config_of(tmp_path, extensions=('.jpg',))
+    check_data(config, *LOADERS)
+    assert 'left out: 1 .webp' in capsys.readouterr().out
+    assert len(build(config, 'train_dataloader')) == 2
+    config = config_of(tmp_path, extensions=('.webp',))
+    with pytest.raises(ValueError, match=r"no images of 'b \(left out: 1 .jpg\)'"):
+        check_data(config, 'train_dataloader')
+
+
+def test_an_empty_class_is_refused_in_training_and_said_in_validation(tmp_path, capsys):
+    write_photos(tmp_path / 'train', 'a/1.jpg', 'b/2.jpg')
+    write_photos(tmp_path / 'val', 'a/1.jpg')
+    (tmp_path / 'val' / 'b').mkdir()
+    (tmp_path / 'val' / 'b' / 'x.heif.txt').write_text('')
+    config = config_of(tmp_path)
+    check_data(config, *LOADERS)
+    assert "val: no images of 'b (left out: 1 .txt)'" in capsys.readouterr().out
+    (tmp_path / 'train' / 'b' / '2.jpg').unlink()
+    with pytest.raises(ValueError, match=r"train: no images of 'b': a class that is trained needs some"):
+        check_data(config_of(tmp_path), 'train_dataloader')
+
+
+def test_hidden_folders_that_another_data_set_would_number(tmp_path):
+    write_photos(tmp_path / 'train', 'a/1.jpg', '.ipynb_checkpoints/1.jpg')
+    config = config_of(tmp_path, type='ImageNet', split='train', data_prefix='')
+    with pytest.raises(ValueError, match=r"ImageNet takes '.ipynb_checkpoints' for classes"):
+        check_data(config, 'train_dataloader')
+
+
+LINES = {
+    'no label': (['a/1.jpg 0', 'a/1.jpg'], "line 2: 'a/1.jpg': expected is an image and its label"),
+    'a name': (['a/1.jpg cat'], 'line 1: '),
+    'negative': (['a/1.jpg 0', 'a/1.jpg 1', 'a/1.jpg -1'], 'line 3: '),
+    'a fraction': (['a/1.jpg 1.0'], 'line 1: '),
+    'blank': (['a/1.jpg 0', '', 'a/1.jpg 1'], "line 2: ''"),
+    'commas': (['a/1.jpg,1'], 'line 1: '),
+    'too large': (['a/1.jpg 0', 'a/1.jpg 2'], 'line 2: label 2, and the head has 2 classes, 0 .. 1'),
+    'no such image': (['a/1.jpg 0', 'a/9.jpg 1'], 'line 2: no such image'),
+    'nothing': ([], 'lists no images'),
+}
+
+
+@pytest.mark.parametrize('kind', LINES)
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_lines_of_an_annotation_file(tmp_path, run_tool, tiny_run, kind, tool):
+    write_photos(tmp_path / 'train', 'a/1.jpg')
+    write_photos(tmp_path / 'val', 'a/1.jpg')
+    lines, word = LINES[kind]
+    listed = tmp_path / 'list.txt'
+    listed.write_text(''.join(f'{line}\n' for line in lines))
+    part = dict(train='train_dataloader', test='test_dataloader')[tool]
+    options = [f'{name}.dataset.data_root={tmp_path}' for name in LOADERS]
+    options += [f'{part}.dataset.ann_file={listed}', 'model.head.num_classes=2']
+    if tool == 'test':
+        config = config_of(tmp_path, ann_file=str(listed))
+        with pytest.raises(ValueError) as raised:
+            check_data(config, 'test_dataloader')
+        line = str(raised.value)
+    else:
+        code, text = run_tool('train', TINY, '--work-dir', tmp_path / 'run', '--cfg-options', *options)
+        line = only_line(text)
+        assert code == 1 and not list((tmp_path / 'run').glob('*.pth'))
+    assert f'{listed}' in line and word in line
+
+
+def test_an_annotation_file_that_is_fine(tmp_path):
+    write_photos(tmp_path / 'val', 'a/1 x.jpg')
+    listed = tmp_path / 'list.txt'
+    listed.write_text('a/1 x.jpg 1\na/1 x.jpg 0\n')
+    config = config_of(tmp_path, ann_file=str(listed))
+    check_data(config, 'test_dataloader')
+    found = build(config, 'test_dataloader')
+    assert [found.get_data_info(i)['gt_label'] for i in range(2)] == [1, 0]
+    listed.write_bytes(b'a/caf\xe9.jpg 0\n')
+    with pytest.raises(ValueError, match='not UTF-8'):
+        check_data(config, 'test_dataloader')
+
+
+@pytest.mark.parametrize(
+    'labels, word', [([0, 2], 'image 1: label 2'), ([[0], [1, 7]], 'image 1: label 7'), ([0, 1], '')]
+)
+def test_labels_of_an_openmmlab_file(tmp_path, labels, word):
+    images = [dict(img_path='a.jpg', gt_label=label) for label in labels]
+    (tmp_path / 'list.json').write_text(json.dumps(dict(metainfo=dict(classes=['x', 'y']), data_list=images)))
+    kind = 'MultiLabelDataset' if isinstance(labels[0], list) else 'BaseDataset'
+    (tmp_path / 'val').mkdir()
+    config = config_of(tmp_path, type=kind, ann_file='list.json')
+    if word:
+        with pytest.raises(ValueError, match=f'list.json, {word}, and the head has 2 classes'):
+            check_data(config, 'test_dataloader')
+    else:
+        check_data(config, 'test_dataloader')
+
+
+class Labeled(torch.utils.data.Dataset):
+    """A data set of its own making."""
+
+    def __init__(self, labels, classes=None):
+        self.labels, self.metainfo = labels, dict(classes=classes) if classes else {}
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return index
+
+    def get_cat_ids(self, index):
+        return [self.labels[index]]
+
+    def get_data_info(self, index):
+        return dict(img_path=f'{index}.jpg')
+
+
+class Twice(Labeled):
+    def __init__(self, dataset):
+        super().__init__(dataset.labels * 2)
+        self.dataset = dataset
+
+
+@pytest.mark.parametrize('wrap', [lambda dataset: dataset, Twice])
+def test_labels_of_any_data_set(wrap):
+    config = config_of('nowhere')
+    check_loaders(dict(train=DataLoader(wrap(Labeled([0, 1])))), config)
+    with pytest.raises(ValueError, match=r'train: 1\.jpg has label 2, and the head has 2 classes, 0 \.\. 1'):
+        check_loaders(dict(train=DataLoader(wrap(Labeled([0, 2])))), config)
+
+
+def test_what_is_built_agrees():
+    config = config_of('nowhere')
+    loaders = dict(train=DataLoader(Labeled([0], ('x', 'y'))), val=DataLoader(Labeled([0], ('y', 'x'))))
+    with pytest.raises(ValueError, match="val: class 0 is 'y', in train it is 'x'"):
+        check_loaders(loaders, config)
+    with pytest.raises(ValueError, match='test: its data set is empty'):
+        check_loaders(dict(test=DataLoader(Labeled([]))), config)
+
+
+def test_an_empty_test_set(tmp_path, run_tool, tiny_run, digits):
+    options = [f'test_dataloader.dataset.data_root={digits}', 'test_dataloader.dataset.indices=0']
+    arguments = ('test', TINY, tiny_run / 'epoch_4.pth', '--work-dir', tmp_path, '--cfg-options', *options)
+    code, text = run_tool(*arguments, 'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False')
+    assert code == 1 and 'test_dataloader.dataset.indices=0: leaves no images' in only_line(text)
+
+
+def test_no_image_is_dropped_from_the_figures(tmp_path, run_tool, tiny_run, digits):
+    options = [f'test_dataloader.dataset.data_root={digits}', 'test_dataloader.drop_last=True']
+    options += ['test_dataloader.batch_size=50', 'test_dataloader.num_workers=0']
+    out = tmp_path / 'out.json'
+    arguments = (TINY, tiny_run / 'epoch_4.pth', '--work-dir', tmp_path, '--out', out, '--cfg-options', *options)
+    code, text = run_tool('test', *arguments, 'test_dataloader.persistent_workers=False')
+    assert code == 0 and 'test_dataloader.drop_last=True would leave images out' in text
+    top1 = json.loads(out.read_text())['accuracy/top1']
+    assert round(top1 * 3.6, 3) == round(top1 * 3.6), 'of 360 images'
+
+
+@pytest.mark.parametrize(
+    'images, batch, norm, dropped',
+    [(9, 4, True, True), (9, 4, False, False), (8, 4, True, False), (5, 1, True, False), (10, 4, True, False)],
+)
+def test_a_last_batch_of_one_image(images, batch, norm, dropped, capsys):
+    data = Labeled([0] * images)
+    loader = DataLoader(data, batch_size=batch, sampler=DefaultSampler(data, seed=0))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4) if norm else nn.Identity())
+    leave_out_last_of_one(loader, model)
+    sizes = [len(indices) for indices in loader.batch_sampler]
+    assert len(sizes) == len(loader) and (1 not in sizes or batch == 1 or not norm)
+    assert ('the last would be alone' in capsys.readouterr().out) == dropped
+
+
+def test_one_image_in_all():
+    data = Labeled([0])
+    model = nn.BatchNorm2d(4)
+    with pytest.raises(ValueError, match='one image in all'):
+        leave_out_last_of_one(DataLoader(data, batch_size=4, sampler=DefaultSampler(data, seed=0)), model)
+    endless = DataLoader(data, batch_size=4, sampler=InfiniteSampler(data, seed=0))
+    leave_out_last_of_one(endless, model)

@@ -1,0 +1,236 @@
+"""Classes by name: from folders, lists and checkpoints, in training, validation, testing, predicting and exporting."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, data_options, only_line
+from PIL import Image
+
+from mobileone_ext import cli
+from mobileone_ext.checkpoints.convert import convert
+from mobileone_ext.checkpoints.load import load_weights
+from mobileone_ext.data.check import check_data
+from mobileone_ext.data.classes import check_same, class_names
+from mobileone_ext.data.dataset import CustomDataset
+from mobileone_ext.engine.runner import Runner
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+COLORS = dict(ant=(200, 40, 40), bee=(40, 200, 40), cow=(40, 40, 200))
+TINY_CLASSES = ('--cfg-options', 'model.head.num_classes=3')
+
+
+def write_photos(root, folders, count=6, seed=0):
+    """``count`` noisy photos of one color in each folder; ``folders`` maps names to colors."""
+    rng = np.random.default_rng(seed)
+    for name, color in folders.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.clip(np.array(color) + rng.integers(-30, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f'{number}.png')
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp('photos')
+    write_photos(root / 'train', COLORS, 16)
+    write_photos(root / 'val', COLORS, seed=1)
+    return root
+
+
+def options(root, *more):
+    return [*TINY_CLASSES, *data_options(root), *more]
+
+
+@pytest.fixture(scope='module')
+def trained(photos, tmp_path_factory):
+    """Work dir of a network that tells the colors apart."""
+    from mobileone_ext.engine import train as training
+
+    config = config_of(photos, tmp_path_factory.mktemp('trained'))
+    training.train(config)
+    return config.work_dir
+
+
+def config_of(photos, work_dir):
+    chosen = dict(option.split('=', 1) for option in options(photos)[1:])
+    config = cli.load_config(str(ROOT / TINY), {**chosen, 'model.head.num_classes': 3})
+    for loader in (config.train_dataloader, config.val_dataloader):
+        loader.num_workers, loader.persistent_workers = 0, False
+    config.train_dataloader.dataset.pop('indices')
+    config.train_dataloader.batch_size = 8
+    config.custom_hooks, config.param_scheduler, config.train_cfg.max_epochs = [], None, 10
+    config.work_dir, config.randomness.seed = str(work_dir), 0
+    config.experiment_name = str(work_dir)
+    return config
+
+
+@pytest.fixture(scope='module')
+def checkpoint(trained):
+    return f'{trained}/epoch_10.pth'
+
+
+def measured(run_tool, tmp_path, checkpoint, root, *more):
+    out = tmp_path / 'metrics.json'
+    code, text = run_tool('test', TINY, checkpoint, '--out', out, '--work-dir', tmp_path, *options(root, *more))
+    assert code == 0, text
+    return json.loads(out.read_text())['accuracy/top1'], text
+
+
+def test_the_checkpoint_knows_its_classes(checkpoint, run_tool, tmp_path, photos):
+    assert load_weights(checkpoint).classes == tuple(COLORS)
+    for name, layout in (('own.pth', 'mmpretrain'), ('apple.safetensors', 'apple'), ('timm.safetensors', 'timm')):
+        convert(checkpoint, tmp_path / name, layout)
+        assert load_weights(tmp_path / name).classes == tuple(COLORS)
+    fused = tmp_path / 'fused.pth'
+    code, text = run_tool('reparam', TINY, checkpoint, fused, *options(photos))
+    assert code == 0, text
+    assert load_weights(fused).classes == tuple(COLORS)
+    assert measured(run_tool, tmp_path, fused, photos)[0] > 90
+
+
+@pytest.mark.parametrize('known', ['checkpoint', 'training set'])
+def test_folders_of_some_classes_get_their_labels(checkpoint, run_tool, tmp_path, photos, known):
+    """Two of three: mmpretrain would number them 0 and 1."""
+    shutil.copytree(photos / 'train', tmp_path / 'train')
+    write_photos(tmp_path / 'val', {name: COLORS[name] for name in ('bee', 'cow')}, seed=2)
+    if known == 'checkpoint':
+        shutil.rmtree(tmp_path / 'train')
+    else:
+        state = torch.load(checkpoint, weights_only=True)['state_dict']
+        checkpoint = tmp_path / 'nameless.pth'
+        torch.save(state, checkpoint)
+    top1, text = measured(run_tool, tmp_path, checkpoint, tmp_path)
+    assert top1 > 90
+    assert "has no folders for 1 of the 3 classes: 'ant'" in text
+
+
+@pytest.mark.parametrize('folders', [dict(ant='ant', bee='bee', dog='cow'), dict(x='ant', y='bee', z='cow')])
+def test_other_folders_are_named(checkpoint, run_tool, tmp_path, photos, folders):
+    shutil.copytree(photos / 'train', tmp_path / 'train')
+    write_photos(tmp_path / 'val', {name: COLORS[color] for name, color in folders.items()})
+    odd = [name for name in folders if name not in COLORS]
+    for tool, arguments in (('test', (checkpoint,)), ('reparam', (checkpoint, tmp_path / 'x.pth')), ('train', ())):
+        code, text = run_tool(tool, TINY, *arguments, *options(tmp_path))
+        line = only_line(text)
+        assert code == 1 and str(tmp_path / 'val') in line and repr(odd[0]) in line, text
+        assert 'Epoch' not in text
+
+
+def test_a_checkpoint_with_its_classes_in_another_order(checkpoint, run_tool, tmp_path, photos):
+    stored = torch.load(checkpoint, weights_only=True)
+    order = [2, 0, 1]
+    for key in stored['state_dict']:
+        if 'head.fc' in key:
+            stored['state_dict'][key] = stored['state_dict'][key][order]
+    stored['meta']['dataset_meta']['classes'] = tuple(np.array(list(COLORS))[order].tolist())
+    turned = tmp_path / 'turned.pth'
+    torch.save(stored, turned)
+    top1, text = measured(run_tool, tmp_path, turned, photos)
+    assert top1 > 90 and 'in the order of classes of the checkpoint' in text
+    listed = tmp_path / 'list.txt'
+    listed.write_text(''.join(f'{name}/0.png {label}\n' for label, name in enumerate(COLORS)))
+    names = 'test_dataloader.dataset.metainfo.classes=[ant,bee,cow]'
+    more = (f'test_dataloader.dataset.ann_file={listed}', names)
+    code, text = run_tool('test', TINY, turned, '--work-dir', tmp_path, *options(photos, *more))
+    assert code == 1 and "class 0 is 'ant', in the checkpoint it is 'cow'" in only_line(text)
+
+
+def test_names_for_show_go_to_the_sorted_folders(photos, tmp_path):
+    found = CustomDataset(data_root=str(photos), data_prefix='val', metainfo=dict(classes=['Ameise', 'Biene', 'Kuh']))
+    assert [found.get_data_info(i)['gt_label'] for i in (0, 6, 12)] == [0, 1, 2]
+    write_photos(tmp_path / 'val', {name: COLORS[name] for name in ('bee', 'cow')})
+    config = cli.load_config(str(ROOT / TINY))
+    config.model.head.num_classes = 3
+    config.train_dataloader.dataset.update(data_root=str(photos), metainfo=dict(classes=['Ameise', 'Biene', 'Kuh']))
+    config.val_dataloader.dataset.data_root = str(tmp_path)
+    check_data(config, 'train_dataloader', 'val_dataloader')
+    options = dict(config.val_dataloader.dataset)
+    found = CustomDataset(**{key: value for key, value in options.items() if key != 'type'})
+    assert [found.get_data_info(i)['gt_label'] for i in (0, 6)] == [1, 2]
+    assert found.metainfo['classes'] == ('Ameise', 'Biene', 'Kuh')
+
+
+def test_named_folders_in_another_order(photos):
+    found = CustomDataset(data_root=str(photos), data_prefix='val', metainfo=dict(classes=['cow', 'ant', 'bee']))
+    labels = {found.get_data_info(i)['img_path'].split('/')[-2]: found.get_data_info(i)['gt_label'] for i in range(18)}
+    assert labels == dict(cow=0, ant=1, bee=2)
+
+
+def test_own_names_in_predictions_and_files(checkpoint, run_tool, tmp_path, photos):
+    out, drawn = tmp_path / 'out.json', tmp_path / 'drawn'
+    code, text = run_tool('predict', TINY, checkpoint, photos / 'val', '--out', out, '--draw', drawn, *TINY_CLASSES)
+    assert code == 0, text
+    for result in json.loads(out.read_text()):
+        assert result['predictions'][0]['label'] == result['image'].split('/')[-2]
+    exported = tmp_path / 'net.onnx'
+    code, text = run_tool('export', TINY, checkpoint, exported, '--size', 32, *TINY_CLASSES)
+    assert code == 0, text
+    code, text = run_tool('predict', TINY, exported, photos / 'val' / 'cow', '--out', out, *TINY_CLASSES)
+    assert code == 0, text
+    assert {result['predictions'][0]['label'] for result in json.loads(out.read_text())} == {'cow'}
+
+
+def test_whose_names(photos):
+    config = cli.load_config(str(ROOT / TINY))
+    config.model.head.num_classes = 1000
+    assert class_names(config) is None  # a thousand own classes are not ImageNet's
+    assert class_names(config, published=True)[0] == 'tench, Tinca tinca'
+    own = [f'class {i}' for i in range(1000)]
+    assert class_names(config, own, published=True) == own
+    config.model.head.num_classes = 3
+    config.test_dataloader.dataset.data_root = str(photos)
+    assert class_names(config) == list(COLORS)
+    assert class_names(config, ['x', 'y', 'z']) == ['x', 'y', 'z']
+    config = cli.load_config('configs/mobileone_s0_8xb32.py')
+    assert class_names(config)[1] == 'goldfish, Carassius auratus'
+
+
+@pytest.mark.parametrize(
+    'names, reference, word',
+    [
+        (['a', 'b'], ['b', 'a'], 'another order'),
+        (['a', 'c'], ['a', 'b'], "'c' not among"),
+        (['a'], ['a', 'b'], "has 'b' as well"),
+        (None, ['a'], None),
+        (['a', 'b'], ('a', 'b'), None),
+        ([f'n{i:08d}' for i in range(1000)], [f'name {i}' for i in range(1000)], None),
+    ],
+)
+def test_two_lists(names, reference, word):
+    if word:
+        with pytest.raises(ValueError, match=word):
+            check_same(names, reference, 'here', 'there')
+    else:
+        check_same(names, reference, 'here', 'there')
+
+
+@pytest.mark.parametrize('case', ['another order', 'other names'])
+def test_fine_tuning_and_resuming_go_by_name(trained, photos, tmp_path, run_tool, case):
+    """``load_from`` puts a head into order or begins anew; ``--resume`` refuses."""
+    stored = torch.load(f'{trained}/epoch_10.pth', weights_only=True)
+    weight = stored['state_dict']['head.fc.weight']
+    names = ('cow', 'ant', 'bee') if case == 'another order' else ('x', 'y', 'z')
+    if case == 'another order':
+        for key in ('head.fc.weight', 'head.fc.bias'):
+            stored['state_dict'][key] = stored['state_dict'][key][[2, 0, 1]]
+    stored['meta']['dataset_meta']['classes'] = names
+    other = tmp_path / 'other.pth'
+    torch.save(stored, other)
+    config = config_of(photos, tmp_path / 'run')
+    config.load_from = str(other)
+    run = Runner.from_cfg(config)
+    run._train_loop = run.build_train_loop(run._train_loop)
+    run.load_or_resume()
+    loaded = run.model.state_dict()['head.fc.weight']
+    assert torch.equal(loaded, weight) == (case == 'another order')
+    key = 'backbone.stage1.0.branch_conv_list.0.conv.weight'
+    assert torch.equal(run.model.state_dict()[key], stored['state_dict'][key])
+    (log,) = (tmp_path / 'run').glob('*/*.log')
+    assert ('the head is new, with 3 classes; the file has others' in log.read_text()) == (case == 'other names')
+    run.optim_wrapper = run.build_optim_wrapper(run.optim_wrapper)
+    run.param_schedulers = None
+    with pytest.raises(ValueError, match='in another order|not among the classes'):
+        run.resume(str(other))
