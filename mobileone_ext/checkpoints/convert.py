@@ -79,7 +79,8 @@ def card_path(checkpoint: Path) -> Path:
 def backbone_alone(weights: Weights) -> Weights:
     """``weights`` without a classifier."""
     state = without_head(weights.state)
-    return replace(weights, state=state, structure=read_structure(shapes_of(state)), classes=None)
+    structure = read_structure(shapes_of(state))
+    return replace(weights, state=state, structure=structure, classes=None, extra=without_head(weights.extra))
 
 
 def with_branches(weights: Weights, batches: Iterable[Tensor], seed: int = 0) -> Weights:
@@ -129,7 +130,7 @@ def write_weights(path: Path, weights: Weights, layout: str) -> None:
         ValueError: for another suffix or layout; OSError if it can't be written.
     """
     check_suffix(path)
-    state: dict[str, Tensor] = to_layout(weights.state, layout)
+    state: dict[str, Tensor] = to_layout({**weights.state, **weights.extra}, layout)
     with write_atomically(path) as part:
         if path.suffix == '.safetensors':
             # Two names for one tensor, or strides, are more than the format knows.

@@ -46,6 +46,14 @@ _PATTERNS = {layout: [_pattern(row[column]) for row in _ROWS] for column, layout
 _WRAPPERS = ('module.', '_orig_mod.', 'model.')
 
 
+# Parameters that a config adds beside MobileOne's own: of the neck (which is no single layer), of another head or a
+# loss, of an activation.
+_EXTRA = re.compile(
+    r'neck\.(?!(weight|bias)\Z)|(head|data_preprocessor|teacher)\.'
+    r'|backbone\.stage[0-4]\.([0-9]+\.)?(se\.conv[12]\.)?(act|activate)\.'
+)
+
+
 def translate(key: str, source: str, target: str) -> str | None:
     """The name in layout ``target`` of what layout ``source`` calls ``key``; None if it calls nothing so.
 
@@ -69,8 +77,8 @@ def detect_layout(keys: Iterable[str]) -> str | None:
     return best if known[best] else None
 
 
-def to_own(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """``state`` under own names, and the layout that it had.
+def to_own(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, dict[str, Tensor]]:
+    """``state`` under own names, the layout that it had, and what a config has added to the network.
 
     Prefixes that all keys share (``module.`` and such) and a ``backbone.`` are taken off first.
 
@@ -81,11 +89,15 @@ def to_own(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     layout = detect_layout(bare)
     if layout is None:
         raise ValueError(f'no key of MobileOne in any layout ({", ".join(LAYOUTS)}); found {some(state)}')
-    own, unknown = {}, []
+    own, extra, unknown = {}, {}, []
     for key, name, tensor in zip(bare, state, state.values()):
         translated = translate(key, layout, OWN)
         if translated is None:
-            unknown.append(name)
+            full = key if key.startswith(('neck.', 'head.', 'data_preprocessor.', 'teacher.')) else BACKBONE + key
+            if layout == OWN and _EXTRA.match(full):
+                extra[full] = tensor
+            else:
+                unknown.append(name)
             continue
         translated = translated if translated.startswith(HEAD) else BACKBONE + translated
         if translated in own:
@@ -93,7 +105,7 @@ def to_own(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         own[translated] = tensor
     if unknown:
         raise ValueError(f'keys that are not of MobileOne in the {layout} layout: {some(unknown)}')
-    return own, layout
+    return own, layout, extra
 
 
 def to_layout(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ _RAW_KEYS = ('state_dict', 'model_state_dict', 'model')
 _EMA_KEYS = ('ema_state_dict', 'state_dict_ema', 'model_ema')
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _COUNTER = 'num_batches_tracked'
+_BESIDE = ('neck.', 'head.', 'module.neck.', 'module.head.')  # buffers there may count
+_ANY_DTYPES = (*_DTYPES, torch.int64, torch.int32, torch.uint8, torch.bool)
+_COUNTS = ('steps', 'n_averaged')  # what averaged models hold beside their weights
 CLASSES = 'classes'  # in the metadata of a safetensors file, and where mmengine writes them
 
 
@@ -45,6 +48,7 @@ class Weights:
         ema: whether they are known to be an exponential moving average.
         structure: the network that they belong to.
         classes: names, in the order of the outputs; None if the file has none.
+        extra: what a config has added: parameters of a neck, of another head or loss, of activations.
     """
 
     state: dict[str, Tensor]
@@ -53,6 +57,7 @@ class Weights:
     ema: bool
     structure: Structure
     classes: tuple[str, ...] | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def form(self) -> str:
@@ -120,15 +125,16 @@ def load_weights(path: str | Path, ema: str = 'auto', trust: bool = False) -> We
     try:
         found, source, averaged = find_state(checkpoint, ema)
         _check_tensors(found)
-        state, layout = to_own(found)
+        state, layout, extra = to_own(found)
         structure = read_structure(shapes_of(state))
-        _check_values(state)
+        _check_values({**state, **extra})
     except ValueError as error:
         raise ValueError(f'{path}: {_printable(str(error))}') from None
     classes = class_names_in(path, checkpoint)
     if classes and len(classes) != structure.num_classes:
         classes = None
-    return Weights({key: state[key] for key in structure.shapes()}, layout, source, averaged, structure, classes)
+    state = {key: state[key] for key in structure.shapes()}
+    return Weights(state, layout, source, averaged, structure, classes, extra=extra)
 
 
 def class_names_in(path: str | Path, checkpoint: Any) -> tuple[str, ...] | None:
@@ -165,9 +171,9 @@ def load_strict(model: nn.Module, weights: Weights, name: str, backbone_only: bo
         ValueError: if they don't fit: another form, variant or class count, or else the keys.
     """
     own = model.state_dict()
-    state = weights.state
+    state = {**weights.state, **weights.extra}
     if backbone_only:
-        state = {**{key: own[key] for key in own if key.startswith(HEAD)}, **without_head(state)}
+        state = {**{key: own[key] for key in own if key.startswith('head.')}, **without_head(state)}
     problems = differences(shapes_of(own), shapes_of(state))
     if problems:
         raise ValueError(f'{name}: {_mismatch(own, weights, backbone_only) or "; ".join(problems)}')
@@ -183,7 +189,7 @@ def in_order(weights: Weights, classes: Sequence[str]) -> Weights:
 
 def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """``state`` (own names) without the classifier."""
-    return {key: tensor for key, tensor in state.items() if not key.startswith(HEAD)}
+    return {key: tensor for key, tensor in state.items() if not key.startswith('head.')}
 
 
 def _mismatch(own: dict[str, Tensor], weights: Weights, backbone_only: bool) -> str | None:
@@ -245,9 +251,14 @@ def find_state(checkpoint: Any, ema: str) -> tuple[dict[str, Tensor], str, bool]
     trained = next((key for key in _RAW_KEYS if _as_state(checkpoint.get(key)) is not None), None)
     averaged = next((key for key in _EMA_KEYS if _as_state(checkpoint.get(key)) is not None), None)
     if trained is None and averaged is None:
-        if ema == 'on':
+        state = dict(checkpoint)
+        # The state dict of mmengine's averaged models, or of torch's AveragedModel.
+        bare = [key for key in _COUNTS if state.pop(key, None) is not None]
+        if ema == 'on' and not bare:
             raise ValueError('holds one set of weights, not marked as averaged (EMA)')
-        return dict(checkpoint), 'the file itself', False
+        if ema == 'off' and bare:
+            raise ValueError('holds averaged (EMA) weights alone')
+        return state, 'the file itself (EMA)' if bare else 'the file itself', bool(bare)
     # mmengine's EMAHook swaps the two sets when it saves; only its averaged model counts "steps".
     if trained and averaged and 'steps' in checkpoint[averaged]:
         trained, averaged = averaged, trained
@@ -258,7 +269,8 @@ def find_state(checkpoint: Any, ema: str) -> tuple[dict[str, Tensor], str, bool]
     use_averaged = averaged is not None and ema != 'off'
     key = str(averaged if use_averaged else trained)
     state = dict(_as_state(checkpoint[key]) or {})
-    state.pop('steps', None)
+    for count in _COUNTS:
+        state.pop(count, None)
     return state, f'{key} (EMA)' if use_averaged else key, use_averaged
 
 
@@ -283,7 +295,7 @@ def _check_tensors(state: dict[str, Tensor]) -> None:
         if key.endswith(_COUNTER):
             if tensor.dtype != torch.int64:
                 raise ValueError(f'{key} is {tensor.dtype} instead of torch.int64')
-        elif key != 'steps' and tensor.dtype not in _DTYPES:
+        elif tensor.dtype not in (_ANY_DTYPES if key.startswith(_BESIDE) else _DTYPES):
             raise ValueError(f'{key} is {tensor.dtype}; weights are {", ".join(map(str, _DTYPES))}')
 
 

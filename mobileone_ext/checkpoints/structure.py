@@ -30,7 +30,8 @@ class Structure:
     Tuples hold a number for each of the four stages, ``widths`` and
     ``num_conv_branches`` also one for the stem, first. ``num_blocks`` counts pairs of a
     depthwise and a pointwise block. ``squeeze`` maps the prefix of a block with
-    squeeze-and-excitation to its inner width. A fused network keeps no trace of its branches.
+    squeeze-and-excitation to its inner width; ``affine``: norms have weights and biases.
+    A fused network keeps no trace of its branches.
     """
 
     form: str
@@ -42,6 +43,7 @@ class Structure:
     use_skip: bool
     squeeze: dict[str, int]
     num_classes: int | None
+    affine: bool = True
 
     @property
     def variant(self) -> str | None:
@@ -82,13 +84,13 @@ class Structure:
             shapes.update({'branch_reparam.weight': weight, 'branch_reparam.bias': (width,)})
         else:
             if self.use_skip and width_in == width and stride == 1:
-                shapes.update(_norm_shapes('branch_norm.', width))
+                shapes.update(_norm_shapes('branch_norm.', width, self.affine))
             if self.use_scale and kernel > 1:
                 shapes['branch_scale.conv.weight'] = (*weight[:2], 1, 1)
-                shapes.update(_norm_shapes('branch_scale.norm.', width))
+                shapes.update(_norm_shapes('branch_scale.norm.', width, self.affine))
             for i in range(self.num_conv_branches[stage]):
                 shapes[f'branch_conv_list.{i}.conv.weight'] = weight
-                shapes.update(_norm_shapes(f'branch_conv_list.{i}.norm.', width))
+                shapes.update(_norm_shapes(f'branch_conv_list.{i}.norm.', width, self.affine))
         if prefix in self.squeeze:
             inner = self.squeeze[prefix]
             shapes.update({'se.conv1.conv.weight': (inner, width, 1, 1), 'se.conv1.conv.bias': (inner,)})
@@ -150,6 +152,7 @@ def read_structure(shapes: dict[str, Shape]) -> Structure:
         use_scale=any(name.startswith('branch_scale.') for name in names),
         use_skip=any(name.startswith('branch_norm.') for name in names),
         squeeze=squeeze,
+        affine=bool(fused) or any(re.search(r'norm\.(weight|bias)$', name) for name in names),
         num_classes=_majority(s[0] for key, s in shapes.items() if s and key.startswith(HEAD)) or None,
     )
     if not all((structure.in_channels, *structure.widths)):
@@ -185,8 +188,11 @@ def _se_blocks(arch: dict) -> Iterator[str]:
             yield f'backbone.stage{stage}.{block}.'
 
 
-def _norm_shapes(prefix: str, width: int) -> dict[str, Shape]:
-    return {**{prefix + name: (width,) for name in _NORM}, prefix + 'num_batches_tracked': ()}
+def _norm_shapes(prefix: str, width: int, affine: bool) -> dict[str, Shape]:
+    return {
+        **{prefix + name: (width,) for name in (_NORM if affine else _NORM[2:])},
+        prefix + 'num_batches_tracked': (),
+    }
 
 
 def _majority(numbers: Iterable[int]) -> int:
