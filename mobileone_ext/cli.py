@@ -152,12 +152,21 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every exported file has: ``--opset``, ``--size``, ``--normalize`` and ``--softmax``."""
     from .deploy import DEFAULT_OPSET, DEFAULT_SIZE
 
-    parser.add_argument('--opset', type=int, default=DEFAULT_OPSET, help='of the ONNX file, 13 .. 21 (%(default)s)')
+    parser.add_argument('--opset', type=int, default=DEFAULT_OPSET, help='of the ONNX file, 10 .. 21 (%(default)s)')
     parser.add_argument(
         '--size', type=int, default=DEFAULT_SIZE, help='height and width of the images in pixels (%(default)s)'
     )
     parser.add_argument('--normalize', action='store_true', help='take pixels 0..255: normalization inside the file')
     parser.add_argument('--softmax', action='store_true', help='return probabilities instead of logits')
+
+
+def add_input_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--input``: what goes into an exported file that does not say so."""
+    parser.add_argument(
+        '--input',
+        choices=['normalized', 'pixels'],
+        help='what an exported file takes that does not say so: normalized images, or pixels 0..255',
+    )
 
 
 def add_launcher_argument(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ _HOST = re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())[:40] or 'host'
 _DAY = 24 * 3600  # after which nothing of another machine is being written any more
 _LONGEST = 120  # characters of a file's name in that of its unfinished form
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_COMPLETE = 'complete'  # in a folder of files that belong together: their names, when all of them are whole
 _tidied: set[Path] = set()
 
 
@@ -60,6 +61,33 @@ def temporary_folder(beside: str | Path) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def staging_folder(out: Path, companions: Sequence[str] = ()) -> Iterator[Path]:
+    """A :func:`temporary_folder`; what stands in it by the names ``out`` and ``companions`` then takes its place.
+
+    All of it, or nothing: after an error the older files are as they were. Files that belong together cannot change
+    at one instant. A process that is killed between two of them has left the rest here, marked as complete, and the
+    next one that writes in this folder finishes the work.
+    """
+    with temporary_folder(out) as folder:
+        yield folder
+        names = [*(name for name in companions if (folder / name).exists()), out.name]
+        for name in names:
+            if (folder / name).is_file():
+                _to_disk(folder / name)
+        write_text('\n'.join(names), folder / _COMPLETE)
+        _move_into_place(folder)
+
+
+def _move_into_place(folder: Path) -> None:
+    for name in (folder / _COMPLETE).read_text(encoding='utf-8').split('\n'):
+        if (folder / name).exists():
+            target = folder.parent / name
+            if target.is_dir():  # no folder can be replaced
+                os.replace(target, folder / f'{name}.older')
+            os.replace(folder / name, target)
 
 
 @contextmanager
@@ -107,6 +135,8 @@ def _tidy(folder: Path) -> None:
             match = _UNFINISHED.fullmatch(entry.name)
             if match and _is_left_over(match['host'], int(match['process']), entry):
                 if entry.is_dir(follow_symlinks=False):
+                    if Path(entry.path, _COMPLETE).is_file():
+                        _move_into_place(Path(entry.path))
                     shutil.rmtree(entry.path, ignore_errors=True)
                 else:
                     Path(entry.path).unlink(missing_ok=True)

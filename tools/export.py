@@ -9,9 +9,18 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     cli.add_config_arguments(parser)
     cli.add_checkpoint_arguments(parser)
-    parser.add_argument('out', help='the file to write: *.onnx, *.pt, *.xml (with *.bin) or *.mlpackage')
-    parser.add_argument('--format', default='onnx', help='onnx, torchscript, openvino or coreml (onnx)')
+    parser.add_argument(
+        'out',
+        help='the file to write: *.onnx, *.ort, *.pt, *.pt2, *.xml, *.mlpackage, *.tflite, *.pte, *.param or *.mnn',
+    )
+    parser.add_argument(
+        '--format',
+        default='onnx',
+        help='onnx, ort, torchscript, openvino, coreml, litert, executorch, ncnn or mnn (onnx)',
+    )
+    parser.add_argument('--half', action='store_true', help='float16 inside; input and output stay float32')
     cli.add_file_arguments(parser)
+    parser.add_argument('--input-name', default='image', metavar='NAME', help="of the graph's input (image)")
     parser.add_argument('--fixed-batch', action='store_true', help='one image at a time instead of any number')
     parser.add_argument('--images', metavar='DIR', help='compare the written file with PyTorch on these images')
     parser.add_argument('--num-images', type=int, default=1300, metavar='N', help='how many of them at most (1300)')
@@ -26,23 +35,39 @@ def main():
     from mobileone_ext.deploy.runtime import open_network
     from mobileone_ext.files import printable
 
-    export.check_request(args.out, args.format, args.opset)
+    export.check_request(args.out, args.format, args.opset, args.size, args.input_name)
     export.check_distinct(args.out, args.config, args.checkpoint)
     model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
     net = export.DeployNet(model, Normalize(config) if args.normalize else None, args.softmax)
     metadata = export.file_metadata(config, args.checkpoint, args.normalize, args.softmax, model.classes)
-    compare = None
-    if args.images and args.format != 'coreml':
+    metadata.update(export.facts(args.format, args.size, args.half))
 
-        def compare(path):
-            return export.compare(config, net, open_network(path), args.images, args.num_images)
+    def check(path):
+        if args.format == 'coreml':
+            return None
+        network = open_network(path)
+        export.compare_on_noise(net, network, args.size, args.half)
+        if args.images:
+            return export.compare(config, net, network, args.images, args.num_images, args.half)
+        return None
 
-    result = export.export(net, args.out, args.format, args.size, args.opset, not args.fixed_batch, metadata, compare)
+    report = export.export(
+        net,
+        args.out,
+        args.format,
+        args.size,
+        args.opset,
+        not args.fixed_batch,
+        metadata,
+        check,
+        args.half,
+        args.input_name,
+    )
     print(f'{args.out}: written')
     if args.format == 'coreml':
         print('CoreML runs on macOS alone: compare it with PyTorch there')
-    if result:
-        difference, skipped = result
+    if report:
+        difference, skipped = report
         for message in skipped:
             print(f'skipped {printable(message)}')
         print(

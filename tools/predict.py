@@ -1,4 +1,4 @@
-"""Classify images: ``python tools/predict.py CONFIG CHECKPOINT IMAGE...|DIR``."""
+"""Classify images: ``python tools/predict.py CONFIG CHECKPOINT|FILE IMAGE...|DIR``."""
 
 import argparse
 from pathlib import Path
@@ -11,6 +11,7 @@ def parse_args():
     cli.add_config_arguments(parser)
     cli.add_checkpoint_arguments(parser)
     parser.add_argument('images', nargs='+', help='image files or folders')
+    cli.add_input_argument(parser)
     parser.add_argument('--top', type=int, default=5, metavar='K', help='classes to show for each image (5)')
     parser.add_argument('--out', metavar='FILE', help='write all results to *.json or *.csv')
     parser.add_argument('--draw', metavar='DIR', help='write annotated pictures to this folder')
@@ -30,7 +31,7 @@ def main():
     paths = find_images(args.images)
     if args.out:
         files.check_distinct(args.out, args.config, args.checkpoint, *paths)
-    classify = predict.open_classifier(config, args.checkpoint, args.ema, args.trust_checkpoint)
+    classify = predict.open_classifier(config, args.checkpoint, args.ema, args.trust_checkpoint, args.input)
     if args.draw:
         Path(args.draw).mkdir(parents=True, exist_ok=True)
 

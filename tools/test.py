@@ -1,4 +1,4 @@
-"""Accuracy of a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``."""
+"""Accuracy of a checkpoint or an exported file: ``python tools/test.py CONFIG CHECKPOINT|FILE``."""
 
 import argparse
 
@@ -9,6 +9,10 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     cli.add_config_arguments(parser)
     cli.add_checkpoint_arguments(parser)
+    cli.add_input_argument(parser)
+    parser.add_argument(
+        '--against', metavar='CHECKPOINT', help='with an exported file: how many predictions differ from these weights'
+    )
     parser.add_argument('--out', metavar='JSON', help='write the metrics to this file')
     parser.add_argument('--work-dir', help='where the log goes (work_dirs/CONFIG/test)')
     cli.add_launcher_argument(parser)
@@ -19,8 +23,11 @@ def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext import files
+    from mobileone_ext.deploy.export import load_fused
+    from mobileone_ext.deploy.exported import ExportedClassifier
+    from mobileone_ext.deploy.runtime import is_exported
     from mobileone_ext.engine import metrics
-    from mobileone_ext.engine.test import evaluate, load_for
+    from mobileone_ext.engine.test import evaluate, evaluate_file, load_for
     from mobileone_ext.engine.train import use_work_dir
 
     if args.out:
@@ -28,12 +35,26 @@ def main():
         files.check_distinct(args.out, args.config, args.checkpoint)
     use_work_dir(config, args.work_dir, 'test')
     config.launcher = args.launcher
-    weights = load_for(config, args.checkpoint, args.ema, args.trust_checkpoint)
-    kind = f'{weights.structure}, {weights.layout} layout' if hasattr(weights, 'structure') else 'not a MobileOne'
-    print(f'{args.checkpoint}: {kind}, from {weights.source}')
-    results = evaluate(config, weights, args.checkpoint)
+    if is_exported(args.checkpoint):
+        reference = args.against and load_fused(config, args.against, args.ema, args.trust_checkpoint)
+        classifier = ExportedClassifier(config, args.checkpoint, args.input, reference or None)
+        assumed = ' (assumed: the file does not say; --input tells)' if classifier.assumed else ''
+        print(f'{args.checkpoint}: takes {classifier.takes} images{assumed}')
+        results = evaluate_file(config, classifier)
+    elif args.against or args.input:
+        raise ValueError(f'{args.checkpoint}: --against and --input are for exported files')
+    else:
+        weights = load_for(config, args.checkpoint, args.ema, args.trust_checkpoint)
+        kind = f'{weights.structure}, {weights.layout} layout' if hasattr(weights, 'structure') else 'not a MobileOne'
+        print(f'{args.checkpoint}: {kind}, from {weights.source}')
+        results = evaluate(config, weights, args.checkpoint)
     classes = results.pop('classes', None)
     metrics.show(results, classes)
+    if args.against:
+        print(
+            f'against {args.against}: {results["changed_predictions"]} predictions changed, outputs differ by '
+            f'{results["max_abs_logit_diff"]:.1e} at most, {results["max_rel_logit_diff"]:.1e} of the largest'
+        )
     if args.out:
         files.write_json({**results, **({'classes': classes} if classes else {})}, args.out)
         for picture in metrics.draw_matrices(results, classes, args.out):

@@ -1,13 +1,9 @@
-"""A trained MobileOne as a file for a device: ONNX, TorchScript, OpenVINO or CoreML, checked against PyTorch."""
+"""A trained MobileOne as a file for a device, in the formats of ``formats``, checked against PyTorch."""
 
-import io
 import json
-import logging
-import shutil
-import tempfile
+import re
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +17,20 @@ from ..checkpoints.names import resolve
 from ..data.classes import class_names, labels, num_classes
 from ..data.images import find_images
 from ..data.pixels import Normalize, Preprocessing, in_batches, read_images
-from ..files import check_writable, temporary_folder
+from ..files import check_writable, naming, staging_folder
 from ..provenance import origin
 from . import DEFAULT_OPSET, DEFAULT_SIZE, fuse
 from .compare import Difference
-from .runtime import Network
+from .formats.base import FORMAT_OF_SUFFIX, FORMATS, OUTPUT_NAME, MissingPackage, Network, Request, load_format
+from .formats.onnx import OPSETS, onnx_proto, write_onnx
 
-SUFFIX = {'onnx': '.onnx', 'torchscript': '.pt', 'openvino': '.xml', 'coreml': '.mlpackage'}
-OPSETS = range(13, 22)
+SUFFIX = {name: form.suffixes[0] for name, form in FORMATS.items()}
 _PACKAGE = {'Manifest.json', 'Data'}  # what a CoreML package holds
 TOLERANCE = 1e-4  # of the largest output
+HALF_TOLERANCE = 5e-2  # of a file whose weights, or all of it, are in float16
+NAMES = ('the network', 'the exported file')
+
+__all__ = ['DeployNet', 'compare', 'export', 'file_metadata', 'load_fused', 'onnx_proto', 'write_onnx']
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,15 @@ def file_metadata(
     )
 
 
+def facts(form: str, size: int = 224, half: bool = False) -> dict[str, str]:
+    """Metadata that depend on the file: layout of the images, their height and width, precision."""
+    return dict(
+        layout='NHWC' if form == 'litert' else 'NCHW',
+        size=json.dumps([size, size]),
+        precision='float16' if half or form == 'coreml' else 'float32',
+    )
+
+
 def export(
     net: nn.Module,
     out: str | Path,
@@ -108,137 +117,100 @@ def export(
     dynamic_batch: bool = True,
     metadata: dict[str, str] | None = None,
     check: Callable[[Path], object] | None = None,
+    half: bool = False,
+    input_name: str = 'image',
 ) -> object | None:
-    """Write ``net`` to ``out`` in one of the forms of ``SUFFIX``; what ``check`` returned.
+    """Write ``net`` to ``out`` in one of the formats of ``SUFFIX``; what ``check`` returned.
 
     Args:
         size: height and width of the images in pixels.
         opset: of the ONNX file, one of ``OPSETS``.
-        dynamic_batch: any number of images at a time instead of one.
+        dynamic_batch: any number of images at a time instead of one, where the format has that.
         check: called with the written file before it takes its place; raises to refuse it.
+        half: float16 weights, and arithmetic where the format says so; input and output stay float32.
+        input_name: of the graph's input.
 
     Raises:
-        ValueError: for a form or opset that is not known, or an ``out`` with another suffix.
+        ValueError: for a form or opset that is not known, an ``out`` with another suffix, or a network that the
+            format cannot hold.
         OSError: if ``out`` cannot be written.
     """
-    check_request(out, form, opset)
+    check_request(out, form, opset, size, input_name)
+    out = Path(out)
     image = torch.zeros(2 if dynamic_batch else 1, net.backbone.in_channels, size, size)
-    with temporary_folder(out) as folder, warnings.catch_warnings():
+    request = Request(image, dynamic_batch, opset, half, input_name, metadata or {}, form)
+    with staging_folder(out, [name.name for name in companions(out)]) as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporters announce their own successors
-        part = Path(folder, Path(out).name)
-        if form == 'onnx':
-            write_onnx(onnx_proto(net, image, opset, dynamic_batch), part, metadata or {})
-        elif form == 'torchscript':
-            _write_torchscript(net, part, image, metadata or {})
-        elif form == 'openvino':
-            _write_openvino(onnx_proto(net, image, opset, dynamic_batch), part, metadata or {})
-        else:
-            _write_coreml(net, part, image, dynamic_batch, metadata or {})
+        part = folder / out.name
+        try:
+            with naming(out):
+                load_format(form).write(net, part, request)
+        except (MissingPackage, OSError):
+            raise
+        except Exception as error:
+            raise ValueError(f'{form} cannot hold this network: {_first_line(error)}') from error
         report = check(part) if check else None
-        _publish(part, Path(out))
     return report
 
 
-def check_request(out: str | Path, form: str, opset: int = DEFAULT_OPSET) -> None:
+def _first_line(error: Exception) -> str:
+    """The first line of a message; exporters add pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def check_request(
+    out: str | Path, form: str, opset: int = DEFAULT_OPSET, size: int = DEFAULT_SIZE, input_name: str = 'image'
+) -> None:
     """Raise ValueError or OSError for what :func:`export` could not do; called before the work."""
     if form not in SUFFIX:
         raise ValueError(f'format {form!r} is not supported; allowed are {", ".join(SUFFIX)}')
     if opset not in OPSETS:
         raise ValueError(f'opset {opset}: allowed are {OPSETS[0]} .. {OPSETS[-1]}')
-    if Path(out).suffix != SUFFIX[form]:
-        raise ValueError(f'{out}: a file of format {form} is named *{SUFFIX[form]}')
+    if size < 1:
+        raise ValueError(f'size {size}: at least 1 pixel is needed')
+    if not re.fullmatch(r'[A-Za-z_][\w.:/-]*', input_name) or input_name == OUTPUT_NAME:
+        raise ValueError(f'input name {input_name!r}: a letter, then letters, digits and _.:/- ; not {OUTPUT_NAME!r}')
+    out, suffixes = Path(out), FORMATS[form].suffixes
+    if out.suffix not in suffixes:
+        raise ValueError(f'{out}: a file of format {form} is named {" or ".join(f"*{suffix}" for suffix in suffixes)}')
     # A CoreML package is a folder, and may be replaced by another.
-    if form == 'coreml' and Path(out).is_dir() and {entry.name for entry in Path(out).iterdir()} - _PACKAGE:
+    if form == 'coreml' and out.is_dir() and {entry.name for entry in out.iterdir()} - _PACKAGE:
         raise ValueError(f'{out}: is a folder that holds other things than a CoreML package; name another')
-    check_writable(Path(out, '_') if form == 'coreml' and Path(out).is_dir() else out)
+    check_writable(out / '_' if form == 'coreml' and out.is_dir() else out)
+    _check_companions(out, form)
 
 
 def check_distinct(out: str | Path, *sources: str | Path | None) -> None:
-    """Raise ValueError if ``out``, or the weights that OpenVINO puts beside it, would replace one of ``sources``."""
-    files.check_distinct(out, *sources)
-    if Path(out).suffix == SUFFIX['openvino']:
-        files.check_distinct(Path(out).with_suffix('.bin'), *sources)
+    """Raise ValueError if ``out``, or a file that goes with it, would replace one of ``sources``."""
+    for name in (Path(out), *companions(out)):
+        files.check_distinct(name, *sources)
 
 
-def write_onnx(proto, path: Path, metadata: dict[str, str]) -> None:
-    """Check an ONNX model and save it with ``metadata``."""
-    import onnx
-
-    onnx.helper.set_model_props(proto, metadata)
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, path)
+def companions(out: str | Path) -> list[Path]:
+    """The files that go with ``out``, by its suffix."""
+    out = Path(out)
+    form = FORMAT_OF_SUFFIX.get(out.suffix)
+    return [out.with_suffix(suffix) for suffix in FORMATS[form].companions] if form else []
 
 
-def onnx_proto(net: nn.Module, image: Tensor, opset: int, dynamic_batch: bool):
-    """``net`` as an ONNX model with input ``image`` and output ``logits``."""
-    import onnx
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, 'net.onnx')
-        # The TorchScript exporter: GlobalAveragePool and Flatten as such, and opsets below 18, which the newer
-        # one cannot write and int8 runtimes ask for.
-        torch.onnx.export(
-            net,
-            (image,),
-            str(path),
-            input_names=['image'],
-            output_names=['output'],
-            opset_version=opset,
-            dynamo=False,
-            dynamic_axes={'image': {0: 'batch'}, 'output': {0: 'batch'}} if dynamic_batch else None,
-        )
-        return onnx.load(path)
-
-
-def _write_torchscript(net: nn.Module, path: Path, image: Tensor, metadata: dict[str, str]) -> None:
-    traced = torch.jit.freeze(torch.jit.trace(net, image))
-    buffer = io.BytesIO()  # on a full disk torch ends the whole process
-    torch.jit.save(traced, buffer, _extra_files={'metadata.json': json.dumps(metadata)})
-    path.write_bytes(buffer.getvalue())
-
-
-def _write_openvino(proto, path: Path, metadata: dict[str, str]) -> None:
-    import onnx
-    import openvino
-
-    source = path.with_suffix('.onnx')
-    onnx.save(proto, source)
-    converted = openvino.convert_model(source)
-    for key, value in metadata.items():
-        converted.set_rt_info(value, ['mobileone', key])
-    openvino.save_model(converted, path, compress_to_fp16=False)
-
-
-def _write_coreml(net: nn.Module, path: Path, image: Tensor, dynamic_batch: bool, metadata: dict[str, str]) -> None:
-    logging.getLogger('coremltools').setLevel(logging.CRITICAL)  # it misses its macOS library at import
-    import coremltools
-
-    batch = coremltools.RangeDim(1, 64) if dynamic_batch else 1
-    with redirect_stderr(io.StringIO()):  # its progress bars
-        converted = coremltools.convert(
-            torch.jit.trace(net, image),
-            inputs=[coremltools.TensorType('image', (batch, *image.shape[1:]))],
-            outputs=[coremltools.TensorType('output')],
-            convert_to='mlprogram',
-            compute_precision=coremltools.precision.FLOAT16,
-        )
-    converted.user_defined_metadata.update(metadata)
-    converted.save(str(path))
-
-
-def _publish(part: Path, out: Path) -> None:
-    """Move what was written into place: OpenVINO's weights before the graph that names them."""
-    if out.is_dir():
-        shutil.rmtree(out)
-    weights = part.with_suffix('.bin')
-    if weights.exists():
-        weights.replace(out.with_suffix('.bin'))
-    part.replace(out)
+def _check_companions(out: Path, form: str) -> None:
+    """Raise ValueError if a file that goes with ``out`` would take the place of another graph's."""
+    for suffix in FORMATS[form].companions:
+        companion = out.with_suffix(suffix)
+        others = [
+            out.with_suffix(other.suffixes[0])
+            for name, other in FORMATS.items()
+            if name != form and suffix in other.companions and out.with_suffix(other.suffixes[0]).exists()
+        ]
+        if companion.exists() and (others or not out.exists()):
+            owner = f', which belongs to {others[0].name}' if others else ''
+            raise ValueError(f'{out}: would take the place of {companion.name} too{owner}; choose another name')
 
 
 @torch.no_grad()
 def compare(
-    config: Config, net: nn.Module, exported: Network, folder: str, num_images: int
+    config: Config, net: nn.Module, exported: Network, folder: str, num_images: int, half: bool = False
 ) -> tuple[Difference, list[str]]:
     """Hold an exported file against ``net`` on the first images of ``folder``.
 
@@ -246,17 +218,26 @@ def compare(
         The difference, and messages about files that are not images.
 
     Raises:
-        ValueError: if none of the files is an image, a prediction changed, an output is not
-            finite or differs by more than ``TOLERANCE``.
+        ValueError: if none of the files is an image, an output is not finite or differs by more than ``TOLERANCE``,
+            or a prediction changed; in ``half`` predictions may change, and the bound is ``HALF_TOLERANCE``.
     """
     paths, skipped = find_images([folder])[:num_images], []
     normalize = nn.Identity() if isinstance(net.normalize, Normalize) else Normalize(config)
     difference = Difference()
     for _, images in in_batches(read_images(config, paths, skipped), 1 if exported.fixed_batch else 25):
         images = normalize(images)
-        found = torch.from_numpy(exported(images.numpy()))
-        difference.add(net(images), found, ('the network in PyTorch', 'the exported file'))
+        difference.add(net(images), torch.from_numpy(exported(images.numpy())), NAMES)
     if not difference.num_images:
         raise ValueError(f'{folder}: none of {len(paths)} files is a readable image')
-    difference.check(max_flips=0, tolerance=TOLERANCE)
+    difference.check(None if half else 0, HALF_TOLERANCE if half else TOLERANCE)
     return difference, skipped
+
+
+@torch.no_grad()
+def compare_on_noise(net: nn.Module, exported: Network, size: int, half: bool = False) -> None:
+    """Raise ValueError unless the file computes what ``net`` does, on two images of noise; predictions do not count."""
+    pixels = torch.rand(2, net.backbone.in_channels, size, size, generator=torch.Generator().manual_seed(0))
+    images = pixels * 255 if isinstance(net.normalize, Normalize) else pixels * 4 - 2
+    difference = Difference()
+    difference.add(net(images), torch.from_numpy(exported(images.numpy())), NAMES)
+    difference.check(None, HALF_TOLERANCE if half else TOLERANCE)

@@ -1,25 +1,23 @@
 """What tools/predict.py does: the best classes of images, by a checkpoint or an exported file."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoints.load import load_weights
-from ..data.classes import class_names, labels
+from ..data.classes import labels
 from ..data.decode import open_image, to_8_bits
 from ..data.pixels import Normalize, in_batches, read_images
 from ..files import as_text, csv_text, json_text, printable, write_atomically
 from . import fuse
 from .compare import check_finite
-from .runtime import Network, open_network
+from .exported import ExportedClassifier
+from .runtime import is_exported
 
-EXPORTED = ('.onnx', '.xml')
 COLUMNS = ('image', 'rank', 'label', 'index', 'score')
 
 
@@ -33,41 +31,24 @@ class Classifier:
         return self.probabilities(pixels)
 
 
-def open_classifier(config: Config, path: str, ema: str = 'auto', trust: bool = False) -> Classifier:
+def open_classifier(
+    config: Config, path: str, ema: str = 'auto', trust: bool = False, takes: str | None = None
+) -> Classifier:
     """The classifier in ``path``, with the names that it has itself, or else the config's.
 
     Args:
-        path: a checkpoint of any layout and form, or an ONNX (float or int8) or OpenVINO file.
+        path: a checkpoint of any layout and form, or an exported file.
+        takes: what goes into a file that does not say so, see :class:`ExportedClassifier`.
 
     Raises:
         ValueError: for a network of another class count than the config's.
     """
+    if is_exported(path):
+        exported = ExportedClassifier(config, path, takes)
+        return Classifier(lambda pixels: exported.logits(pixels).softmax(1), exported.classes, config)
     normalize = Normalize(config)
-    if Path(path).suffix not in EXPORTED:
-        model = fuse.load_model(config, load_weights(path, ema, trust), path)
-        return Classifier(lambda pixels: model(normalize(pixels)).softmax(1), model.classes, config)
-    network = open_network(path)
-    classes = config.model.head.num_classes
-    if network.num_classes != classes:
-        raise ValueError(f'{path}: has {network.num_classes} classes, the config has {classes}')
-    names = stored_labels(network.metadata) or class_names(config)
-    return Classifier(lambda pixels: _probabilities(network, normalize, pixels), names, config)
-
-
-def stored_labels(metadata: dict[str, str]) -> list[str] | None:
-    """The names of classes in an exported file's metadata; None if it has none, or numbers."""
-    try:
-        names = json.loads(metadata.get('labels', 'null'))
-    except ValueError:
-        return None
-    valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if valid and names != labels(None, len(names)) else None
-
-
-def _probabilities(network: Network, normalize: nn.Module, pixels: Tensor) -> Tensor:
-    inside = network.metadata.get('input', '').startswith('pixels')
-    output = torch.from_numpy(np.array(network((pixels if inside else normalize(pixels)).numpy())))
-    return output if network.metadata.get('output') == 'probabilities' else output.softmax(1)
+    model = fuse.load_model(config, load_weights(path, ema, trust), path)
+    return Classifier(lambda pixels: model(normalize(pixels)).softmax(1), model.classes, config)
 
 
 @torch.no_grad()

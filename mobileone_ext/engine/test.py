@@ -1,5 +1,6 @@
-"""What tools/test.py does: build the network that a checkpoint needs, load it strictly, measure it."""
+"""What tools/test.py does: measure a checkpoint, loaded strictly into the network it needs, or an exported file."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -8,6 +9,7 @@ from ..checkpoints.load import Weights, load_strict, load_weights
 from ..checkpoints.plain import PlainWeights, load_plain, load_plain_strict
 from ..data.check import check_data
 from ..deploy.compare import refuse_not_finite
+from ..deploy.exported import ExportedClassifier
 from ..recipe.wrapper import unwrap
 from .metrics import as_plain
 from .runner import Runner
@@ -32,17 +34,47 @@ def evaluate(config: Config, weights: Weights | PlainWeights, name: str) -> dict
     Raises:
         ValueError: for missing data, weights of another network, or outputs that are NaN or infinite.
     """
-    check_data(config, 'test_dataloader', classes=weights.classes)
     is_mobileone = isinstance(weights, Weights)
     if is_mobileone:
         config.model.backbone.deploy = weights.form == 'fused'
-    config.load_from, config.resume = None, False
-    config.custom_hooks = [hook for hook in config.get('custom_hooks', []) if hook['type'] != 'EMAHook']
-    runner = Runner.from_cfg(config)
+    runner = _runner(config, weights.classes)
     model = unwrap(runner.model)
     (load_strict if is_mobileone else load_plain_strict)(model, weights, name)
     model.head.register_forward_hook(refuse_not_finite(name))
+    return _measure(runner, weights.classes)
+
+
+def evaluate_file(config: Config, classifier: ExportedClassifier) -> dict[str, Any]:
+    """Metrics of an exported file as :func:`evaluate` gives them; with its reference, how far the two lie apart:
+    ``changed_predictions``, ``max_abs_logit_diff`` and ``max_rel_logit_diff`` (of the image's largest).
+
+    Raises:
+        ValueError: for missing data, or images that the file does not take.
+    """
+    if config.get('launcher', 'none') != 'none':
+        raise ValueError(f'--launcher {config.launcher}: an exported file is measured in one process')
+    runner = _runner(config, classifier.classes)
+    runner.model = classifier
+    metrics = _measure(runner, classifier.classes)
+    if classifier.reference is not None:
+        difference = classifier.difference
+        metrics.update(
+            changed_predictions=difference.changed_predictions,
+            max_abs_logit_diff=difference.max_abs_diff,
+            max_rel_logit_diff=difference.max_rel_diff,
+        )
+    return metrics
+
+
+def _runner(config: Config, classes: Sequence[str] | None) -> Runner:
+    check_data(config, 'test_dataloader', classes=classes)
+    config.load_from, config.resume = None, False
+    config.custom_hooks = [hook for hook in config.get('custom_hooks', []) if hook['type'] != 'EMAHook']
+    return Runner.from_cfg(config)
+
+
+def _measure(runner: Runner, classes: Sequence[str] | None) -> dict[str, Any]:
     metrics = as_plain(runner.test())
     dataset = runner.test_dataloader.dataset
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or weights.classes
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or classes
     return {**metrics, 'num_images': len(dataset), **({'classes': list(classes)} if classes else {})}

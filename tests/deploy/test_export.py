@@ -119,7 +119,7 @@ def test_coreml_program(s0, tmp_path):
     ('out', 'form', 'opset', 'error', 'message'),
     [
         ('net.onnx', 'tflite', 17, ValueError, "'tflite'.*onnx, torchscript, openvino, coreml"),
-        ('net.onnx', 'onnx', 9, ValueError, r'opset 9: allowed are 13 \.\. 21'),
+        ('net.onnx', 'onnx', 9, ValueError, r'opset 9: allowed are 10 \.\. 21'),
         ('net.pt', 'onnx', 17, ValueError, r'\*\.onnx'),
         ('missing/net.onnx', 'onnx', 17, OSError, 'no such folder'),
     ],

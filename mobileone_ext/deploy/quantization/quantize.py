@@ -28,6 +28,8 @@ from .calibrate import Int8, Options, quantize, sensitivity
 from .prepare import check_prepare, prepare, write_prepared
 from .qdq import insert_qdq
 
+MIN_OPSET = 13
+
 
 def run(
     config: Config,
@@ -68,6 +70,8 @@ def run(
         raise ValueError('--snap belongs to --prepare')
     if out:
         export.check_request(out, 'onnx', file.opset)
+        if file.opset < MIN_OPSET:
+            raise ValueError(f'opset {file.opset}: int8 needs {MIN_OPSET} or later: a scale for each channel')
     if prepare_path:
         check_prepare(prepare_path)
     if report_path:

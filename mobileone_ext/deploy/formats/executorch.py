@@ -1,0 +1,48 @@
+"""ExecuTorch: ``*.pte``, all of it for XNNPACK, one image at a time."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .base import Network, Request, half_precision, needed_for, quiet
+
+_METADATA = 'metadata'  # a method of the program without arguments; it returns a JSON object
+
+
+def write(net: nn.Module, path: Path, request: Request) -> None:
+    logging.getLogger('torch.utils._pytree').setLevel(logging.ERROR)
+    with needed_for('executorch'), quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+    net = half_precision(net) if request.half else net
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        program = to_edge_transform_and_lower(
+            torch.export.export(net, (request.image[:1],)),
+            partitioner=[XnnpackPartitioner()],
+            constant_methods={_METADATA: json.dumps(request.metadata)},
+        ).to_executorch()
+    path.write_bytes(program.buffer)
+
+
+def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
+    logging.getLogger('torch.utils._pytree').setLevel(logging.ERROR)
+    with needed_for('executorch'), quiet():
+        from executorch.runtime import Runtime
+
+    with quiet():
+        program = Runtime.get().load_program(path)
+        method = program.load_method('forward')
+        metadata = {}
+        if _METADATA in program.method_names:
+            metadata = json.loads(program.load_method(_METADATA).execute([])[0])
+    if method.metadata.num_inputs() != 1:
+        raise ValueError(f'it has {method.metadata.num_inputs()} inputs, not one image')
+    shape = tuple(method.metadata.input_tensor_meta(0).sizes())
+    classes = method.metadata.output_tensor_meta(0).sizes()[-1]
+    return Network(lambda images: method.execute([torch.from_numpy(images)])[0].numpy(), True, classes, metadata, shape)

@@ -1,0 +1,139 @@
+"""LiteRT (TensorFlow Lite): ``*.tflite``, images in the layout N, H, W, C, one at a time."""
+
+import io
+import json
+import logging
+import os
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from .base import OUTPUT_NAME, Network, Request, needed_for, quiet
+from .litert_metadata import LABELS_FILE, METADATA_FILE, associated_files, model_metadata
+
+_ENTRY = 'mobileone'  # of the model's metadata: a JSON object
+
+
+class ChannelsLast(nn.Module):
+    """``net`` with images (N, H, W, C)."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.net(image.permute(0, 3, 1, 2))
+
+
+def write(net: nn.Module, path: Path, request: Request) -> None:
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    with needed_for('litert'), quiet():
+        import litert_torch
+
+    image = request.image[:1].permute(0, 2, 3, 1).contiguous()
+    with quiet():
+        model = litert_torch.convert(ChannelsLast(net).eval(), (image,)).model_content()
+    if request.half:
+        model = _half_weights(model)
+    path.write_bytes(_with_metadata(model, request))
+
+
+def _half_weights(model: bytes) -> bytes:
+    """The model with its weights in float16: GPUs compute in that, processors take them back to float32."""
+    from ai_edge_quantizer import qtyping, quantizer
+
+    logging.getLogger().setLevel(logging.WARNING)
+    with quiet(), redirect_stdout(io.StringIO()):
+        casting = quantizer.Quantizer(model)
+        casting.update_quantization_recipe(
+            regex='.*',
+            operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+            op_config=qtyping.OpQuantizationConfig(
+                weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+                compute_precision=qtyping.ComputePrecision.FLOAT,
+            ),
+            algorithm_key='float_casting',
+        )
+        return bytes(casting.quantize().quantized_model)
+
+
+def _with_metadata(model: bytes, request: Request) -> bytes:
+    """The model with names, with what ``request`` says of it, and with the files of LiteRT's metadata behind it."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    tree = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
+    for buffer in tree.buffers:  # the quantizer leaves weights behind the flatbuffer, which packing would lose
+        if buffer.offset > 1:
+            buffer.data = np.frombuffer(model, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    graph, signature = tree.subgraphs[0], tree.signatureDefs[0]
+    for maps, indices, name in (
+        (signature.inputs, graph.inputs, request.input_name),
+        (signature.outputs, graph.outputs, OUTPUT_NAME),
+    ):
+        maps[0].name = graph.tensors[indices[0]].name = name.encode()
+    contents = {_ENTRY: json.dumps(request.metadata).encode()}
+    contents['TFLITE_METADATA'] = model_metadata(request)
+    tree.metadata = tree.metadata or []
+    for name, content in contents.items():
+        entry, buffer = schema.MetadataT(), schema.BufferT()
+        entry.name, entry.buffer = name.encode(), len(tree.buffers)
+        buffer.data = np.frombuffer(content, np.uint8)
+        tree.metadata.append(entry)
+        tree.buffers.append(buffer)
+    builder = flatbuffers.Builder(len(model) + 2**20)
+    builder.Finish(tree.Pack(builder), b'TFL3')
+    return associated_files(bytes(builder.Output()), request)
+
+
+def read_metadata(model: bytes) -> dict[str, str]:
+    """What :func:`write` put into the file; empty for a file of another tool."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    root = schema.Model.GetRootAs(model, 0)
+    for index in range(root.MetadataLength()):
+        entry = root.Metadata(index)
+        if entry.Name() == _ENTRY.encode():
+            return json.loads(root.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+    return {}
+
+
+def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
+    with needed_for('litert'), quiet():
+        from ai_edge_litert.interpreter import Interpreter
+
+    with quiet():
+        interpreter = Interpreter(str(path), num_threads=threads)
+        interpreter.allocate_tensors()
+    if len(interpreter.get_input_details()) != 1:
+        raise ValueError(f'it has {len(interpreter.get_input_details())} inputs, not one image')
+    (image,), output = interpreter.get_input_details(), interpreter.get_output_details()[0]
+
+    def call(images: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(image['index'], _to_type(images, image))
+        interpreter.invoke()
+        return _to_float(interpreter.get_tensor(output['index']), output)
+
+    int8 = any(tensor['dtype'] in (np.int8, np.uint8) for tensor in interpreter.get_tensor_details())
+    metadata = read_metadata(path.read_bytes())
+    return Network(call, True, int(output['shape'][-1]), metadata, tuple(map(int, image['shape'])), int8)
+
+
+def _to_type(values: np.ndarray, tensor: dict) -> np.ndarray:
+    """Floats as the tensor holds them: as they are, or as integers by its scale and zero point."""
+    dtype, (scale, zero) = tensor['dtype'], tensor['quantization']
+    if np.issubdtype(dtype, np.floating):
+        return values.astype(dtype, copy=False)
+    limits = np.iinfo(dtype)
+    return np.clip(np.round(values / (scale or 1)) + zero, limits.min, limits.max).astype(dtype)
+
+
+def _to_float(values: np.ndarray, tensor: dict) -> np.ndarray:
+    scale, zero = tensor['quantization']
+    return (values.astype(np.float32) - zero) * scale if scale else values
+
+
+__all__ = ['LABELS_FILE', 'METADATA_FILE', 'open_file', 'read_metadata', 'write']

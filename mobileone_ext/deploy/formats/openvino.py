@@ -1,0 +1,66 @@
+"""OpenVINO: ``*.xml``, the graph, and ``*.bin``, its weights."""
+
+import tempfile
+from pathlib import Path
+
+from torch import nn
+
+from .base import Network, Request, check_pair, needed_for, sha256_beside
+from .onnx import onnx_proto
+
+_SECTION, _WEIGHTS = 'mobileone', 'mobileone_weights'
+
+
+def write(net: nn.Module, path: Path, request: Request) -> None:
+    with needed_for('openvino'):
+        import onnx
+        import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, 'net.onnx')
+        onnx.save(onnx_proto(net, request.image, request.opset, request.dynamic_batch, request.input_name), source)
+        converted = openvino.convert_model(source)
+    for key, value in request.metadata.items():
+        converted.set_rt_info(value, [_SECTION, key])
+    openvino.save_model(converted, path, compress_to_fp16=request.half)
+    # The weights' hash goes into the graph, so that a pair of two exports is told from a whole one.
+    weights = path.with_suffix('.bin')
+    text = path.read_text(encoding='utf-8')
+    entry = f'<{_WEIGHTS} value="{sha256_beside(weights)}" />'
+    head, mark, tail = text.rpartition('</rt_info>')
+    if not mark:
+        head, mark, tail = text.rpartition('</net>')
+        entry, mark = f'<rt_info>{entry}</rt_info>', mark
+    path.write_text(f'{head}{entry}{mark}{tail}', encoding='utf-8')
+
+
+def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
+    with needed_for('openvino'):
+        import openvino
+
+    check_pair(path, path.with_suffix('.bin'), None)
+    core = openvino.Core()
+    model = core.read_model(path)
+    expected = str(model.get_rt_info([_WEIGHTS]).value) if model.has_rt_info([_WEIGHTS]) else None
+    check_pair(path, path.with_suffix('.bin'), expected)
+    if len(model.inputs) != 1:
+        raise ValueError(f'it has {len(model.inputs)} inputs, not one image')
+    shape = [length.get_length() if length.is_static else None for length in model.input(0).partial_shape]
+    if batch and shape[0] is None:
+        model.reshape([batch, *list(model.input(0).partial_shape)[1:]])
+    # The CPU plug-in computes in bfloat16 where the processor has it, unless told.
+    settings = {'INFERENCE_PRECISION_HINT': 'f32', 'PERFORMANCE_HINT': 'LATENCY'}
+    if threads:
+        settings['INFERENCE_NUM_THREADS'] = threads
+    compiled = core.compile_model(model, 'CPU', settings)
+    metadata = dict(model.get_rt_info([_SECTION]).value) if model.has_rt_info([_SECTION]) else {}
+    classes = model.output(0).partial_shape[1]
+    int8 = any(node.get_type_name() == 'FakeQuantize' for node in model.get_ops())
+    return Network(
+        lambda images: compiled(images)[0],
+        shape[0] is not None,
+        classes.get_length() if classes.is_static else None,
+        metadata,
+        shape,
+        int8,
+    )

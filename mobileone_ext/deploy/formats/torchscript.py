@@ -1,0 +1,61 @@
+"""PyTorch's own files: TorchScript, and programs of ``torch.export``; found out by what is in the archive."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .base import Network, Request, half_precision
+
+_METADATA = 'metadata.json'
+
+
+def kind_of(path: Path) -> str | None:
+    """``'script'``, ``'program'`` of torch.export, or None for another file: weights, or no archive at all."""
+    if not zipfile.is_zipfile(path):
+        return None
+    names = [name.partition('/')[2] or name for name in zipfile.ZipFile(path).namelist()]
+    if any(name.startswith('code/') for name in names):
+        return 'script'
+    return (
+        'program'
+        if any(name.startswith('models/') or 'serialized_exported_program' in name for name in names)
+        else None
+    )
+
+
+def write(net: nn.Module, path: Path, request: Request) -> None:
+    net = half_precision(net) if request.half else net
+    extra = {_METADATA: json.dumps(request.metadata)}
+    buffer = io.BytesIO()  # on a full disk torch ends the whole process
+    if path.suffix == '.pt2':
+        batch = {0: torch.export.Dim('batch')} if request.dynamic_batch else None
+        program = torch.export.export(net, (request.image,), dynamic_shapes=(batch,))
+        torch.export.save(program, buffer, extra_files=extra)
+    else:
+        torch.jit.save(torch.jit.freeze(torch.jit.trace(net, request.image)), buffer, _extra_files=extra)
+    path.write_bytes(buffer.getvalue())
+
+
+def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
+    extra, shape, fixed = {_METADATA: ''}, None, False
+    if kind_of(path) == 'program':
+        program = torch.export.load(str(path), extra_files=extra)
+        (name,) = program.graph_signature.user_inputs
+        (node,) = (node for node in program.graph.nodes if node.name == name)
+        shape = tuple(length if isinstance(length, int) else None for length in node.meta['val'].shape)
+        fixed = shape[0] == 1
+        module = program.module()
+    else:
+        module = torch.jit.load(str(path), _extra_files=extra)
+    if threads:
+        torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def call(images):
+        return module(torch.from_numpy(images)).numpy()
+
+    return Network(call, fixed, None, json.loads(extra[_METADATA] or '{}'), shape)
