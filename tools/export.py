@@ -35,8 +35,8 @@ def main():
     from mobileone_ext.deploy.runtime import open_network
     from mobileone_ext.files import printable
 
-    export.check_request(args.out, args.format, args.opset, args.size, args.input_name)
     export.check_distinct(args.out, args.config, args.checkpoint)
+    export.check_request(args.out, args.format, args.opset, args.size, args.input_name)
     model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
     net = export.DeployNet(model, Normalize(config) if args.normalize else None, args.softmax)
     metadata = export.file_metadata(config, args.checkpoint, args.normalize, args.softmax, model.classes)
