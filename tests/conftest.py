@@ -15,8 +15,10 @@ TINY = 'tests/configs/tiny_digits.py'
 
 
 @pytest.fixture(autouse=True)
-def in_project_root(monkeypatch):
+def same_start(monkeypatch):
+    """Every test begins in the project's root with the same random numbers, whatever ran before it."""
     monkeypatch.chdir(ROOT)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope='session')
