@@ -22,6 +22,7 @@ def convert(
     report_path: str | None = None,
     evaluate: bool = True,
     max_flips: int | None = 0,
+    accept_fused: bool = False,
 ) -> dict:
     """Fuse ``checkpoint`` into the file ``out``; the report has what :func:`show` prints.
 
@@ -30,6 +31,7 @@ def convert(
         report_path: where to write the report as JSON.
         evaluate: compare source and written file on the config's test set.
         max_flips: predictions that may change; None allows any.
+        accept_fused: write a source that is fused already as it is.
 
     Raises:
         ValueError: if the source is fused already or does not fit the config, or
@@ -45,7 +47,7 @@ def convert(
     weights = load_weights(checkpoint, ema, trust)
     if evaluate:
         check_data(config, 'test_dataloader', classes=weights.classes)
-    if weights.form == 'fused':
+    if weights.form == 'fused' and not accept_fused:
         raise ValueError(f'{checkpoint}: is fused already; tools/convert_checkpoint.py changes its layout')
     before = fuse.load_model(config, weights, checkpoint)
 

@@ -1,0 +1,41 @@
+"""A person's photos at 224 px, listed in annotation files of ``path class-number`` lines.
+
+A config that stands on this one names the folder (``data_root``), the lists (``ann_file``) and the
+classes (``metainfo``); tools/finetune.py writes such a config.
+"""
+
+train_dataloader = dict(
+    batch_size=32,
+    num_workers=2,
+    persistent_workers=True,
+    collate_fn=dict(type='default_collate'),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CustomDataset',
+        pipeline=[
+            dict(type='mobileone_ext.LoadImageFromFile', lazy=True),
+            dict(type='mobileone_ext.RandomResizedCrop', scale=224, crop_ratio_range=(0.35, 1.0), backend='pillow'),
+            dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+            dict(type='PackInputs'),
+        ],
+    ),
+)
+val_dataloader = dict(
+    batch_size=32,
+    num_workers=2,
+    persistent_workers=True,
+    collate_fn=dict(type='default_collate'),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CustomDataset',
+        pipeline=[
+            dict(type='mobileone_ext.LoadImageFromFile'),
+            dict(type='ResizeEdge', scale=256, edge='short', backend='pillow'),
+            dict(type='CenterCrop', crop_size=224),
+            dict(type='PackInputs'),
+        ],
+    ),
+)
+val_evaluator = dict(type='Accuracy', topk=(1, 5))
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator

@@ -1,0 +1,323 @@
+"""What tools/finetune.py does: a person's photos in; a config, a trained and fused network and a report out.
+
+It writes a config and runs what a hand-written one runs: nothing here is out of reach of the other tools.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .. import cli
+from ..arch import ARCHS
+from ..checkpoints.load import load_weights
+from ..deploy import reparam
+from ..files import write_atomically, write_text
+from . import train as training
+from .finetuning import config as writing
+from .finetuning import photos as reading
+from .finetuning import recipe as numbers
+from .finetuning import report as reporting
+from .finetuning.photos import Photos
+from .finetuning.scores import score_photos
+from .test import evaluate
+
+CONFIG, OPTIONS, FUSED, RECIPE = 'config.py', 'options.json', 'fused.pth', 'recipe.png'
+MIN_SIZE, MAX_SIZE = 32, 1024
+VAL_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person may choose.
+
+    Attributes:
+        photos: class folders, a folder with train and val, or a CSV file.
+        weights: file, name or address to start from, or ``none``; None is Apple's fused network of ``arch``.
+        arch: None is that of ``weights``, or s0.
+        size: of the images in pixels.
+        batch_size, lr: None follows from the number of photos.
+        val: a folder or CSV file to measure on, or the fraction of ``photos`` to set aside.
+        seed: of the split, the head and the order.
+        freeze: stages that stay as they are: 0 the stem, i also stages 1 .. i; -1 none.
+        work_dir: None is work_dirs/finetune_NAME.
+        branches: give fused weights their branches before training.
+        balance: show photos of rare classes more often.
+        early_stop: epochs without a better one before the run ends; None goes to the end.
+    """
+
+    photos: str
+    weights: str | None = None
+    arch: str | None = None
+    epochs: int = 20
+    size: int = 224
+    batch_size: int | None = None
+    lr: float | None = None
+    val: str | None = None
+    seed: int = 0
+    freeze: int = -1
+    work_dir: str | None = None
+    branches: bool = False
+    balance: bool = False
+    early_stop: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this run goes."""
+        return Path(self.work_dir or Path('work_dirs', f'finetune_{Path(self.photos).absolute().stem}')).absolute()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, all of it checked and nothing of it written."""
+
+    photos: Photos
+    recipe: numbers.Recipe
+    choices: writing.Choices
+
+
+def make_plan(options: Options, command: str = 'tools/finetune.py') -> Plan:
+    """Check ``options``, the photos and the weights, and choose what follows from them.
+
+    Args:
+        command: the line that is being run, for the config's reader.
+
+    Raises:
+        OSError, ValueError: for whatever would fail later; nothing is written.
+    """
+    check_options(options)
+    check_folder(options)
+    arch, weights, form = choose_weights(options)
+    photos = choose_photos(options)
+    counts = Counter(label for photo in photos.train.photos for label in photo.labels)
+    threshold = max(counts.values()) / len(photos.train.photos) if options.balance else None
+    shown = len(photos.train.photos)
+    if threshold:
+        shown = numbers.balanced_count([counts[name] for name in photos.classes], threshold)
+    recipe = numbers.make_recipe(shown, options.epochs, options.batch_size, options.lr, weights is None)
+    choices = writing.Choices(
+        command=command,
+        arch=arch,
+        weights=weights,
+        form=form,
+        size=options.size,
+        seed=options.seed,
+        freeze=options.freeze,
+        balance=threshold and float(f'{threshold:.3g}'),
+        patience=options.early_stop,
+        workers=fitting_workers(shown),
+        gpu=torch.cuda.is_available(),
+    )
+    return Plan(photos, recipe, choices)
+
+
+def check_options(options: Options) -> None:
+    """Raise ValueError for a number out of range."""
+    arches = [name for name in ARCHS if name.startswith('s')]
+    for wrong, text in (
+        (options.epochs < 1, f'--epochs {options.epochs}: must be 1 or more'),
+        (
+            not MIN_SIZE <= options.size <= MAX_SIZE,
+            f'--size {options.size}: must lie in {MIN_SIZE} .. {MAX_SIZE} pixels',
+        ),
+        (
+            options.batch_size is not None and options.batch_size < 2,
+            f'--batch-size {options.batch_size}: must be 2 or more',
+        ),
+        (
+            options.lr is not None and not (options.lr > 0 and math.isfinite(options.lr)),
+            f'--lr {options.lr}: must be above 0',
+        ),
+        (not 0 <= options.seed < 2**32, f'--seed {options.seed}: must lie in 0 .. {2**32 - 1}'),
+        (not -1 <= options.freeze <= 4, f'--freeze {options.freeze}: must lie in -1 (none), 0 (the stem) .. 4 (all)'),
+        (
+            options.arch is not None and options.arch not in arches,
+            f'--arch {options.arch}: known are {", ".join(arches)}',
+        ),
+        (
+            options.early_stop is not None and options.early_stop < 1,
+            f'--early-stop {options.early_stop}: must be 1 or more',
+        ),
+    ):
+        if wrong:
+            raise ValueError(text)
+
+
+def check_folder(options: Options) -> None:
+    """Raise ValueError if the run's folder holds other things, or lies among the photos."""
+    folder, photos = options.folder, Path(options.photos).absolute()
+    if photos == folder or (photos.is_dir() and photos in folder.parents):
+        raise ValueError(f'{folder}: would lie among the photos and be taken for a class; --work-dir names another')
+    if folder.is_file():
+        raise ValueError(f'{folder}: is a file; --work-dir names a folder')
+    leftovers = {CONFIG, OPTIONS, RECIPE, *(f'{n}.{s}' for n in ('train', 'val', 'test') for s in ('txt', 'json'))}
+    if folder.exists() and not {entry.name for entry in folder.iterdir()} <= leftovers:  # those of a dry run may go
+        raise ValueError(f'{folder}: is not empty; --resume goes on with the run in it, --work-dir names another')
+
+
+def choose_weights(options: Options) -> tuple[str, str | None, str]:
+    """The arch, what to start from (None: random weights) and the form to train in.
+
+    Raises:
+        OSError, ValueError: for weights that cannot be read or are of another arch.
+    """
+    if options.weights == 'none':
+        if options.freeze >= 0:
+            raise ValueError(f'--freeze {options.freeze} with --weights none: random weights must be trained')
+        return options.arch or 's0', None, 'branched'
+    source = options.weights or f'apple/mobileone_{options.arch or "s0"}-fused'
+    weights = load_weights(source)
+    found = weights.structure.variant
+    if found is None or options.arch not in (None, found):
+        raise ValueError(
+            f'{source}: holds {weights.structure}, --arch asks for {options.arch or "a published variant"}; '
+            'leave --arch out, or name other weights'
+        )
+    path = Path(source)
+    return found, str(path.absolute()) if path.is_file() else source, 'branched' if options.branches else weights.form
+
+
+def choose_photos(options: Options) -> Photos:
+    """The photos, checked, and split where they are not.
+
+    Raises:
+        OSError, ValueError: see :mod:`mobileone_ext.engine.finetuning.photos`.
+    """
+    fraction, place = read_val(options.val)
+    photos = reading.without_unwritable(reading.read_photos(Path(options.photos), place))
+    if photos.val and options.val and place is None:
+        raise ValueError(f'--val {options.val}: {options.photos} has photos to measure on already; leave --val out')
+    photos, digests = reading.without_unreadable(photos)
+    photos = reading.without_contradictions(photos, digests)
+    if photos.val:
+        return reading.without_repeats(photos, digests)
+    return reading.split(photos, fraction, options.seed, digests)
+
+
+def read_val(val: str | None) -> tuple[float, Path | None]:
+    """``--val`` as a fraction and a place, of which the other is for nothing.
+
+    Raises:
+        ValueError: for a fraction outside 0 .. 1; OSError for a place that is not there.
+    """
+    if val is None:
+        return VAL_FRACTION, None
+    try:
+        fraction = float(val)
+    except ValueError:
+        if not Path(val).exists():
+            raise FileNotFoundError(f'--val {val}: no such folder or file, and no fraction') from None
+        return VAL_FRACTION, Path(val)
+    if not 0 < fraction < 1:
+        raise ValueError(f'--val {val}: a fraction lies between 0 and 1; a folder is named by its path')
+    return fraction, None
+
+
+def fitting_workers(num_photos: int) -> int:
+    """Processes that load photos: those of one batch or two need none."""
+    return 0 if num_photos < 100 else min(4, os.cpu_count() or 1)
+
+
+def write_plan(plan: Plan, options: Options) -> Path:
+    """Write config, lists of photos and options into the run's folder; the config's path."""
+    folder = options.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in writing.annotation_files(plan.photos).items():
+        write_text(text, folder / name)
+    started = dict(dataclasses.asdict(options), notes=plan.photos.notes)
+    write_text(json.dumps(started, indent=2) + '\n', folder / OPTIONS)
+    path = folder / CONFIG
+    write_text(writing.config_text(plan.photos, plan.recipe, plan.choices, folder), path)
+    return path
+
+
+def draw_recipe(folder: Path) -> Path:
+    """Draw what the run in ``folder`` will do."""
+    from ..recipe import preview  # needs scikit-learn, as nothing else here does
+
+    found = preview.preview(cli.load_config(str(folder / CONFIG)))
+    print('\n'.join(preview.summary(found)))
+    with write_atomically(folder / RECIPE) as part:
+        preview.draw(found, str(folder / CONFIG), part)
+    return folder / RECIPE
+
+
+def check_resumed(options: Options, given: dict) -> None:
+    """Raise ValueError if one of the options ``given`` is not what the run in the folder was started with."""
+    before = json.loads((options.folder / OPTIONS).read_text())
+    for name, value in given.items():
+        if name != 'work_dir' and before.get(name) != value:
+            flag = name.replace('_', '-')
+            raise ValueError(
+                f'{options.folder}: was started with {flag} {before.get(name)}, not {value}; '
+                f'leave it out to go on, or start anew with --work-dir'
+            )
+
+
+def run(folder: Path, tool: str = 'python tools/{}.py', resume: bool = False) -> dict:
+    """Train, test, fuse and report by the config in ``folder``; the report.
+
+    Args:
+        tool: how a tool of ours is called, for the commands in the report.
+        resume: go on from the newest checkpoint, if there is one.
+    """
+    path, fused = str(folder / CONFIG), str(folder / FUSED)
+    checkpoint = _train(path, resume)
+    config = _for_testing(path)
+    metrics = evaluate(_for_testing(path), load_weights(checkpoint), checkpoint)
+    before = score_photos(config, checkpoint)
+    deployed = reparam.convert(
+        config,
+        checkpoint,
+        fused,
+        evaluate=not before.several,
+        max_flips=len(before.paths) // 100,
+        accept_fused=True,
+    )
+    after = score_photos(config, fused)
+    notes = json.loads((folder / OPTIONS).read_text())['notes']
+    report = reporting.make_report(config, folder, checkpoint, deployed, metrics, before, after, tool, notes)
+    reporting.write_report(report, after, folder)
+    return report
+
+
+def _train(path: str, resume: bool) -> str:
+    """Train by the config at ``path``; the checkpoint to deploy: the last, or the best of a run that may stop early."""
+    config = cli.load_config(path)
+    newest = training.latest_checkpoint(config.work_dir) if resume else None
+    if newest:
+        training.use_checkpoint(config, newest)
+    training.train(config)
+    stops_early = any(hook['type'] == 'EarlyStoppingHook' for hook in cli.load_config(path).get('custom_hooks', []))
+    best = sorted(Path(config.work_dir).glob('best_*.pth'))
+    return str(best[-1] if stops_early and best else training.latest_checkpoint(config.work_dir))
+
+
+def _for_testing(path: str):
+    config = cli.load_config(path)
+    config.work_dir = str(Path(config.work_dir, 'test'))
+    return config
+
+
+def summary(plan: Plan) -> str:
+    """What will be trained on what, on a line."""
+    photos, recipe, choices = plan.photos, plan.recipe, plan.choices
+    measured = ' and '.join(f'{len(found.photos)} {name}' for name, found in photos.lists().items())
+    return (
+        f'{len(photos.classes)} classes, {measured} photos; MobileOne-{choices.arch.upper()} '
+        f'({choices.form}) from {choices.weights or "random weights"}; {recipe.epochs} epochs of '
+        f'{recipe.steps_per_epoch} steps of {recipe.batch_size} at {choices.size} px, lr {recipe.lr:g}'
+    )
+
+
+def result(report: dict) -> str:
+    """What came out, and where it is."""
+    return (
+        f'{report["right_after"]:.1f} % of {report["num_images"]} photos right, fused: '
+        f'{Path(report["folder"], FUSED)}\nreport: {Path(report["folder"], reporting.REPORT)}'
+    )

@@ -1,0 +1,1 @@
+"""The parts of engine/finetune.py: photos, split, recipe, config, report."""

@@ -1,0 +1,116 @@
+"""Pictures of a report: confusion matrix, worst mistakes, curves."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from .curves import Curve
+from .scores import Scores, worst
+
+COUNTS_UP_TO = 25  # classes with a number in each cell
+COLUMNS, TILE, LINE = 6, 190, 17  # of the contact sheet: photos a row, pixels
+
+
+def pyplot():
+    """matplotlib without a screen."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def draw_confusion(matrix: np.ndarray, classes: tuple[str, ...], path: Path) -> None:
+    """A PNG of ``matrix`` (classes, classes): rows are the truth, color is the share of a row."""
+    plt = pyplot()
+    count = len(classes)
+    side = max(4.5, (0.34 if count <= 30 else 0.26) * count + 2.5)
+    size = 10 if count <= 12 else 8
+    names = [shorten(name, 24) for name in classes]
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout='constrained')
+    image = axis.imshow(share, cmap='Blues', vmin=0, vmax=1)
+    axis.set_xticks(range(count), names, rotation=90 if count > 6 or max(map(len, names)) > 8 else 0, fontsize=size)
+    axis.set_yticks(range(count), names, fontsize=size)
+    axis.set(xlabel='taken for', ylabel='is')
+    for row, column in zip(*np.nonzero(matrix)):
+        if count <= COUNTS_UP_TO or row != column:
+            color = 'white' if share[row, column] > 0.6 else 'black'
+            axis.text(column, row, matrix[row, column], ha='center', va='center', color=color, fontsize=size - 1)
+    figure.colorbar(image, ax=axis, label='share of the row', shrink=0.8)
+    figure.savefig(path, dpi=110, format='png')
+    plt.close(figure)
+
+
+def draw_curves(curves: dict[str, Curve], path: Path) -> None:
+    """A PNG with an axis for each of ``curves``, over the epochs."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.2), layout='constrained', squeeze=False)
+    for axis, (name, curve) in zip(axes[0], curves.items()):
+        axis.plot(curve.epochs, curve.values, marker='.' if len(curve.values) <= 40 else None)
+        axis.set(title=name, xlabel='epoch')
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110, format='png')
+    plt.close(figure)
+
+
+def draw_mistakes(found: Scores, path: Path) -> bool:
+    """A PNG with the photos of the worst mistakes, what they are, and what they were taken for; False without any."""
+    chosen = worst(found)
+    if not chosen:
+        return False
+    columns = min(COLUMNS, len(chosen))
+    rows = -(-len(chosen) // columns)
+    cell_width, cell_height = TILE + 10, TILE + 3 * LINE + 14
+    sheet = Image.new('RGB', (columns * cell_width + 10, rows * cell_height + 10), 'white')
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for number, index in enumerate(chosen):
+        left = 10 + number % columns * cell_width
+        top = 10 + number // columns * cell_height
+        photo = _thumbnail(found.paths[index])
+        sheet.paste(photo, (left + (TILE - photo.width) // 2, top + (TILE - photo.height) // 2))
+        for line, (text, color) in enumerate(_caption(found, index)):
+            pen.text((left, top + TILE + 2 + line * LINE), _fit(text, pen, font), color, font)
+    sheet.save(path, 'png')
+    return True
+
+
+def _caption(found: Scores, index: int) -> list[tuple[str, str]]:
+    """Lines of text with their color: what a photo is, what it was taken for, its file."""
+    scores, names = found.scores[index], found.classes
+
+    def listed(which: np.ndarray) -> str:
+        return ', '.join(f'{names[i]} {scores[i]:.0%}' for i in np.flatnonzero(which)) or 'nothing'
+
+    return [
+        (f'is {listed(found.truth[index])}', 'black'),
+        (f'taken for {listed(found.predicted[index])}', '#b00020'),
+        (Path(found.paths[index]).name, '#777777'),
+    ]
+
+
+def _thumbnail(path: str) -> Image.Image:
+    with Image.open(path) as photo:
+        photo.draft('RGB', (2 * TILE, 2 * TILE))
+        return ImageOps.contain(ImageOps.exif_transpose(photo).convert('RGB'), (TILE, TILE))
+
+
+def _fit(text: str, pen: ImageDraw.ImageDraw, font) -> str:
+    text = printable(text)
+    if pen.textlength(text, font) <= TILE:
+        return text
+    while pen.textlength(text + '…', font) > TILE:
+        text = text[:-1]
+    return text + '…'
+
+
+def shorten(text: str, length: int) -> str:
+    text = printable(text)
+    return text if len(text) <= length else text[: length - 1] + '…'
+
+
+def printable(text: str) -> str:
+    """``text`` without what would break a line or a terminal."""
+    return ''.join(character if character.isprintable() else '?' for character in text)

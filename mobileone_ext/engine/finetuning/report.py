@@ -1,0 +1,197 @@
+"""The report of a fine-tuning run: report.md with pictures, report.json for programs."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+
+from ...checkpoints.load import load_weights
+from ...files import write_atomically, write_text
+from ...provenance import machine
+from . import pictures
+from .curves import read_curves
+from .scores import Scores, by_class, confusion
+
+REPORT, DATA = 'report.md', 'report.json'
+MAX_CLASSES = 60  # in the picture of the confusion matrix
+
+
+def make_report(
+    config: Config,
+    folder: Path,
+    checkpoint: str,
+    deployed: dict,
+    metrics: dict,
+    before: Scores,
+    after: Scores,
+    tool: str,
+    notes: list[str],
+) -> dict:
+    """Everything that report.md says, as plain data.
+
+    Args:
+        folder: of the run.
+        checkpoint: that was deployed.
+        deployed: the report of :func:`mobileone_ext.deploy.reparam.convert`.
+        metrics: of the trained network on the test set.
+        before, after: scores of the trained network and of the file to deploy.
+        tool: how a tool of ours is called, ``{}`` being its name.
+        notes: about the photos.
+    """
+    size = image_size(config)
+    several = after.several
+    right = [(found.truth == found.predicted).all(1).mean() * 100 for found in (before, after)]
+    dataset = config.train_dataloader.dataset
+    dataset = dataset.get('dataset', dataset)  # inside ClassBalancedDataset
+    num_train = count_photos(dataset.ann_file)
+    return dict(
+        folder=str(folder),
+        classes=list(after.classes),
+        several=several,
+        num_images=len(after.paths),
+        num_train=num_train,
+        checkpoint=checkpoint,
+        right_before=float(right[0]),
+        right_after=float(right[1]),
+        changed_predictions=int((before.predicted != after.predicted).any(1).sum()),
+        trained_fused=load_weights(checkpoint).form == 'fused',
+        deployed=deployed,
+        metrics=metrics,
+        per_class=[vars(row) for row in by_class(after)],
+        confusion=None if several else confusion(after).tolist(),
+        notes=notes,
+        size=size,
+        megabytes=(folder / 'fused.pth').stat().st_size / 1e6,
+        machine=machine('torch', 'mmengine', 'mmpretrain'),
+        commands=next_commands(folder, tool, after.paths[0], size, dataset.data_root, num_train),
+    )
+
+
+def image_size(config: Config) -> int:
+    """The side of the images that the config's test pipeline makes, in pixels."""
+    crops = [step.crop_size for step in config.test_dataloader.dataset.pipeline if step.type == 'CenterCrop']
+    return int(crops[-1] if isinstance(crops[-1], int) else crops[-1][0])
+
+
+def count_photos(annotations: str) -> int:
+    text = Path(annotations).read_text(encoding='utf-8')
+    return len(json.loads(text)['data_list'] if annotations.endswith('.json') else text.splitlines())
+
+
+def next_commands(
+    folder: Path, tool: str, photo: str, size: int, photos: str, num_photos: int
+) -> list[tuple[str, str]]:
+    """What to do next, and the command line that does it, quoted for a shell."""
+
+    def command(name: str, *arguments) -> str:
+        return f'{tool.format(name)} {shlex.join(map(str, arguments))}'
+
+    config, fused = folder / 'config.py', folder / 'fused.pth'
+    network = (config, fused)
+    form = ('--size', size, '--normalize', '--softmax')
+    calibration = ('--calib', photos, '--num-calib', min(200, num_photos))
+    return [
+        ('Name what is on photos', command('predict', *network, photo)),
+        (
+            'A file for a phone or a server (ONNX; takes pixels 0..255, gives probabilities)',
+            command('export', *network, folder / 'model.onnx', *form),
+        ),
+        (
+            'The same in int8, calibrated with these photos',
+            command('quantize', *network, folder / 'model_int8.onnx', *calibration, *form, '--evaluate'),
+        ),
+        ('Measure again', command('test', config, fused, '--out', folder / 'metrics.json')),
+    ]
+
+
+def write_report(report: dict, found: Scores, folder: Path) -> None:
+    """Write report.json, the pictures and report.md into ``folder``."""
+    monitor = 'multi-label/mAP' if found.several else 'accuracy/top1'
+    curves = read_curves(folder / 'run', monitor)
+    drawn = []
+    if not found.several and len(found.classes) <= MAX_CLASSES:
+        with write_atomically(folder / 'confusion.png') as part:
+            pictures.draw_confusion(np.array(report['confusion']), found.classes, part)
+        drawn.append('confusion')
+    if (found.predicted != found.truth).any():
+        with write_atomically(folder / 'mistakes.png') as part:
+            pictures.draw_mistakes(found, part)
+        drawn.append('mistakes')
+    if curves:
+        with write_atomically(folder / 'curves.png') as part:
+            pictures.draw_curves(curves, part)
+        drawn.append('curves')
+    write_text(json.dumps(report, indent=2) + '\n', folder / DATA)
+    write_text(markdown(report, drawn), folder / REPORT)
+
+
+def markdown(report: dict, drawn: list[str]) -> str:
+    """The text of report.md; ``drawn`` are the pictures that there are."""
+    deployed = report['deployed']
+    count, changed = report['num_images'], report['changed_predictions']
+    if report['trained_fused']:
+        fusion = (
+            'The network was trained in its fused form, so there was nothing to fuse; '
+            f'the written file, read back, changes {changed} of {count} predictions.'
+        )
+    else:
+        fusion = f'Fusing the branches changed {changed} of {count} predictions.'
+    chosen = Path(report['checkpoint']).name
+    if chosen.startswith('best'):
+        fusion += f' It is {chosen}, chosen by these photos, so expect a little less on others.'
+    what = 'all labels right' if report['several'] else 'top-1'
+    parts = [
+        f'# {len(report["classes"])} classes, {report["num_train"]} photos to learn from, {count} to measure on',
+        f'**{what}: {report["right_after"]:.1f} %** of {count} photos ({uncertainty(report["right_after"], count)}); '
+        f'before fusion {report["right_before"]:.1f} %. {fusion}',
+        '| | |\n|---|---|\n'
+        f'| file to deploy | fused.pth, {report["megabytes"]:.1f} MB |\n'
+        f'| parameters | {deployed["params_after"]:,} |\n'
+        f'| multiply-adds at {report["size"]} px | {deployed["multiply_adds_after"]:,} |\n'
+        f'| latency of one photo, this machine | {deployed["latency_ms_after"]:.1f} ms |\n'
+        f'| machine | {report["machine"]} |',
+    ]
+    if report['several']:
+        shown = {name: value for name, value in report['metrics'].items() if isinstance(value, float)}
+        parts.append(', '.join(f'{name.split("/")[-1]} {value:.1f}' for name, value in shown.items()))
+    if report['notes']:
+        parts += ['What was left out, or should be known:', '\n'.join(f'- {note}' for note in report['notes'])]
+    parts += ['## Classes', class_table(report['per_class'])]
+    if report['confusion'] and 'confusion' in drawn:
+        parts.append('![which class was taken for which](confusion.png)')
+    elif report['confusion']:
+        parts.append(f'The confusion matrix of so many classes is in {DATA}.')
+    parts.append('## Worst mistakes')
+    parts.append('![worst mistakes](mistakes.png)' if 'mistakes' in drawn else 'There were none.')
+    if 'curves' in drawn:
+        parts += [
+            '## Curves',
+            '![loss, learning rate of the backbone, accuracy](curves.png)',
+            f'All of them: `tensorboard --logdir {shlex.quote(report["folder"])}`',
+        ]
+    parts.append('## Next')
+    parts += [f'{title}:\n\n    {command}' for title, command in report['commands']]
+    return '\n\n'.join(parts) + '\n'
+
+
+def class_table(rows: list[dict]) -> str:
+    """Markdown: a line a class, its photos, how many were found, and how many of those named so are right."""
+
+    def shown(value: float | None) -> str:
+        return '-' if value is None else f'{value:.1f} %'
+
+    lines = ['| class | photos | found | right of those named so |', '|---|---|---|---|']
+    for row in rows:
+        name = pictures.printable(row['name']).replace('|', '\\|')
+        lines.append(f'| {name} | {row["count"]} | {shown(row["recall"])} | {shown(row["precision"])} |')
+    return '\n'.join(lines)
+
+
+def uncertainty(percent: float, count: int) -> str:
+    """The 95 % interval (Wilson) of a share of ``count``."""
+    z, share = 1.96, percent / 100
+    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    return f'95 % interval {100 * max(0, center - half):.1f} .. {100 * min(1, center + half):.1f}'

@@ -1,0 +1,102 @@
+"""Scores of a network for each photo of a test set, and what they say about classes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.runner import Runner
+
+from ...checkpoints.load import load_weights
+from ...deploy import fuse
+from ...deploy.compare import with_progress
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a network says about photos.
+
+    Attributes:
+        paths: of the photos.
+        truth: (N, classes), whether a photo has a label.
+        scores: (N, classes), 0 .. 1: softmax, or with several labels a sigmoid for each.
+        classes: names.
+        several: whether a photo may have several labels.
+    """
+
+    paths: list[str]
+    truth: np.ndarray
+    scores: np.ndarray
+    classes: tuple[str, ...]
+    several: bool
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(N, classes): the best class, or with several labels those above one half."""
+        if self.several:
+            return self.scores > 0.5
+        return np.eye(len(self.classes), dtype=bool)[self.scores.argmax(1)]
+
+
+@torch.no_grad()
+def score_photos(config: Config, checkpoint: str) -> Scores:
+    """Scores of the network in ``checkpoint`` on the config's test set."""
+    weights = load_weights(checkpoint)
+    model = fuse.load_model(config, weights, checkpoint).to(get_device())
+    loader = Runner.build_dataloader(config.test_dataloader)
+    several = is_multi_label(config)
+    paths, labels, outputs = [], [], []
+    for batch in with_progress(loader, 'scoring photos'):
+        paths += [sample.img_path for sample in batch['data_samples']]
+        labels += [sample.gt_label.tolist() for sample in batch['data_samples']]
+        logits = model(model.data_preprocessor(batch)['inputs']).float()
+        outputs.append((logits.sigmoid() if several else logits.softmax(1)).cpu())
+    scores = torch.cat(outputs).numpy()
+    truth = np.zeros(scores.shape, dtype=bool)
+    for row, found in zip(truth, labels):
+        row[found] = True
+    return Scores(paths, truth, scores, tuple(loader.dataset.metainfo['classes']), several)
+
+
+def is_multi_label(config: Config) -> bool:
+    """Whether the config's head gives every label a score of its own."""
+    return config.model.head.type.startswith('MultiLabel')
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """A class by name: its photos, how many of them were found and how many of those named so are right, percent."""
+
+    name: str
+    count: int
+    recall: float | None
+    precision: float | None
+
+
+def by_class(found: Scores) -> list[ClassResult]:
+    """Each class's result; None where there is nothing to divide by."""
+    rows = []
+    for index, name in enumerate(found.classes):
+        true, said = found.truth[:, index], found.predicted[:, index]
+        right = int((true & said).sum())
+        rows.append(ClassResult(name, int(true.sum()), _percent(right, true.sum()), _percent(right, said.sum())))
+    return rows
+
+
+def _percent(part: int, whole: int) -> float | None:
+    return 100 * part / int(whole) if whole else None
+
+
+def confusion(found: Scores) -> np.ndarray:
+    """(classes, classes): photos of the class of the row that were taken for the class of the column."""
+    count = len(found.classes)
+    pairs = found.truth.argmax(1) * count + found.scores.argmax(1)
+    return np.bincount(pairs, minlength=count**2).reshape(count, count)
+
+
+def worst(found: Scores, count: int = 24) -> list[int]:
+    """Photos with a wrong prediction, the surest error first."""
+    wrong = np.flatnonzero((found.truth != found.predicted).any(1))
+    error = np.abs(found.truth - found.scores).max(1)
+    return wrong[np.argsort(-error[wrong], kind='stable')][:count].tolist()

@@ -1,0 +1,47 @@
+"""Defaults of fine-tuning against a regression, frozen stages and random weights: ``python -m research.finetune``.
+
+PHOTOS are class folders; OUT gets runs.csv, table.md and a folder for each run. Finished runs are kept.
+"""
+
+import argparse
+from pathlib import Path
+
+from mobileone_ext import cli
+
+ARMS = ['default', 'frozen stages', 'from scratch', 'logistic regression']
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('photos')
+    parser.add_argument('out', type=Path)
+    parser.add_argument('--weights', required=True, help='fused weights to start from')
+    parser.add_argument('--test-photos', type=Path, metavar='LIST', help='photos to measure on (a fifth, by the tool)')
+    parser.add_argument('--arms', nargs='+', choices=ARMS, default=ARMS, help='which of them (all)')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument(
+        '--choose-lr', type=float, nargs='+', metavar='LR', help='try these inside the training part, and no arm'
+    )
+    parser.add_argument('--size', type=int, default=128)
+    parser.add_argument('--epochs', type=int, default=20)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    from mobileone_ext.engine.finetune import Options
+    from research.finetune import study
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    options = Options(args.photos, weights=args.weights, size=args.size, epochs=args.epochs)
+    if args.choose_lr:
+        study.choose_lr(options, args.choose_lr, args.out, args.test_photos)
+        return
+    study.run_all(options, args.out, args.arms, args.seeds, args.test_photos)
+    text = study.table(study.read_rows(args.out / 'runs.csv'))
+    (args.out / 'table.md').write_text(text + '\n')
+    print(text)
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,452 @@
+"""From photos to a report: arrangements, split, config, whole runs, bad input."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, only_line
+from PIL import Image
+
+from mobileone_ext import cli
+from mobileone_ext.backbone import MobileOne
+from mobileone_ext.engine.finetuning import config as writing
+from mobileone_ext.engine.finetuning import photos as reading
+from mobileone_ext.engine.finetuning import recipe as numbers
+from mobileone_ext.engine.finetuning.scores import Scores, by_class, confusion, worst
+from mobileone_ext.engine.finetuning.split import rarest, stratified_split
+
+COLORS = dict(blue=(20, 20, 200), green=(20, 200, 20), red=(200, 20, 20), gray=(128, 128, 128), white=(250, 250, 250))
+
+
+def write_photos(root: Path, seed: int = 0, size: int = 40, **counts: int) -> Path:
+    """``root``/CLASS/*.jpg of the class's color, ``counts`` of each, no two alike."""
+    draw = random.Random(seed)
+    for name, count in counts.items():
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            color = tuple(min(255, max(0, value + draw.randint(-15, 15))) for value in COLORS[name])
+            photo = Image.new('RGB', (size + draw.randint(0, 15), size), color)
+            photo.putpixel((0, 0), (seed % 256, number % 256, draw.randint(0, 255)))
+            photo.save(folder / f'{name} {seed}-{number}.png')
+    return root
+
+
+@pytest.fixture(scope='session')
+def weights(tmp_path_factory) -> Path:
+    """Random fused weights of S0 with a head of 1000 classes."""
+    torch.manual_seed(0)
+    backbone = MobileOne('s0', deploy=True)
+    state = {f'backbone.{key}': tensor for key, tensor in backbone.state_dict().items()}
+    state.update({'head.fc.weight': torch.randn(1000, 1024) / 32, 'head.fc.bias': torch.zeros(1000)})
+    path = tmp_path_factory.mktemp('weights') / 's0_fused.pth'
+    torch.save(dict(state_dict=state), path)
+    return path
+
+
+def run(run_tool, photos, weights, work_dir, *options):
+    quick = ('--epochs', '1', '--size', '32', '--work-dir', work_dir)
+    return run_tool('finetune', photos, '--weights', weights, *quick, *options)
+
+
+# ---- the split ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('fraction', [0.1, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize('counts', [dict(a=2, b=2), dict(a=1000, b=10), dict(a=7, b=50, c=3)])
+def test_split_is_stratified_whole_and_leaves_something_on_each_side(counts, fraction):
+    classes = [name for name, count in counts.items() for _ in range(count)]
+    train, val = stratified_split(classes, range(len(classes)), fraction, seed=3)
+    assert sorted(train + val) == list(range(len(classes)))
+    for name, count in counts.items():
+        measured = sum(classes[index] == name for index in val)
+        assert measured == min(max(round(fraction * count), 1), count - 1)
+
+
+def test_split_follows_the_seed_and_a_class_moves_no_other():
+    classes = ['a'] * 50 + ['b'] * 50
+    first = stratified_split(classes, range(100), 0.2, 0)
+    assert first == stratified_split(classes, range(100), 0.2, 0) != stratified_split(classes, range(100), 0.2, 1)
+    shorter = stratified_split(classes[:80], range(80), 0.2, 0)
+    assert [index for index in first[1] if index < 50] == [index for index in shorter[1] if index < 50]
+
+
+def test_split_keeps_copies_together():
+    groups = [index // 5 for index in range(50)]
+    train, val = stratified_split(['a'] * 50, groups, 0.3, 0)
+    assert not {groups[index] for index in train} & {groups[index] for index in val}
+    assert len(val) == 15
+
+
+def test_a_photo_of_several_labels_counts_for_the_rarest():
+    assert rarest([('a', 'b'), ('a',), ('a',), ('b', 'c'), ()]) == ['b', 'a', 'a', 'c', '']
+
+
+# ---- the recipe ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('photos, batch', [(4, 4), (40, 4), (100, 8), (250, 16), (256, 32), (100_000, 32)])
+def test_batch_fits_the_photos(photos, batch):
+    assert numbers.fitting_batch_size(photos) == batch
+
+
+def test_recipe_by_hand():
+    recipe = numbers.make_recipe(2022, 20)
+    assert recipe == numbers.Recipe(20, 32, 64, numbers.LR, 2.0, 0.016, False)
+    short = numbers.make_recipe(33, 3, batch_size=32)
+    assert (short.steps_per_epoch, short.drop_last, short.ema_momentum, short.warm_up) == (1, True, None, 0.0)
+    assert numbers.make_recipe(64, 3, batch_size=8).lr == pytest.approx(numbers.LR / 2)
+    assert numbers.make_recipe(64, 3, lr=0.7).lr == 0.7
+
+
+@pytest.mark.parametrize('epochs', [1, 2, 3, 7, 20, 100])
+@pytest.mark.parametrize('steps', [1, 2, 3, 7, 29, 64, 1000])
+def test_warm_up_is_a_tenth_of_the_steps_as_mmengine_counts_them(epochs, steps):
+    assert int(numbers.warm_up_epochs(epochs, steps) * steps) == round(epochs * steps / 10)
+
+
+def test_balanced_count_is_the_data_set_s(tmp_path):
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import DATASETS
+
+    init_default_scope('mmpretrain')
+    write_photos(tmp_path, blue=30, red=5, green=2)
+    inner = dict(type='CustomDataset', data_root=str(tmp_path), pipeline=[])
+    built = DATASETS.build(dict(type='ClassBalancedDataset', oversample_thr=30 / 37, dataset=inner))
+    assert numbers.balanced_count([30, 2, 5], 30 / 37) == len(built) == 30 + 2 * 4 + 5 * 3
+
+
+# ---- how photos are arranged --------------------------------------------------------------------------------------
+
+
+def read(path, val=None):
+    return reading.read_photos(Path(path), val)
+
+
+def test_class_folders_and_what_is_left_out(tmp_path):
+    write_photos(tmp_path, red=2, blue=3)
+    (tmp_path / '.ipynb_checkpoints').mkdir()
+    (tmp_path / 'red' / 'notes.txt').write_text('x')
+    (tmp_path / 'red' / 'deeper').mkdir()
+    shutil.copy(tmp_path / 'blue' / 'blue 0-0.png', tmp_path / 'red' / 'deeper' / 'X.PNG')
+    found = read(tmp_path)
+    assert found.classes == ('blue', 'red') and found.val is None
+    assert sorted(photo.labels[0] for photo in found.train.photos) == ['blue'] * 3 + ['red'] * 3
+    assert any('1 .txt' in note for note in found.notes)
+
+
+@pytest.mark.parametrize('names', [('train', 'val'), ('Train', 'Validation'), ('training', 'valid'), ('train', 'test')])
+def test_split_folders(tmp_path, names):
+    for number, name in enumerate(names):
+        write_photos(tmp_path / name, seed=number, red=3 - number, blue=2)
+    found = read(tmp_path)
+    assert (len(found.train.photos), len(found.val.photos), found.test) == (5, 4, None)
+
+
+def test_three_folders_and_a_class_called_train(tmp_path):
+    for number, name in enumerate(('train', 'valid', 'test')):
+        write_photos(tmp_path / 'split' / name, seed=number, red=2, blue=2)
+    assert len(read(tmp_path / 'split').test.photos) == 4
+    write_photos(tmp_path / 'vehicles', red=2)
+    (tmp_path / 'vehicles' / 'red').rename(tmp_path / 'vehicles' / 'train')
+    write_photos(tmp_path / 'vehicles', blue=2)
+    assert read(tmp_path / 'vehicles').classes == ('blue', 'train')
+
+
+def test_csv_of_one_label(tmp_path):
+    write_photos(tmp_path, red=2, blue=2)
+    rows = ['file,label', *(f'"{path.relative_to(tmp_path)}",{path.parent.name}' for path in tmp_path.rglob('*.png'))]
+    (tmp_path / 'labels.csv').write_text('\n'.join(rows))
+    found = read(tmp_path / 'labels.csv')
+    assert (found.classes, found.several, len(found.train.photos)) == (('blue', 'red'), False, 4)
+
+
+def test_csv_of_several_labels(tmp_path):
+    write_photos(tmp_path, red=3)
+    lines = [
+        'label,file',
+        'warm;red,red/red 0-0.png',
+        'red,red/red 0-1.png',
+        'warm,red/red 0-1.png',
+        ',red/red 0-2.png',
+    ]
+    (tmp_path / 'labels.csv').write_text('\n'.join([*lines, ',red/red 0-2.png']))
+    found = read(tmp_path / 'labels.csv')
+    assert found.several and [photo.labels for photo in found.train.photos] == [('warm', 'red'), ('red', 'warm'), ()]
+
+
+# ---- whole runs ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_a_config_a_network_and_a_report(run_tool, weights, tmp_path):
+    photos = write_photos(tmp_path / 'my photos', blue=12, red=10, green=8)
+    before = sorted(path for path in photos.rglob('*'))
+    work = tmp_path / 'work dir'
+    code, printed = run(run_tool, photos, weights, work)
+    assert code == 0, printed
+    assert 'eta:' in printed and 'report.md' in printed and 'config.py' in printed
+    assert sorted(path for path in photos.rglob('*')) == before
+
+    config = cli.load_config(str(work / 'config.py'))
+    assert config.train_dataloader.dataset.metainfo.classes == ['blue', 'green', 'red']
+    assert config.model.head.num_classes == config.model.data_preprocessor.num_classes == 3
+    assert config.model.head.topk == config.val_evaluator.topk == (1,)
+    assert config.model.backbone.deploy
+    lists = {name: (work / f'{name}.txt').read_text().splitlines() for name in ('train', 'val')}
+    assert len(lists['train']) == 24 and len(lists['val']) == 6
+    assert not set(lists['train']) & set(lists['val'])
+    assert 'head=dict(num_classes=3' in (work / 'config.py').read_text(), 'the readable config was overwritten'
+
+    report = json.loads((work / 'report.json').read_text())
+    assert report['changed_predictions'] == 0 and report['right_before'] == report['right_after']
+    assert report['trained_fused'] and report['num_images'] == 6 and report['num_train'] == 24
+    assert sum(map(sum, report['confusion'])) == 6
+    right = sum(report['confusion'][i][i] for i in range(3))
+    assert report['deployed']['top1_after'] == pytest.approx(100 * right / 6) == pytest.approx(report['right_after'])
+    text = (work / 'report.md').read_text()
+    assert 'nothing to fuse' in text and '| green | 2 |' in text
+    for picture in ('confusion', 'curves'):
+        assert Image.open(work / f'{picture}.png').width > 300
+    assert list(work.rglob('events.out.tfevents.*'))
+
+    refused, printed = run(run_tool, photos, weights, work)
+    assert refused == 1 and '--resume' in only_line(printed)
+
+
+def test_the_commands_of_the_report_run(run_tool, weights, tmp_path):
+    photos = write_photos(tmp_path / "it's mine", blue=6, red=6)
+    assert run(run_tool, photos, weights, tmp_path / 'w')[0] == 0
+    commands = json.loads((tmp_path / 'w' / 'report.json').read_text())['commands']
+    assert len(commands) == 4
+    import shlex
+
+    for _, command in commands:
+        python, script, *arguments = shlex.split(command)
+        assert python == 'python' and Path(script).parent == ROOT / 'tools'
+        code, printed = run_tool(Path(script).stem, *arguments)
+        assert code == 0, printed
+    assert (tmp_path / 'w' / 'model_int8.onnx').exists()
+    code, printed = run_tool('predict', *shlex.split(commands[0][1])[2:])
+    assert 'blue' in printed and 'red' in printed
+
+
+def test_branches_are_given_back_and_fused(run_tool, weights, tmp_path):
+    photos = write_photos(tmp_path / 'p', blue=6, red=6)
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--branches')
+    assert code == 0, printed
+    report = json.loads((tmp_path / 'w' / 'report.json').read_text())
+    assert not report['trained_fused'] and report['deployed']['params_before'] > report['deployed']['params_after']
+    assert 'Fusing the branches changed 0 of 2' in (tmp_path / 'w' / 'report.md').read_text()
+
+
+def test_a_dry_run_writes_the_config_and_draws_the_recipe_alone(run_tool, weights, tmp_path):
+    photos = write_photos(tmp_path / 'p', blue=6, red=6)
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--dry-run')
+    assert code == 0, printed
+    assert {path.name for path in (tmp_path / 'w').iterdir()} == {
+        'config.py', 'options.json', 'recipe.png', 'train.txt', 'val.txt',
+    }  # fmt: skip
+    assert run(run_tool, photos, weights, tmp_path / 'w', '--dry-run', '--epochs', '4')[0] == 0
+    config = cli.load_config(str(tmp_path / 'w' / 'config.py'))
+    assert config.train_cfg.max_epochs == config.param_scheduler[-1].end == 4
+
+
+def test_a_run_goes_on_with_its_own_options_alone(run_tool, weights, tmp_path):
+    photos = write_photos(tmp_path / 'p', blue=6, red=6)
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--seed', '3')
+    assert code == 0, printed
+    network = (tmp_path / 'w' / 'run' / 'epoch_1.pth').read_bytes()
+    (tmp_path / 'w' / 'report.md').unlink()
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--resume', '--seed', '4')
+    assert code == 1 and 'seed 3, not 4' in only_line(printed)
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--resume')
+    assert code == 0, printed
+    assert (tmp_path / 'w' / 'report.md').exists()
+    assert (tmp_path / 'w' / 'run' / 'epoch_1.pth').read_bytes() == network
+
+
+def test_balance_early_stop_freeze_and_separate_photos(run_tool, weights, tmp_path):
+    photos = write_photos(tmp_path / 'p', blue=40, red=2)
+    other = write_photos(tmp_path / 'other', seed=1, blue=3, red=3)
+    options = ('--balance', '--early-stop', '1', '--freeze', '4', '--val', other, '--epochs', '6', '--lr', '1e-9')
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w', *options)
+    assert code == 0, printed
+    config = cli.load_config(str(tmp_path / 'w' / 'config.py'))
+    assert config.train_dataloader.dataset.type == 'ClassBalancedDataset'
+    assert config.model.backbone.frozen_stages == 4
+    assert 'did not improve' in printed and not (tmp_path / 'w' / 'run' / 'epoch_6.pth').exists()
+    assert 'best_' in (tmp_path / 'w' / 'report.md').read_text()
+
+
+def test_several_labels(run_tool, weights, tmp_path):
+    write_photos(tmp_path, red=8, blue=8, white=8)
+    labels = dict(red='warm;dark', blue='dark', white='')
+    rows = [f'{path.relative_to(tmp_path)},{labels[path.parent.name]}' for path in sorted(tmp_path.rglob('*.png'))]
+    (tmp_path / 'labels.csv').write_text('\n'.join(['file,label', *rows]))
+    code, printed = run(run_tool, tmp_path / 'labels.csv', weights, tmp_path / 'w')
+    assert code == 0, printed
+    report = json.loads((tmp_path / 'w' / 'report.json').read_text())
+    assert report['several'] and report['changed_predictions'] == 0 and report['classes'] == ['dark', 'warm']
+    assert [row['count'] for row in report['per_class']] == [4, 2]
+
+
+def test_gray_photos_and_photos_on_their_side(run_tool, weights, tmp_path):
+    photos = write_photos(tmp_path / 'p', blue=6, red=6)
+    for path in (photos / 'blue').iterdir():
+        Image.open(path).convert('L').save(path)
+    turned = Image.open(photos / 'red' / 'red 0-0.png')
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(photos / 'red' / 'turned.jpg', exif=exif)
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w')
+    assert code == 0, printed
+
+
+# ---- what is left out, and said -----------------------------------------------------------------------------------
+
+
+def test_unreadable_photos_and_copies_are_said_and_left_out(run_tool, weights, tmp_path):
+    photos = tmp_path / 'p'
+    write_photos(photos / 'train', blue=6, red=6)
+    write_photos(photos / 'val', seed=1, blue=2, red=2)
+    (photos / 'train' / 'blue' / 'broken.jpg').write_bytes(b'no photo')
+    shutil.copy(photos / 'val' / 'red' / 'red 1-0.png', photos / 'train' / 'red' / 'again.png')
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--dry-run')
+    assert code == 0, printed
+    assert "1 unreadable, left out: 'blue/broken.jpg (" in printed
+    assert '1 photos are also among those to measure on' in printed and 'red/again.png' in printed
+    assert len((tmp_path / 'w' / 'train.txt').read_text().splitlines()) == 12
+
+
+def test_a_photo_under_two_labels_is_left_out_wherever_it_lies(run_tool, weights, tmp_path):
+    photos = write_photos(tmp_path / 'p', blue=6, red=6)
+    shutil.copy(photos / 'red' / 'red 0-0.png', photos / 'blue' / 'copy.png')
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--dry-run')
+    assert code == 0 and '2 photos left out: the same photo under two labels' in printed
+    listed = (tmp_path / 'w' / 'train.txt').read_text() + (tmp_path / 'w' / 'val.txt').read_text()
+    assert len(listed.splitlines()) == 11 and 'copy.png' not in listed and 'red 0-0.png' not in listed
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------------
+
+
+def make_bad(kind: str, root: Path) -> None:
+    """Photos in ``root`` that nobody can train with, in the way of ``kind``."""
+    write_photos(root, blue=4, red=4)
+    if kind == 'no classes':
+        for path in list(root.rglob('*.png')):
+            path.rename(root / path.name)
+        shutil.rmtree(root / 'blue')
+        shutil.rmtree(root / 'red')
+    elif kind == 'one class':
+        shutil.rmtree(root / 'red')
+    elif kind == 'one photo':
+        for path in list((root / 'red').iterdir())[1:]:
+            path.unlink()
+    elif kind == 'empty class':
+        (root / 'green').mkdir()
+    elif kind == 'all under two labels':
+        shutil.rmtree(root / 'blue')
+        shutil.copytree(root / 'red', root / 'blue')
+    elif kind == 'unreadable class':
+        for path in (root / 'red').iterdir():
+            path.write_bytes(b'no photo')
+    elif kind == 'other classes':
+        for name in ('blue', 'red'):
+            (root / 'train').mkdir(exist_ok=True)
+            (root / name).rename(root / 'train' / name)
+        write_photos(root / 'val', blue=2, green=2)
+    elif kind == 'gone':
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize(
+    'kind, word',
+    [
+        ('no classes', 'no class folders'),
+        ('one class', 'one class'),
+        ('one photo', "one photo alone of 'red'"),
+        ('empty class', "no photos in 'green'"),
+        ('unreadable class', "nothing of 'red' is left to train on"),
+        ('all under two labels', "nothing of 'blue', 'red' is left to train on"),
+        ('other classes', 'green'),
+        ('gone', 'no such folder'),
+    ],
+)
+def test_bad_photos_are_a_line_and_nothing_is_written(run_tool, weights, tmp_path, kind, word):
+    make_bad(kind, tmp_path / 'photos')
+    code, printed = run(run_tool, tmp_path / 'photos', weights, tmp_path / 'w')
+    assert code == 1 and word in only_line(printed)
+    assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize(
+    'options, word',
+    [
+        (('--epochs', '0'), '--epochs 0'),
+        (('--size', '10'), '--size 10'),
+        (('--val', '1.5'), '--val 1.5'),
+        (('--val', 'nowhere'), 'nowhere'),
+        (('--batch-size', '0'), '--batch-size 0'),
+        (('--lr', '-1'), '--lr -1'),
+        (('--lr', 'nan'), '--lr nan'),
+        (('--freeze', '9'), '--freeze 9'),
+        (('--arch', 's9'), '--arch s9'),
+        (('--arch', 's1'), 'leave --arch out'),
+        (('--early-stop', '0'), '--early-stop 0'),
+        (('--seed', '-1'), '--seed -1'),
+        (('--weights', 'nowhere.pth'), 'nowhere.pth'),
+        (('--weights', 'http://127.0.0.1:9/x.pth'), '127.0.0.1'),
+        (('--weights', 'none', '--freeze', '1'), 'random weights'),
+    ],
+)
+def test_bad_options_are_a_line_and_nothing_is_written(run_tool, weights, tmp_path, options, word):
+    photos = write_photos(tmp_path / 'photos', blue=4, red=4)
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w', *options)
+    assert code == 1 and word in only_line(printed)
+    assert not (tmp_path / 'w').exists()
+
+
+def test_a_work_dir_among_the_photos_or_with_other_things_is_refused(run_tool, weights, tmp_path):
+    photos = write_photos(tmp_path / 'photos', blue=4, red=4)
+    code, printed = run(run_tool, photos, weights, photos / 'out')
+    assert code == 1 and 'among the photos' in only_line(printed)
+    (tmp_path / 'w').mkdir()
+    (tmp_path / 'w' / 'diary.txt').write_text('dear')
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w')
+    assert code == 1 and 'not empty' in only_line(printed)
+
+
+# ---- the report's numbers -----------------------------------------------------------------------------------------
+
+
+def test_results_by_class_by_hand():
+    import numpy as np
+
+    truth = np.eye(3, dtype=bool)[[0, 0, 1, 1]]
+    scores = np.array([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.1, 0.7, 0.2], [0.95, 0.05, 0]])
+    found = Scores(list('abcd'), truth, scores, ('x', 'y', 'z'), several=False)
+    assert confusion(found).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert [(row.count, row.recall, row.precision) for row in by_class(found)] == [
+        (2, 50, 50), (2, 50, 50), (0, None, None),
+    ]  # fmt: skip
+    assert worst(found) == [3, 1]
+
+
+def test_configs_names_need_no_care(tmp_path):
+    """Any class name, folder and command gives a config that reads back the same."""
+    names = ("it's", 'a "b"', 'back\\slash', '日本', 'tri"""ple', '{brace}')
+    photos = reading.Photos(
+        tuple(sorted(names)),
+        reading.PhotoList(tmp_path, [reading.Photo(f'{i}.png', (name,)) for i, name in enumerate(names)]),
+        reading.PhotoList(tmp_path, [reading.Photo('x.png', (names[0],))]),
+    )
+    choices = writing.Choices('finetune """ \\ \n {x}', 's1', None, 'branched', 64, 0, gpu=True)
+    path = tmp_path / 'config.py'
+    path.write_text(writing.config_text(photos, numbers.make_recipe(6, 2), choices, tmp_path))
+    config = cli.load_config(str(path))
+    assert tuple(config.val_dataloader.dataset.metainfo.classes) == tuple(sorted(names))
+    assert config.model.backbone.arch == 's1' and config.model.head.in_channels == 1280

@@ -1,0 +1,78 @@
+"""From a folder of photos to a network with names: ``python tools/finetune.py PHOTOS``.
+
+PHOTOS holds a folder for each class, or train/ and val/ with these; or it is a CSV file of file,label.
+Writes config.py, the trained and fused network and report.md into the work dir.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from mobileone_ext import cli
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # what is not given stays out: the defaults are engine.finetune.Options'
+    )
+    parser.add_argument('photos', metavar='PHOTOS', help='a folder or a CSV file')
+    parser.add_argument(
+        '--weights', metavar='NAME|FILE|URL', help="to start from (Apple's fused S0); none: random weights"
+    )
+    parser.add_argument('--arch', help='s0 .. s4 (that of the weights, or s0)')
+    parser.add_argument('--epochs', type=int, help='(20)')
+    parser.add_argument('--size', type=int, help='of the images in pixels (224)')
+    parser.add_argument('--batch-size', type=int, help='(32, less for few photos)')
+    parser.add_argument('--lr', type=float, help="the backbone's; the head's is ten times as high")
+    parser.add_argument('--val', metavar='DIR|FRACTION', help='photos to measure on, or how many to set aside (0.2)')
+    parser.add_argument('--seed', type=int, help='of split, head and order (0)')
+    parser.add_argument('--freeze', type=int, metavar='STAGES', help='0 keeps the stem as it is, 3 also stages 1 .. 3')
+    parser.add_argument('--work-dir', help='where all goes (work_dirs/finetune_NAME)')
+    parser.add_argument('--branches', action='store_true', help='give fused weights their branches back first')
+    parser.add_argument('--balance', action='store_true', help='show photos of rare classes more often')
+    parser.add_argument(
+        '--early-stop',
+        type=int,
+        nargs='?',
+        const=5,
+        metavar='EPOCHS',
+        help='end after so many without a better one (5)',
+    )
+    parser.add_argument('--dry-run', action='store_true', help='write the config and draw the recipe alone')
+    parser.add_argument('--resume', action='store_true', help='go on with the run in the work dir')
+    return parser.parse_args()
+
+
+def tool_command(script: str) -> str:
+    """How a tool of ours is called from anywhere, ``{}`` being its name."""
+    path = Path(script)
+    return f'python {shlex.quote(str(path.absolute().parent))}/{{}}.py' if path.suffix == '.py' else 'mobileone {}'
+
+
+def main():
+    given = vars(parse_args())
+    dry_run, resume = (given.pop(name, False) for name in ('dry_run', 'resume'))
+    from mobileone_ext.engine import finetune
+
+    options, tool = finetune.Options(**given), tool_command(sys.argv[0])
+    if resume and (options.folder / finetune.OPTIONS).exists():
+        finetune.check_resumed(options, given)
+    else:
+        resume = False
+        plan = finetune.make_plan(options, f'{tool.format("finetune")} {shlex.join(sys.argv[1:])}')
+        for note in plan.photos.notes:
+            print(note)
+        print(finetune.summary(plan))
+        print(f'config: {finetune.write_plan(plan, options)}')
+    if dry_run:
+        print(f'recipe: {finetune.draw_recipe(options.folder)}')
+        return
+    report = finetune.run(options.folder, tool, resume)
+    print(finetune.result(report))
+
+
+if __name__ == '__main__':
+    cli.run(main)
