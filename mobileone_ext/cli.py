@@ -87,6 +87,13 @@ def silence_imports() -> None:
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as all mistakes are."""
+
+    def error(self, message: str):
+        raise ValueError(f'{message}; --help lists the options')
+
+
 def count(text: str) -> int:
     """The type of an option that is 0, 1, 2 ..."""
     return _at_least(0, text)

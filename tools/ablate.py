@@ -11,14 +11,18 @@ from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('study', help='a study file, e.g. configs/ablations/branches.py')
     parser.add_argument('--base', default='configs/mobileone_s0_digits.py', help='the config to vary (%(default)s)')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='one run a variant and seed (0 1 2)')
+    parser.add_argument(
+        '--seeds', type=cli.count, nargs='+', default=[0, 1, 2], help='one run a variant and seed (0 1 2)'
+    )
     parser.add_argument('--work-dir', help='where runs and results go (work_dirs/ablations/STUDY)')
     parser.add_argument('--dry-run', action='store_true', help='check and list the runs, and stop')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
-    parser.add_argument('--processes', type=int, default=1, help='processes of the launcher, one a GPU (%(default)s)')
+    parser.add_argument(
+        '--processes', type=cli.positive, default=1, help='processes of the launcher, one a GPU (%(default)s)'
+    )
     return parser.parse_args()
 
 

@@ -1,6 +1,5 @@
 """Measure time and memory: ``benchmark.py infer|train|pipeline [options]``."""
 
-import argparse
 from importlib import import_module
 
 from mobileone_ext import cli
@@ -13,7 +12,7 @@ COMMANDS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
     for name, text in COMMANDS.items():
         module = import_module(f'benchmarks.{name}')

@@ -24,7 +24,7 @@ class ListPublished(argparse.Action):
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--list', action=ListPublished, nargs=0, help='show the published weights that have names')
     parser.add_argument('source', metavar='SRC', help='a file, an address, or a name that --list shows')
     parser.add_argument('destination', metavar='DST', type=Path)
@@ -38,8 +38,10 @@ def parse_args():
         '--branched', action='store_true', help='give a fused SRC its branches back, to train on; needs --images'
     )
     parser.add_argument('--images', type=Path, metavar='DIR', help='images to calibrate the branches with')
-    parser.add_argument('--num-images', type=int, default=128, help='how many of them (128)')
-    parser.add_argument('--image-size', type=int, default=224, help='their size, best the one to train with (224)')
+    parser.add_argument('--num-images', type=cli.positive, default=128, help='how many of them (128)')
+    parser.add_argument(
+        '--image-size', type=cli.positive, default=224, help='their size, best the one to train with (224)'
+    )
     parser.add_argument('--backbone-only', action='store_true', help='without the head; SRC need not have one')
     cli.add_weights_arguments(parser)
     return parser.parse_args()

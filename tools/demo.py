@@ -3,7 +3,6 @@
 What is there from an earlier run is used again; delete work_dirs/demo to start anew.
 """
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -28,7 +27,7 @@ def tool(*arguments) -> None:
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    cli.Parser(description=__doc__).parse_args()
     from mmengine.config import Config
 
     from mobileone_ext.data.digits import write_digits

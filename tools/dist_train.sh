@@ -4,6 +4,10 @@
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 tools/dist_train.sh CONFIG GPUS
 set -euo pipefail
 
+# PYTHON names the interpreter; else it is the one of the checkout's environment, or of the path.
+venv=$(dirname "$0")/../.venv/bin/python
+PYTHON=${PYTHON:-$([ -x "$venv" ] && echo "$venv" || command -v python3 || command -v python)}
+
 if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG GPUS [options of tools/train.py]" >&2
     exit 2
@@ -11,7 +15,7 @@ fi
 config=$1 gpus=$2
 shift 2
 
-exec python -m torch.distributed.run \
+exec "$PYTHON" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --nproc_per_node="$gpus" \

@@ -1,12 +1,10 @@
 """Write a trained network for a device: ``python tools/export.py CONFIG CHECKPOINT OUT --format onnx``."""
 
-import argparse
-
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     cli.add_config_arguments(parser)
     cli.add_checkpoint_arguments(parser)
     parser.add_argument(
@@ -23,7 +21,9 @@ def parse_args():
     parser.add_argument('--input-name', default='image', metavar='NAME', help="of the graph's input (image)")
     parser.add_argument('--fixed-batch', action='store_true', help='one image at a time instead of any number')
     parser.add_argument('--images', metavar='DIR', help='compare the written file with PyTorch on these images')
-    parser.add_argument('--num-images', type=int, default=1300, metavar='N', help='how many of them at most (1300)')
+    parser.add_argument(
+        '--num-images', type=cli.positive, default=1300, metavar='N', help='how many of them at most (1300)'
+    )
     return parser.parse_args()
 
 

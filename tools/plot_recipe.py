@@ -11,9 +11,11 @@ from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_config_arguments(parser)
-    parser.add_argument('--out', type=Path, help='the PNG file (work_dirs/CONFIG_recipe.png)')
+    parser.add_argument(
+        '--out', type=Path, help='the picture, by suffix png, jpg, pdf .. (work_dirs/CONFIG_recipe.png)'
+    )
     return parser.parse_args()
 
 
@@ -31,7 +33,7 @@ def main():
         print(f'{found.stand_in}: photographs of scikit-learn stand in for the training images')
     print('\n'.join(summary(found)))
     with write_atomically(out) as part:
-        draw(found, args.config, part)
+        draw(found, args.config, part, out.suffix[1:].lower())
     print(out)
 
 

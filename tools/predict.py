@@ -1,18 +1,17 @@
 """Classify images: ``python tools/predict.py CONFIG CHECKPOINT|FILE IMAGE...|DIR``."""
 
-import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     cli.add_config_arguments(parser)
     cli.add_checkpoint_arguments(parser)
     parser.add_argument('images', nargs='+', help='image files or folders')
     cli.add_input_argument(parser)
-    parser.add_argument('--top', type=int, default=5, metavar='K', help='classes to show for each image (5)')
+    parser.add_argument('--top', type=cli.positive, default=5, metavar='K', help='classes to show for each image (5)')
     parser.add_argument('--out', metavar='FILE', help='write all results to *.json or *.csv')
     parser.add_argument('--draw', metavar='DIR', help='write annotated pictures to this folder')
     return parser.parse_args()

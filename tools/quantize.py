@@ -1,17 +1,17 @@
 """Static int8 of a trained network, without labels: ``python tools/quantize.py CONFIG CHECKPOINT OUT --calib DIR``."""
 
-import argparse
-
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     cli.add_config_arguments(parser)
     cli.add_checkpoint_arguments(parser)
     parser.add_argument('out', nargs='?', help='the int8 ONNX file to write; may be left out with --prepare')
     parser.add_argument('--calib', metavar='DIR', required=True, help='calibration images, not those to be measured on')
-    parser.add_argument('--num-calib', type=int, default=200, metavar='N', help='how many of them, spread evenly (200)')
+    parser.add_argument(
+        '--num-calib', type=cli.positive, default=200, metavar='N', help='how many of them, spread evenly (200)'
+    )
     parser.add_argument(
         '--weight-bits',
         type=int,

@@ -1,12 +1,10 @@
 """Fuse a trained MobileOne and prove it: ``python tools/reparam.py CONFIG CHECKPOINT OUT``."""
 
-import argparse
-
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     cli.add_config_arguments(parser)
     cli.add_checkpoint_arguments(parser)
     parser.add_argument('out', help='the fused checkpoint to write')
@@ -18,7 +16,7 @@ def parse_args():
 
 def flips(text: str) -> int | None:
     """A number of predictions, or None for ``any``."""
-    return None if text == 'any' else int(text)
+    return None if text == 'any' else cli.count(text)
 
 
 def main():

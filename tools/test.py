@@ -1,12 +1,10 @@
 """Accuracy of a checkpoint or an exported file: ``python tools/test.py CONFIG CHECKPOINT|FILE``."""
 
-import argparse
-
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     cli.add_config_arguments(parser)
     cli.add_checkpoint_arguments(parser)
     cli.add_input_argument(parser)

@@ -1,12 +1,10 @@
 """Train a MobileOne: ``python tools/train.py configs/mobileone_s0_8xb32.py``."""
 
-import argparse
-
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     cli.add_config_arguments(parser)
     parser.add_argument('--epochs', type=cli.positive, metavar='N', help='train so long; the schedule follows')
     parser.add_argument('--lr', type=cli.positive_number, help='the learning rate of this run, as it is')
@@ -31,7 +29,7 @@ def parse_args():
         '--no-channels-last', action='store_true', help='keep the NCHW memory layout (a seed draws other weights in it)'
     )
     parser.add_argument('--no-validate', action='store_true', help='do not validate while training')
-    parser.add_argument('--seed', type=int, help='seed of weights, data order and augmentation')
+    parser.add_argument('--seed', type=cli.count, help='seed of weights, data order and augmentation')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms alone (slower)')
     cli.add_launcher_argument(parser)
     return parser.parse_args()

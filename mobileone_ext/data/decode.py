@@ -48,6 +48,10 @@ class Jpeg:
         except ValueError:  # raised for oddities as well: let Pillow judge
             return decode(self.data)
 
+    def copy(self) -> np.ndarray:
+        """The whole image, for those who keep what each step of a pipeline makes (mmpretrain's browse_dataset)."""
+        return self.decode()
+
 
 def open_jpeg(data: bytes) -> Jpeg | None:
     """``data`` as a JPEG file for libjpeg-turbo; None if it has to be decoded otherwise.

@@ -4,11 +4,13 @@ MobileOne, arXiv 2206.04040, section 3.3. Which stage an epoch belongs to is
 computed from the epoch, so a resumed run needs no state of its own.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop
 from mmpretrain.registry import TRANSFORMS
 
@@ -138,8 +140,13 @@ class CurriculumHook(Hook):
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise ValueError('curriculum: needs training by epochs, train_cfg=dict(by_epoch=True, ...)')
         self.stages = read_stages(self.stage_dicts, runner.max_epochs)
-        loader = runner.train_dataloader
-        targets = list(pipelines(loader.dataset, runner.cfg.train_dataloader['dataset']))
+        self.current = None
+        loader, config = runner.train_dataloader, runner.cfg.get('train_dataloader')
+        if not config:  # a loader made by hand, as mmpretrain's vis_scheduler does
+            self.sizes, self.built = {}, {stage: [] for stage in self.stages}
+            print_log('curriculum: no config of a loader, so images stay as they are', 'current', logging.WARNING)
+            return
+        targets = list(pipelines(loader.dataset, config['dataset']))
         self.built, previous = {}, None
         for stage in self.stages:
             configs = [stage_pipeline(pipeline, stage) for _, pipeline in targets]
@@ -153,18 +160,17 @@ class CurriculumHook(Hook):
         self.sizes = {
             stage: output_size(stage_pipeline(targets[0][1], stage)) for stage in self.stages if stage.size is not None
         }
-        self.current = None
 
     def before_train_epoch(self, runner) -> None:
         stage = stage_at(runner.epoch, self.stages)
-        if stage != self.current:
+        if stage != self.current and self.built[stage]:
             for dataset, pipeline in self.built[stage]:
                 dataset.pipeline = pipeline
             _restart_workers(runner.train_dataloader)
             self.current = stage
             name = stage_label(self.sizes.get(stage), stage.strength)
             runner.logger.info(f'curriculum: epoch {runner.epoch} (from 0) trains at {name}')
-        if stage.size is not None:
+        if stage in self.sizes:
             runner.message_hub.update_scalar('train/image_size', self.sizes[stage])
         if stage.strength is not None:
             runner.message_hub.update_scalar('train/augment_strength', float(stage.strength))

@@ -18,8 +18,9 @@ from .schedule import ema_decay, named_groups
 from .seeding import seed_generators
 from .strength import output_size
 
-# Schedules that go by iterations are stepped so often in an epoch, however many images there are.
+# An epoch of a run that is too long to follow step by step, or whose images are not there, has so many steps.
 STEPS = 20
+_MOST_STEPS = 200_000  # of a run that is followed step by step
 
 
 class Epoch(NamedTuple):
@@ -46,11 +47,17 @@ class Span(NamedTuple):
 
 
 class Preview(NamedTuple):
-    """The epochs and stages of a run; ``stand_in`` says what data was missing, or is empty."""
+    """The epochs and stages of a run; ``stand_in`` says what data was missing, or is empty.
+
+    ``steps`` an epoch; ``lr`` and ``weight_decay`` (by group) have a value for each.
+    """
 
     epochs: list[Epoch]
     stages: list[Span]
     stand_in: str
+    steps: int
+    lr: list[float]
+    weight_decay: dict[str, list[float]]
 
 
 def preview(config: Config, images: int = 8) -> Preview:
@@ -65,7 +72,8 @@ def preview(config: Config, images: int = 8) -> Preview:
     config = copy.deepcopy(config)
     with tempfile.TemporaryDirectory() as work_dir:
         stand_in = _use_stand_in_if_missing(config, Path(work_dir, 'photographs'), images)
-        runner = _build(config, work_dir)
+        steps = _steps(config, stand_in)
+        runner = _build(config, work_dir, steps)
         curriculum, ema, scheduler = (
             next((hook for hook in runner.hooks if isinstance(hook, kind)), None)
             for kind in (CurriculumHook, EMAHook, ParamSchedulerHook)
@@ -79,6 +87,7 @@ def preview(config: Config, images: int = 8) -> Preview:
         own_size = _size_or_none(own_pipeline)
         groups = named_groups(runner.model, runner.optim_wrapper.param_groups)
         epochs, stages = [], []
+        lr, weight_decay = [], {name: [] for name in groups}
         for epoch in range(runner.max_epochs):
             runner.train_loop._epoch = epoch
             stage = stage_at(epoch, curriculum.stages) if curriculum else None
@@ -87,7 +96,7 @@ def preview(config: Config, images: int = 8) -> Preview:
                 if curriculum:
                     curriculum.before_train_epoch(runner)
                 seed_generators(runner.seed, epoch)
-                pictures = [_rgb(dataset[i % len(dataset)], runner.model.data_preprocessor) for i in range(images)]
+                pictures = [_rgb(dataset[i], runner.model.data_preprocessor) for i in spread(len(dataset), images)]
                 stages.append(Span(epoch, epoch, stage_label(size, stage.strength if stage else None), pictures))
             stages[-1] = stages[-1]._replace(last=epoch)
             epochs.append(
@@ -99,11 +108,30 @@ def preview(config: Config, images: int = 8) -> Preview:
                     stage.strength if stage else None,
                 )
             )
-            if scheduler:
-                for step in range(STEPS):
+            for step in range(steps):
+                lr.append(runner.optim_wrapper.param_groups[0]['lr'])
+                for name, group in groups.items():
+                    weight_decay[name].append(group['weight_decay'])
+                if scheduler:
                     scheduler.after_train_iter(runner, step)
+            if scheduler:
                 scheduler.after_train_epoch(runner)
-    return Preview(epochs, stages, stand_in)
+    return Preview(epochs, stages, stand_in, steps, lr, weight_decay)
+
+
+def spread(length: int, number: int) -> list[int]:
+    """``number`` places spread over ``length`` of them: a data set is in the order of its classes."""
+    return [i * length // number if length >= number else i % length for i in range(number)]
+
+
+def _steps(config: Config, stand_in: str) -> int:
+    """The steps of an epoch: the run's own where its images are there and it is not too long to follow."""
+    if stand_in:
+        return STEPS
+    loader = Runner.build_dataloader(
+        {**copy.deepcopy(config.train_dataloader), 'num_workers': 0, 'persistent_workers': False}
+    )
+    return len(loader) if len(loader) * config.train_cfg.max_epochs <= _MOST_STEPS else STEPS
 
 
 def _use_stand_in_if_missing(config: Config, folder: Path, number: int) -> str:
@@ -125,10 +153,10 @@ def _use_stand_in_if_missing(config: Config, folder: Path, number: int) -> str:
     return ''
 
 
-def _build(config: Config, work_dir: str) -> Runner:
+def _build(config: Config, work_dir: str, steps: int) -> Runner:
     """A Runner with what training needs built, as ``Runner.train`` does it."""
     config.work_dir, config.log_level, config.visualizer = work_dir, 'WARNING', None
-    config.train_dataloader.update(num_workers=0, persistent_workers=False, num_batch_per_epoch=STEPS)
+    config.train_dataloader.update(num_workers=0, persistent_workers=False, num_batch_per_epoch=steps)
     config.setdefault('randomness', {})
     if config.randomness.get('seed') is None:
         config.randomness.seed = 0
@@ -159,38 +187,49 @@ def summary(found: Preview) -> list[str]:
     """A line for each stage: its epochs, image size, strength, learning rate and weight decay from first to last."""
     lines = []
     for stage in found.stages:
-        first, last = found.epochs[stage.first], found.epochs[stage.last]
-        decay = ', '.join(
-            f'{name} {first.weight_decay[name]:.3g} -> {last.weight_decay[name]:.3g}' for name in first.weight_decay
-        )
+        last = found.epochs[stage.last]
+        begin, end = stage.first * found.steps, (stage.last + 1) * found.steps - 1
+        decay = ', '.join(f'{name} {v[begin]:.3g} -> {v[end]:.3g}' for name, v in found.weight_decay.items())
         lines.append(
-            f'{stage.epochs}: {stage.name or "own pipeline"}; lr {first.lr:.3g} -> {last.lr:.3g}; '
+            f'{stage.epochs}: {stage.name or "own pipeline"}; lr {found.lr[begin]:.3g} -> {found.lr[end]:.3g}; '
             f'weight decay {decay}; EMA decay {"none" if last.ema is None else f"{last.ema:.4f}"}'
         )
     return lines
 
 
-def draw(found: Preview, title: str, path: Path) -> None:
-    """Curves over the epochs above, a row of augmented images for each stage below; a PNG at ``path``."""
+def draw(found: Preview, title: str, path: Path, form: str = 'png') -> None:
+    """Curves over the epochs above, a row of augmented images for each stage below; a file at ``path``.
+
+    Args:
+        form: of the file: ``png``, ``jpg``, ``pdf``, ``svg``, whatever matplotlib writes.
+
+    Raises:
+        ValueError: for another one.
+    """
     import matplotlib
 
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
     curves = {
-        'learning rate': {'': [epoch.lr for epoch in found.epochs]},
-        'weight decay': {n: [e.weight_decay[n] for e in found.epochs] for n in found.epochs[0].weight_decay},
+        'learning rate': {'': found.lr},
+        'weight decay': found.weight_decay,
         'EMA decay': {'': [epoch.ema for epoch in found.epochs]},
         'image size in px': {'': [epoch.size for epoch in found.epochs]},
         'augmentation strength': {'': [epoch.strength for epoch in found.epochs]},
     }
     curves = {name: lines for name, lines in curves.items() if None not in next(iter(lines.values()))}
     columns = len(found.stages[0].images)
+    if form not in plt.gcf().canvas.get_supported_filetypes():
+        raise ValueError(f'a picture cannot be written as {form!r}; png, jpg, pdf and svg are some that can')
     figure = plt.figure(figsize=(13, 3.2 + 1.8 * len(found.stages)), layout='constrained')
     above, below = figure.subfigures(2, 1, height_ratios=[3.2, 1.8 * len(found.stages)])
     for axis, (name, lines) in zip(above.subplots(1, len(curves), squeeze=False)[0], curves.items()):
         for label, values in lines.items():
-            axis.stairs(values, baseline=None, label=label)
+            if len(values) > len(found.epochs):
+                axis.plot(np.arange(len(values)) / found.steps, values, label=label)
+            else:
+                axis.stairs(values, baseline=None, label=label)
         axis.set(title=name, xlabel='epoch')
         axis.grid(alpha=0.3)
         if len(lines) > 1:
@@ -206,5 +245,5 @@ def draw(found: Preview, title: str, path: Path) -> None:
             cell.set(xlim=(0, largest), ylim=(largest, 0))
             cell.axis('off')
     figure.suptitle(title)
-    figure.savefig(path, dpi=100, format='png')
-    plt.close(figure)
+    figure.savefig(path, dpi=100, format=form)
+    plt.close('all')

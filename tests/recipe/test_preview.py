@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mobileone_ext import cli
-from mobileone_ext.recipe.preview import draw, preview, summary
+from mobileone_ext.recipe.preview import draw, preview, spread, summary
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -61,3 +61,26 @@ def test_a_config_without_a_curriculum_has_one_stage():
     (stage,) = preview(cli.load_config(str(CONFIGS / 'mobileone_s0_digits.py')), images=2).stages
     assert (stage.first, stage.last, stage.name) == (0, 11, '64 px')
     assert [image.shape for image in stage.images] == [(64, 64, 3)] * 2
+
+
+def test_curves_are_those_of_the_run(digits, tmp_path):
+    """The digits at their 45 steps an epoch: warm-up from step to step, the cosine down to its end."""
+    config = cli.load_config(str(CONFIGS / 'mobileone_s0_digits.py'))
+    config.train_dataloader.dataset.data_root = str(digits)
+    found = preview(config, images=10)
+    assert found.steps == 45 and len(found.lr) == 12 * 45
+    assert found.lr[:2] == [pytest.approx(0.0005), pytest.approx(0.0005 + 0.0495 / 44)]
+    assert found.lr[44:46] == [pytest.approx(0.05), pytest.approx(0.05)]
+    assert 0 < found.lr[-1] == pytest.approx(5.0e-7, rel=0.02)  # 0.05 (1 + cos(pi 494 / 495)) / 2
+    images = found.stages[0].images
+    assert len({image.tobytes() for image in images}) == 10
+    assert 'lr 0.0005 -> 5.03e-07' in summary(found)[0]
+    draw(found, 'digits', tmp_path / 'r.part', 'jpg')
+    assert Image.open(tmp_path / 'r.part').format == 'JPEG'
+    with pytest.raises(ValueError, match="as 'doc'"):
+        draw(found, 'digits', tmp_path / 'r.doc', 'doc')
+
+
+def test_images_arespread_over_the_data_set():
+    assert spread(1437, 10) == [0, 143, 287, 431, 574, 718, 862, 1005, 1149, 1293]
+    assert spread(2, 3) == [0, 1, 0]
