@@ -47,8 +47,6 @@ def fetch(name: str, url: str, path: Path, digits: str = '') -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f'.{path.name}.lock')):
             if not path.is_file():
-                for leftover in path.parent.glob(f'.{path.name}.*.part'):  # of a process that was killed
-                    leftover.unlink()
                 _download(name, url, path, digits)
     except _Refused as error:
         raise OSError(_advice(name, url, path, str(error))) from None

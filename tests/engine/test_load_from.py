@@ -1,5 +1,8 @@
 """``load_from`` of a training run: any layout, strictly, for the model and its moving average."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, data_options
@@ -7,6 +10,7 @@ from conftest import ROOT, TINY, data_options
 from mobileone_ext import cli
 from mobileone_ext.checkpoints.convert import convert
 from mobileone_ext.checkpoints.load import load_weights
+from mobileone_ext.recipe.seeding import seed_generators
 
 # Two runners within one second share a name, which mmengine mentions.
 pytestmark = pytest.mark.filterwarnings('ignore:.*instance named of:UserWarning')
@@ -82,17 +86,17 @@ def fused(tiny_run, tmp_path):
 def test_fused_weights_get_branches(digits, fused, tmp_path):
     path, model = fused
     runs = [runner(digits, tmp_path / name, path) for name in 'ab']
-    for run in runs:
+    for number, run in enumerate(runs):
         run.call_hook('before_run')
         run.model.load_state_dict(runs[0].model.state_dict())  # two processes of one run
-        torch.manual_seed(len(run.work_dir))
+        seed_generators(number)
         run.load_or_resume()
-    drawn = torch.rand(1)
+    drawn = torch.rand(1), np.random.rand(), random.random()
     state = runs[0].model.state_dict()
     assert all(torch.equal(tensor, state[key]) for key, tensor in runs[1].model.state_dict().items())
 
-    torch.manual_seed(len(runs[1].work_dir))
-    assert torch.equal(drawn, torch.rand(1))  # as if loading had drawn nothing
+    seed_generators(1)
+    assert drawn == (torch.rand(1), np.random.rand(), random.random())  # as if loading had drawn nothing
 
     dataset = runs[0].train_dataloader.dataset
     images = model.data_preprocessor(dict(inputs=[dataset[i]['inputs'] for i in range(16)]))['inputs']
