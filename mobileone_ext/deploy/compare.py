@@ -105,7 +105,8 @@ def compare(before: nn.Module, after: nn.Module, batches: Iterable[dict]) -> tup
         batches: of a test loader, as mmpretrain's classifiers take them.
 
     Returns:
-        The difference; ``top1_before``, ``top1_after``, ``top5_before`` and ``top5_after`` in percent.
+        The difference; ``top1_before``, ``top1_after``, ``top5_before`` and ``top5_after`` in percent, where every
+        image has one label.
 
     Raises:
         ValueError: if an output is not finite, or there is no image.
@@ -120,7 +121,7 @@ def compare(before: nn.Module, after: nn.Module, batches: Iterable[dict]) -> tup
         labels.extend(sample.gt_label.cpu() for sample in batch['data_samples'])
     difference.check(max_flips=None)
     accuracies = {}
-    for name, parts in logits.items():
+    for name, parts in logits.items() if all(len(label) == 1 for label in labels) else ():
         accuracies[f'top1_{name}'], accuracies[f'top5_{name}'] = top_accuracies(torch.cat(parts), torch.cat(labels))
     return difference, accuracies
 

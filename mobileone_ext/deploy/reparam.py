@@ -9,6 +9,7 @@ from torch import nn
 
 from ..checkpoints.load import load_weights
 from ..data.check import check_data
+from ..data.pixels import image_size
 from ..files import check_distinct, check_writable, write_atomically, write_json
 from . import DEFAULT_SIZE, compare, cost, fuse
 
@@ -56,7 +57,11 @@ def convert(
         after = fuse.load_model(config, load_weights(part), out)
         report = dict(checkpoint=checkpoint, weights=str(weights.structure), source=weights.source, out=out)
         try:
-            found = _compare_on_data(config, before, after, max_flips) if evaluate else {'input_size': DEFAULT_SIZE}
+            found = (
+                _compare_on_data(config, before, after, max_flips)
+                if evaluate
+                else {'input_size': _pipeline_size(config)}
+            )
         except ValueError as error:
             raise ValueError(f'{out} is not written: {error}') from error
         report.update(found)
@@ -81,8 +86,21 @@ def _compare_on_data(config: Config, before: nn.Module, after: nn.Module, max_fl
         max_abs_logit_diff=difference.max_abs_diff,
         max_rel_logit_diff=difference.max_rel_diff,
         **accuracies,
-        input_size=loader.dataset[0]['inputs'].shape[-1],
+        input_size=_size(*loader.dataset[0]['inputs'].shape[-2:]),
     )
+
+
+def _size(height: int, width: int) -> int | list[int]:
+    return height if height == width else [height, width]
+
+
+def _pipeline_size(config: Config) -> int | list[int]:
+    """What the config's test pipeline makes of any image, or else ``DEFAULT_SIZE``."""
+    try:
+        found = image_size(config)
+    except ValueError:
+        found = None
+    return _size(*found) if found else DEFAULT_SIZE
 
 
 def show(report: dict, console: Console | None = None) -> None:
@@ -98,7 +116,8 @@ def show(report: dict, console: Console | None = None) -> None:
     row('top-1 (%)', 'top1', '.2f')
     row('top-5 (%)', 'top5', '.2f')
     row('parameters', 'params', ',')
-    row(f'multiply-adds at {report["input_size"]} px', 'multiply_adds', ',')
+    size = ' x '.join(map(str, cost.sides(report['input_size'])))
+    row(f'multiply-adds at {size} px', 'multiply_adds', ',')
     row('latency, batch 1 (ms)', 'latency_ms', '.2f')
     console = console or Console()
     console.print(table)

@@ -3,8 +3,10 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from mmengine.dist import master_only
 from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapperDict
@@ -199,6 +201,14 @@ class Runner(_Runner):
             if not isinstance(handler, logging.FileHandler):
                 handler.addFilter(ConsoleFilter())
         return logger
+
+    @master_only
+    def dump_config(self) -> None:
+        own = Path(self.cfg.filename or '')
+        if own.name and own.resolve() == Path(self.work_dir, own.name).resolve():
+            self.cfg.dump(Path(self.work_dir, f'resolved_{own.name}'))  # it lies in the work dir: keep it as written
+        else:
+            super().dump_config()
 
     def setup_env(self, env_cfg: dict) -> None:
         if self.distributed and not torch.cuda.is_available():

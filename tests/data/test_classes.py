@@ -15,6 +15,8 @@ from mobileone_ext.checkpoints.load import load_weights
 from mobileone_ext.data.check import check_data
 from mobileone_ext.data.classes import check_same, class_names
 from mobileone_ext.data.dataset import CustomDataset
+from mobileone_ext.deploy.cost import count_multiply_adds
+from mobileone_ext.deploy.fuse import build_model
 from mobileone_ext.engine.runner import Runner
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -234,3 +236,76 @@ def test_fine_tuning_and_resuming_go_by_name(trained, photos, tmp_path, run_tool
     run.param_schedulers = None
     with pytest.raises(ValueError, match='in another order|not among the classes'):
         run.resume(str(other))
+
+
+GRAY = """
+_base_ = {base!r}
+load = dict(type='mobileone_ext.LoadImageFromFile', color_type='grayscale')
+model = dict(
+    backbone=dict(in_channels=1),
+    head=dict(num_classes=3),
+    data_preprocessor=dict(num_classes=3, mean=[127.0], std=[64.0], to_rgb=False),
+)
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(
+        data_root={root!r},
+        indices=None,
+        pipeline=[
+            load,
+            dict(type='mobileone_ext.RandomResizedCrop', scale=(48, 32), backend='pillow'),
+            dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+            dict(type='PackInputs'),
+        ],
+    ),
+)
+val_dataloader = dict(
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(
+        data_root={root!r},
+        pipeline=[load, dict(type='mobileone_ext.ResizeEdge', scale=64, backend='pillow'),
+                  dict(type='CenterCrop', crop_size=(32, 48)), dict(type='PackInputs')],
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = [dict(type='Accuracy', topk=(1, 5)), dict(type='ConfusionMatrix'),
+                 dict(type='SingleLabelMetric', average=None)]
+test_evaluator = val_evaluator
+train_cfg = dict(max_epochs=1)
+"""
+
+
+def test_gray_photos_two_sides_and_all_metrics_in_a_whole_run(photos, tmp_path, run_tool):
+    """In training as well, where a confusion matrix goes through checkpoints and logs."""
+    config, run = tmp_path / 'gray.py', tmp_path / 'run'
+    config.write_text(GRAY.format(base=str(ROOT / TINY), root=str(photos)))
+    code, text = run_tool('train', config, '--work-dir', run, '--seed', 0)
+    assert code == 0, text
+    written = config.read_text()
+    report = tmp_path / 'report.json'
+    code, text = run_tool('reparam', config, run / 'epoch_1.pth', tmp_path / 'fused.pth', '--report', report)
+    assert code == 0, text
+    found = json.loads(report.read_text())
+    assert found['input_size'] == [48, 32] and '48 x 32 px' in text
+    code, text = run_tool(
+        'reparam', config, run / 'epoch_1.pth', tmp_path / 'fused.pth', '--report', report, '--no-eval'
+    )
+    assert code == 0, text
+    assert json.loads(report.read_text())['multiply_adds_after'] == found['multiply_adds_after']
+    code, text = run_tool('test', config, tmp_path / 'fused.pth', '--work-dir', tmp_path, '--out', tmp_path / 'm.json')
+    assert code == 0 and np.array(json.loads((tmp_path / 'm.json').read_text())['confusion_matrix/result']).sum() == 18
+    assert config.read_text() == written and (tmp_path / 'resolved_gray.py').exists()
+    code, text = run_tool('predict', config, tmp_path / 'fused.pth', photos / 'val' / 'bee')
+    assert code == 0 and 'bee' in text, text
+    code, text = run_tool('train', config, '--work-dir', run, '--resume', '--cfg-options', 'train_cfg.max_epochs=2')
+    assert code == 0, text
+
+
+def test_multiply_adds_of_both_sides():
+    config = cli.load_config(str(ROOT / TINY))
+    model = build_model(config, 'fused')
+    wide, square = count_multiply_adds(model, (64, 32)), count_multiply_adds(model, 32)
+    assert count_multiply_adds(model, (32, 32)) == square and wide == 2 * square
