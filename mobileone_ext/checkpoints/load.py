@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..files import printable
 from .layouts import HEAD, OWN, some, to_layout, to_own
 from .names import resolve
+from .pickles import CostlyPickle, check_pickle
 from .structure import Structure, differences, read_structure, shapes_of
 
 __all__ = ['Weights', 'load_strict', 'load_weights', 'read_checkpoint', 'to_layout']
@@ -30,6 +31,8 @@ EMA_CHOICES = ('auto', 'on', 'off')
 _RAW_KEYS = ('state_dict', 'model_state_dict', 'model')
 _EMA_KEYS = ('ema_state_dict', 'state_dict_ema', 'model_ema')
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_LEGACY_PICKLES = 5
+_MAX_HEADER = 16 << 20
 _COUNTER = 'num_batches_tracked'
 _BESIDE = ('neck.', 'head.', 'module.neck.', 'module.head.')  # buffers there may count
 _ANY_DTYPES = (*_DTYPES, torch.int64, torch.int32, torch.uint8, torch.bool)
@@ -94,12 +97,13 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> Any:
         if head[8:] == b'{':
             from safetensors.torch import load_file
 
+            _check_header(path, int.from_bytes(head[:8], 'little'))
             return load_file(path)
-        if head.startswith(b'PK') and not trust:
-            _check_archive(path)
+        if not trust:
+            _check_archive(path) if head.startswith(b'PK') else _check_legacy(path)
         return torch.load(path, map_location='cpu', weights_only=not trust)
     except Exception as error:  # a damaged file fails in torch, zipfile, pickle or safetensors, each in its own way
-        code = _pickled_code(error)
+        code = error.name if isinstance(error, CostlyPickle) else _pickled_code(error)
         if code:
             code = _printable(code, 100)
             raise ValueError(
@@ -209,14 +213,38 @@ def _mismatch(own: dict[str, Tensor], weights: Weights, backbone_only: bool) -> 
     return None
 
 
+def _check_header(path: str | Path, length: int) -> None:
+    """Refuse a safetensors file whose list of tensors is longer than any network's."""
+    if length > min(_MAX_HEADER, os.path.getsize(path) - 8):
+        raise ValueError(f'a header of {length:,} bytes')
+
+
 def _check_archive(path: str | Path) -> None:
-    """Refuse a torch zip file whose records are damaged or unpack to more than the file holds."""
+    """Refuse a torch zip file whose records are damaged, unpack to more than the file holds, or build too much."""
+    size = os.path.getsize(path)
     with zipfile.ZipFile(path) as archive:
-        if sum(record.file_size for record in archive.infolist()) > os.path.getsize(path):
+        if sum(record.file_size for record in archive.infolist()) > size:
             raise ValueError('its records unpack to more than the file holds')
+        pickles = [name for name in archive.namelist() if name.rsplit('/', 1)[-1] == 'data.pkl']
+        if len(pickles) > 1:
+            raise ValueError(f'{len(pickles)} records data.pkl')
+        for name in pickles:
+            with archive.open(name) as stream:
+                check_pickle(stream, size)
         damaged = archive.testzip()  # torch itself doesn't look at the checksums
         if damaged:
             raise ValueError(f'wrong checksum of {damaged}')
+
+
+def _check_legacy(path: str | Path) -> None:
+    """Refuse a file of torch before 1.6 whose pickles (magic number, version, system, content, keys) build too much."""
+    with open(path, 'rb') as stream:
+        if stream.read(1) != b'\x80':
+            raise ValueError('no pickle')
+        stream.seek(0)
+        for _ in range(_LEGACY_PICKLES):
+            if not check_pickle(stream, os.path.getsize(path)):
+                break
 
 
 def _pickled_code(error: Exception) -> str | None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile import Bomb
 from safetensors.torch import save
-from test_load import LAYOUTS, Marker, equal, tiny
+from test_load import LAYOUTS, equal, tiny
 
 from mobileone_ext.checkpoints.convert import convert
 from mobileone_ext.checkpoints.load import load_weights, to_layout
@@ -102,7 +103,7 @@ def not_dense(state, rng):
 
 
 def pickled_code(state, rng):
-    state[rng.choice([*state, 'extra', 'meta'])] = rng.choice([Marker(MARKER), torch.nn.Linear(1, 1)])
+    state[rng.choice([*state, 'extra', 'meta'])] = rng.choice([Bomb(MARKER), torch.nn.Linear(1, 1)])
 
 
 MUTATE_BYTES = (flip_bits, truncate, garble)

@@ -1,6 +1,5 @@
 """Reading: layouts, wrappers, averaged weights, damaged and hostile files, strict loading."""
 
-import os
 import subprocess
 import sys
 from collections import OrderedDict
@@ -8,6 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from conftest import randomize_norms
+from hostile import Bomb
 from networks import classifier
 from safetensors.torch import save_file
 from torch import nn
@@ -188,20 +188,10 @@ def test_averaged_weights_that_are_not_there(tmp_path, state, content, ema, mess
         load_weights(save(tmp_path, content(state)), ema)
 
 
-class Marker:
-    """Pickled code: unpickling it makes a folder."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
 @pytest.mark.parametrize('zipped', [True, False])
 def test_pickled_code_is_refused_unless_trusted(tmp_path, state, zipped):
     path, marker = tmp_path / 'file.pth', tmp_path / 'marker'
-    torch.save({**state, 'extra': Marker(marker)}, path, _use_new_zipfile_serialization=zipped)
+    torch.save({**state, 'extra': Bomb(marker)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=r'file.pth: holds pickled code \(posix.mkdir\), refused; --trust-checkpoint'):
         load_weights(path)
     assert not marker.exists()

@@ -12,7 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import ROOT, Bomb, only_line
+from conftest import ROOT, only_line
+from hostile import Bomb
 from networks import random_state
 from server import Server
 

@@ -1,7 +1,8 @@
 """The tools of deployment refuse what is no checkpoint, in one line, and run no code from it."""
 
 import pytest
-from conftest import BAD_CHECKPOINTS, TINY, only_line, write_bad_checkpoint
+from conftest import TINY, only_line
+from hostile import BAD_CHECKPOINTS, write_bad_checkpoint
 
 
 @pytest.mark.parametrize('tool', ['export', 'quantize', 'predict'])

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import BAD_CHECKPOINTS, TINY, data_options, only_line, write_bad_checkpoint
+from conftest import TINY, data_options, only_line
+from hostile import BAD_CHECKPOINTS, write_bad_checkpoint
 from PIL import Image
 
 from mobileone_ext import block as block_module
