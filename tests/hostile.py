@@ -53,6 +53,7 @@ def _storage(length: int) -> bytes:
 # What a hostile pickle holds between its first byte and its last.
 PICKLES = {
     'an array of 8 GiB': _call('builtins.bytearray', _long(8 << 30)),
+    'an array by its old name': _call('__builtin__.bytearray', _long(8 << 30)),
     'a tensor of 8 GiB': _call('torch.Tensor', _long(2 << 30)),
     'a new tensor of 8 GiB': b'ctorch\nTensor\n' + _long(2 << 30) + b'\x85\x81',
     'nested codecs': _nested_codec(60_000),

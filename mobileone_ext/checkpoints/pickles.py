@@ -6,6 +6,7 @@
 """
 
 import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from typing import Any, BinaryIO
 
 # Far above any network of this package: instructions, and objects once every reference is followed.
@@ -31,8 +32,6 @@ _PLAIN_CALLS = {
     'torch.serialization._get_layout',
     'builtins.complex',
 }
-# Names that torch's safe reader knows and that are called, with arguments of any size.
-_COSTLY_CALLS = {'builtins.bytearray', 'builtins.set', '_codecs.encode'}
 _KNOWN_MODULES = ('torch', 'collections', 'builtins', '_codecs')
 _BYTES = {
     'DoubleStorage': 8,
@@ -130,9 +129,7 @@ class _Walk:
                 raise ValueError('a dict with keys that are neither text nor numbers')
             stack[-1].items.extend(items[1::2])
         elif name == 'GLOBAL':
-            path = argument.replace(' ', '.', 1)
-            stack.append(_Name(path))
-            return path.startswith(_KNOWN_MODULES)
+            stack.append(_Name(_modern_name(*argument.rsplit(' ', 1))))
         elif name in ('REDUCE', 'NEWOBJ'):
             function, arguments = self._pop(2)
             stack.append(self._call(function, arguments))
@@ -164,7 +161,8 @@ class _Walk:
         if not isinstance(function, _Name):
             raise CostlyPickle('a call of what was built')
         values = arguments.items
-        plain = function.path in _PLAIN_CALLS
+        # What torch's reader does not know it refuses itself, and names it.
+        plain = function.path in _PLAIN_CALLS or not function.path.startswith(_KNOWN_MODULES)
         if function.path == 'builtins.set':
             plain = not any(isinstance(item, _Node) for value in values for item in value.items)
         elif function.path == '_codecs.encode':  # how protocol 2 writes bytes
@@ -184,6 +182,13 @@ class _Walk:
         if size > self.file_size or sum(self.storages.values()) > self.file_size:
             raise ValueError('storages larger than the file')
         return _Node('storage', [])
+
+
+def _modern_name(module: str, name: str) -> str:
+    """The path of what was called otherwise in Python 2, whose names protocol 2 still writes."""
+    if (module, name) in NAME_MAPPING:
+        module, name = NAME_MAPPING[module, name]
+    return f'{IMPORT_MAPPING.get(module, module)}.{name}'
 
 
 def _check_size(root: Any) -> None:
