@@ -26,7 +26,7 @@ def parse_args():
     parser.add_argument('--absorb-bias', action='store_true', help='high-bias absorption')
     parser.add_argument('--no-bias-correction', action='store_true')
     parser.add_argument('--round-to-nearest', action='store_true', help='no least squares, no compensated rounding')
-    parser.add_argument('--ranges', default='mse', help='of activations: minmax, percentile or mse (mse)')
+    parser.add_argument('--ranges', default='mse', help='of activations: minmax, percentile, mse or entropy (mse)')
     parser.add_argument('--keep', nargs='+', default=[], metavar='LAYER', help='layers that stay in float')
     parser.add_argument('--sensitivity', action='store_true', help='print what each layer costs when it alone is int8')
     parser.add_argument(

@@ -29,7 +29,7 @@ from mobileone_ext.deploy.quantization.calibrate import (
 from mobileone_ext.deploy.quantization.chain import layers_of
 from mobileone_ext.deploy.quantization.equalization import channel_scales
 from mobileone_ext.deploy.quantization.qdq import insert_qdq
-from mobileone_ext.deploy.quantization.ranges import METHODS, choose_grid, grid_between
+from mobileone_ext.deploy.quantization.ranges import METHODS, choose_grid, divergence, grid_between
 from mobileone_ext.deploy.runtime import open_network
 
 SE_BLOCKS = [0, 1, 0, 1]
@@ -189,12 +189,25 @@ def test_range_methods():
     x = torch.rand(100, 2, 50, 50, generator=torch.Generator().manual_seed(0))
     x[0, 0, 0, 0] = 2.0
     importance = torch.ones(2)
-    highest = {method: choose_grid(x, importance, method).scale * 255 for method in ('minmax', 'percentile', 'mse')}
+    highest = {method: choose_grid(x, importance, method).scale * 255 for method in METHODS}
     assert highest['minmax'] == pytest.approx(2)
     assert 0.99 < highest['percentile'] < 1.01
     assert highest['mse'] < 1.4
-    with pytest.raises(ValueError, match=r"'entropy'.*minmax, percentile, mse"):
-        choose_grid(x, importance, 'entropy')
+    assert highest['entropy'] < 1.05
+    with pytest.raises(ValueError, match=r"'kl'.*minmax, percentile, mse, entropy"):
+        choose_grid(x, importance, 'kl')
+
+
+def test_divergence_of_rounded_values():
+    centers = np.arange(512) + 0.5
+    even, grid = np.full(512, 7), grid_between(0, 510)  # two bins a step
+    assert divergence(even, centers, grid) == pytest.approx(0, abs=0.02)
+    # Each pair of bins holds 3 and 1 where the step knows of 2 and 2.
+    found = divergence(np.tile([3, 1], 256), centers, grid_between(0, 511))
+    assert found == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5), abs=0.01)
+    # 258 of 512 in one bin, which would hold one of 255.
+    expected = 258 / 512 * np.log(258 / 512 * 255) + 254 / 512 * np.log(255 / 512)
+    assert divergence(even, centers, grid_between(0, 255)) == pytest.approx(expected, abs=1e-6)
 
 
 def int8_file(model, int8, path):

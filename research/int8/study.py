@@ -1,0 +1,105 @@
+"""How much does int8 owe to the photos that it was calibrated with? The study behind ``python -m research.int8``.
+
+Eight sets, each quantized with the defaults, all measured in one pass over the config's test set: of the data set's
+own training photos (all classes or half of them; 32, 100 and 200), of photos from elsewhere, and of textures, which a
+careless user takes: the middle eighth of those photos, enlarged.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from PIL import Image
+from torch import Tensor, nn
+
+from mobileone_ext.data.images import find_images
+from mobileone_ext.data.pixels import Normalize, read_images
+from mobileone_ext.deploy.export import FileOptions
+from mobileone_ext.deploy.quantization.calibrate import Options, quantize
+from mobileone_ext.deploy.quantization.quantize import measure_accuracy, write
+from mobileone_ext.deploy.runtime import open_network
+from mobileone_ext.files import write_atomically
+
+ZOOM = 8  # of textures
+
+
+class Calibration(NamedTuple):
+    """A draw of ``count`` photos; ``source`` is ``own``, ``half`` (of its classes), ``outside`` or ``textures``."""
+
+    source: str
+    count: int
+    seed: int = 0
+
+
+SETS = {
+    'all classes, 200': Calibration('own', 200),
+    'all classes, 200, again': Calibration('own', 200, 1),
+    'all classes, 100': Calibration('own', 100),
+    'all classes, 32': Calibration('own', 32),
+    'half of the classes, 200': Calibration('half', 200),
+    'half of the classes, 32': Calibration('half', 32),
+    'other photos, 100': Calibration('outside', 100),
+    'textures, 100': Calibration('textures', 100),
+}
+
+
+def draw(calibration: Calibration, own: Path, outside: Path, scratch: Path) -> list[Path]:
+    """The files of a set; textures are written to ``scratch``."""
+    source, count, seed = calibration
+    files = find_images([outside if source in ('outside', 'textures') else own])
+    if source == 'half':
+        classes = sorted({path.parent for path in files})
+        files = [path for path in files if path.parent in classes[: len(classes) // 2]]
+    order = np.random.default_rng(seed).permutation(len(files))[:count]
+    chosen = [Path(files[index]) for index in order]
+    return list(_textures(chosen, scratch)) if source == 'textures' else chosen
+
+
+def _textures(files: list[Path], scratch: Path) -> Iterator[Path]:
+    for number, path in enumerate(files):
+        with Image.open(path) as photo:
+            width, height = photo.size
+            half = min(width, height) // (2 * ZOOM)
+            box = (width // 2 - half, height // 2 - half, width // 2 + half, height // 2 + half)
+            out = scratch / f'{number:03d}.png'
+            photo.convert('RGB').crop(box).resize((256, 256), Image.Resampling.BICUBIC).save(out)
+        yield out
+
+
+def calibration_images(config: Config, files: list[Path]) -> Tensor:
+    """Normalized images (N, C, H, W)."""
+    pixels = [image for _, image in read_images(config, files, [])]
+    return Normalize(config)(torch.stack(pixels))
+
+
+def quantize_all(
+    config: Config, weights: str, model: nn.Module, own: Path, outside: Path, options: Options, out: Path, names: list
+) -> dict[str, Path]:
+    """The int8 file of each set, in ``out``; those that are there already are kept."""
+    files = {}
+    for name in names:
+        files[name] = out / f'{name.replace(", ", "_").replace(" ", "-")}_{options.weight_bits}.onnx'
+        if not files[name].exists():
+            scratch = out / 'textures'
+            scratch.mkdir(exist_ok=True)
+            images = calibration_images(config, draw(SETS[name], own, outside, scratch))
+            with write_atomically(files[name]) as part:
+                write(config, weights, quantize(model, images, options), part, FileOptions())
+            print(f'{files[name]}: written', flush=True)
+    return files
+
+
+def table(config: Config, model: nn.Module, files: dict[str, Path]) -> str:
+    """Markdown: top-1, what it loses, and flips on the config's test set, a line a set."""
+    networks = {name: open_network(path) for name, path in files.items()}
+    reference, *rows = measure_accuracy(config, model, networks)
+    lines = ['| calibration | top-1 | loss | flips |', '|---|---|---|---|']
+    lines.append(f'| float | {reference["top1"]:.2f} | | of {reference["num_images"]} |')
+    lines += [
+        f'| {row["name"]} | {row["top1"]:.2f} | {reference["top1"] - row["top1"]:.2f} | {row["flips"]} |'
+        for row in rows
+    ]
+    return '\n'.join(lines)

@@ -1,0 +1,35 @@
+"""The study of calibration sets: what each set draws."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from research.int8.study import SETS, ZOOM, Calibration, draw
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ('own/a', 'own/b', 'outside'):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = np.full((64, 96, 3), 50, np.uint8)
+            pixels[28:36, 44:52] = number  # the middle eighth
+            Image.fromarray(pixels).save(tmp_path / name / f'{number}.png')
+    return tmp_path
+
+
+def test_eight_sets():
+    assert len(SETS) == 8 and len(set(SETS.values())) == 8
+
+
+def test_draws(photos, tmp_path):
+    def files(*calibration):
+        return draw(Calibration(*calibration), photos / 'own', photos / 'outside', tmp_path)
+
+    assert len(set(files('own', 30))) == 30 and files('own', 30) == files('own', 30) != files('own', 30, 1)
+    assert {path.parent.name for path in files('own', 30)} == {'a', 'b'}
+    assert {path.parent.name for path in files('half', 10)} == {'a'}
+    assert {path.parent.name for path in files('outside', 10)} == {'outside'}
+    for path in files('textures', 5):
+        pixels = np.asarray(Image.open(path))
+        assert pixels.shape == (256, 256, 3) and pixels.max() < 20 and ZOOM == 8
