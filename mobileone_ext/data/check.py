@@ -165,7 +165,8 @@ def _check_dataset(dataset: dict, option: str, num_classes: int | None, training
         return
     extensions = dataset.get('extensions')
     if scanned_folder(dataset) is None or kind is not CustomDataset:
-        if not images_below(folder, *([extensions] if extensions else [])):
+        suffixes = [extensions] if extensions else []
+        if not any(images_below(folder / name, *suffixes) for name in (*class_folders(folder), '')):
             raise ValueError(f'{folder}: holds no images; {remedy}')
         if scanned_folder(dataset) is None:
             return

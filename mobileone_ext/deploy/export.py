@@ -15,7 +15,7 @@ from .. import files
 from ..checkpoints.load import load_weights
 from ..checkpoints.names import resolve
 from ..data.classes import class_names, labels, num_classes
-from ..data.images import find_images
+from ..data.images import find_images, spread
 from ..data.pixels import Normalize, Preprocessing, in_batches, read_images
 from ..files import check_writable, naming, staging_folder
 from ..provenance import origin
@@ -212,7 +212,7 @@ def _check_companions(out: Path, form: str) -> None:
 def compare(
     config: Config, net: nn.Module, exported: Network, folder: str, num_images: int, half: bool = False
 ) -> tuple[Difference, list[str]]:
-    """Hold an exported file against ``net`` on the first images of ``folder``.
+    """Hold an exported file against ``net`` on images spread evenly over ``folder``.
 
     Returns:
         The difference, and messages about files that are not images.
@@ -221,7 +221,8 @@ def compare(
         ValueError: if none of the files is an image, an output is not finite or differs by more than ``TOLERANCE``,
             or a prediction changed; in ``half`` predictions may change, and the bound is ``HALF_TOLERANCE``.
     """
-    paths, skipped = find_images([folder])[:num_images], []
+    found = find_images([folder])
+    paths, skipped = spread(found, num_images), [f'{folder}: {found.note}'] if found.note else []
     normalize = nn.Identity() if isinstance(net.normalize, Normalize) else Normalize(config)
     difference = Difference()
     for _, images in in_batches(read_images(config, paths, skipped), 1 if exported.fixed_batch else 25):

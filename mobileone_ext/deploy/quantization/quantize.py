@@ -77,6 +77,8 @@ def run(
     if report_path:
         check_writable(report_path)
     photos = find_images([calib])
+    if photos.note:
+        print(f'{calib}: {photos.note}')
     outputs = [path for path in (out, prepare_path, report_path) if path]
     if len({Path(path).resolve() for path in outputs}) < len(outputs):
         raise ValueError(f'{", ".join(outputs)}: each file needs a name of its own')
