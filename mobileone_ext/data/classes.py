@@ -24,6 +24,11 @@ def num_classes(config: Config) -> int | None:
     return (config.model.get('head') or {}).get('num_classes')
 
 
+def is_multi_label(config: Config) -> bool:
+    """Whether the config's head gives every label a score of its own, so that an image may have several."""
+    return str((config.model.get('head') or {}).get('type', '')).split('.')[-1].startswith('MultiLabel')
+
+
 def class_names(config: Config, stored: Sequence[str] | None = None, published: bool = False) -> list[str] | None:
     """Names of the classes that the config's network tells apart, in the order of its outputs; None if nothing says.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmpretrain.models.heads import MultiLabelClsHead
 from torch import Tensor, nn
 
 from .. import files
@@ -56,6 +57,9 @@ class DeployNet(nn.Module):
     Args:
         normalize: takes pixels 0 .. 255 to what the backbone expects; None leaves that to the caller.
         softmax: return probabilities.
+
+    Raises:
+        ValueError: for ``softmax`` with a head for several labels.
     """
 
     def __init__(self, model: nn.Module, normalize: nn.Module | None = None, softmax: bool = False):
@@ -63,6 +67,8 @@ class DeployNet(nn.Module):
         self.normalize = normalize or nn.Identity()
         self.backbone, self.fc = model.backbone, model.head.fc
         self.pool = nn.AdaptiveAvgPool2d(1)
+        if softmax and isinstance(model.head, MultiLabelClsHead):
+            raise ValueError('--softmax: with several labels an image each logit is of its own; leave it out')
         self.last = nn.Softmax(1) if softmax else nn.Identity()
         self.eval().requires_grad_(False)
 

@@ -1,6 +1,7 @@
 """What tools/predict.py does: the best classes of images, by a checkpoint or an exported file."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ..checkpoints.load import load_weights
-from ..data.classes import labels
+from ..data.classes import is_multi_label, labels
 from ..data.decode import open_image, to_8_bits
 from ..data.pixels import Normalize, in_batches, read_images
 from ..files import as_text, csv_text, json_text, printable, write_atomically
@@ -43,12 +44,13 @@ def open_classifier(
     Raises:
         ValueError: for a network of another class count than the config's.
     """
+    scores = torch.sigmoid if is_multi_label(config) else partial(torch.softmax, dim=1)
     if is_exported(path):
         exported = ExportedClassifier(config, path, takes)
-        return Classifier(lambda pixels: exported.logits(pixels).softmax(1), exported.classes, config)
+        return Classifier(lambda pixels: scores(exported.logits(pixels)), exported.classes, config)
     normalize = Normalize(config)
     model = fuse.load_model(config, load_weights(path, ema, trust), path)
-    return Classifier(lambda pixels: model(normalize(pixels)).softmax(1), model.classes, config)
+    return Classifier(lambda pixels: scores(model(normalize(pixels))), model.classes, config)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from mobileone_ext.backbone import MobileOne
 from mobileone_ext.engine.finetuning import config as writing
 from mobileone_ext.engine.finetuning import photos as reading
 from mobileone_ext.engine.finetuning import recipe as numbers
-from mobileone_ext.engine.finetuning.scores import Scores, by_class, confusion, worst
+from mobileone_ext.engine.finetuning.scores import Scores, by_class, confusion, score_photos, worst
 from mobileone_ext.engine.finetuning.split import rarest, stratified_split
 
 COLORS = dict(blue=(20, 20, 200), green=(20, 200, 20), red=(200, 20, 20), gray=(128, 128, 128), white=(250, 250, 250))
@@ -291,6 +291,14 @@ def test_several_labels(run_tool, weights, tmp_path):
     report = json.loads((tmp_path / 'w' / 'report.json').read_text())
     assert report['several'] and report['changed_predictions'] == 0 and report['classes'] == ['dark', 'warm']
     assert [row['count'] for row in report['per_class']] == [4, 2]
+    network = (tmp_path / 'w' / 'config.py', tmp_path / 'w' / 'fused.pth')
+    code, printed = run_tool('predict', *network, tmp_path / 'red' / 'red 0-0.png', '--out', tmp_path / 'out.json')
+    assert code == 0, printed
+    scores = [best['score'] for best in json.loads((tmp_path / 'out.json').read_text())[0]['predictions']]
+    found = score_photos(config=cli.load_config(str(network[0])), checkpoint=str(network[1]))
+    assert sum(scores) != pytest.approx(1) and len(scores) == found.scores.shape[1]
+    code, printed = run_tool('export', *network, tmp_path / 'x.onnx', '--softmax')
+    assert code == 1 and 'several labels' in only_line(printed)
 
 
 def test_gray_photos_and_photos_on_their_side(run_tool, weights, tmp_path):

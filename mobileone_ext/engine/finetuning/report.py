@@ -65,7 +65,7 @@ def make_report(
         size=size,
         megabytes=(folder / 'fused.pth').stat().st_size / 1e6,
         machine=machine('torch', 'mmengine', 'mmpretrain'),
-        commands=next_commands(folder, tool, after.paths[0], size, dataset.data_root, num_train),
+        commands=next_commands(folder, tool, after.paths[0], size, dataset.data_root, num_train, several),
     )
 
 
@@ -81,7 +81,7 @@ def count_photos(annotations: str) -> int:
 
 
 def next_commands(
-    folder: Path, tool: str, photo: str, size: int, photos: str, num_photos: int
+    folder: Path, tool: str, photo: str, size: int, photos: str, num_photos: int, several: bool
 ) -> list[tuple[str, str]]:
     """What to do next, and the command line that does it, quoted for a shell."""
 
@@ -90,17 +90,18 @@ def next_commands(
 
     config, fused = folder / 'config.py', folder / 'fused.pth'
     network = (config, fused)
-    form = ('--size', size, '--normalize', '--softmax')
+    form = ('--size', size, '--normalize', *(() if several else ('--softmax',)))
+    evaluate = () if several else ('--evaluate',)
     calibration = ('--calib', photos, '--num-calib', min(200, num_photos))
     return [
         ('Name what is on photos', command('predict', *network, photo)),
         (
-            'A file for a phone or a server (ONNX; takes pixels 0..255, gives probabilities)',
+            f'A file for a phone or a server (ONNX): pixels 0..255 in, {"logits" if several else "probabilities"} out',
             command('export', *network, folder / 'model.onnx', *form),
         ),
         (
             'The same in int8, calibrated with these photos',
-            command('quantize', *network, folder / 'model_int8.onnx', *calibration, *form, '--evaluate'),
+            command('quantize', *network, folder / 'model_int8.onnx', *calibration, *form, *evaluate),
         ),
         ('Measure again', command('test', config, fused, '--out', folder / 'metrics.json')),
     ]

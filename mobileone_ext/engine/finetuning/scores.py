@@ -9,6 +9,7 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 
 from ...checkpoints.load import load_weights
+from ...data.classes import is_multi_label
 from ...deploy import fuse
 from ...deploy.compare import with_progress
 
@@ -57,11 +58,6 @@ def score_photos(config: Config, checkpoint: str) -> Scores:
     for row, found in zip(truth, labels):
         row[found] = True
     return Scores(paths, truth, scores, tuple(loader.dataset.metainfo['classes']), several)
-
-
-def is_multi_label(config: Config) -> bool:
-    """Whether the config's head gives every label a score of its own."""
-    return config.model.head.type.startswith('MultiLabel')
 
 
 @dataclass(frozen=True)
