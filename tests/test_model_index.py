@@ -25,3 +25,8 @@ def test_models_are_built(variant):
     model = mmpretrain.get_model(name, backbone=dict(deploy=True))
     assert type(model.backbone).__module__ == 'mobileone_ext.backbone'
     assert num_parameters(model.state_dict()) == ModelHub.get(name).metadata.parameters
+
+
+def test_results_are_shown():
+    metrics = {v: ModelHub.get(f'mobileone_{v}_8xb32').results[0].metrics for v in VARIANTS}
+    assert [metrics[v]['Top 1 Accuracy'] for v in VARIANTS] == [71.36, 75.76, 77.39, 77.93, 79.30]

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 
-from ..config import check_keys_are_read, override
+from ..config import check_config, check_keys_are_read, is_mobileone, override
 from ..engine.train import latest_checkpoint
-from ..files import write_atomically
+from ..files import write_atomically, write_json
 from ..processes import exiting_on_sigterm, one_writer, run_child
 from .report import write_results
 from .study import Study, folder_name
@@ -38,6 +38,7 @@ class Run(NamedTuple):
     seed: int
     config_text: str
     folder: Path
+    fuses: bool = True
 
     @property
     def report(self) -> Path:
@@ -60,11 +61,13 @@ def plan(study: Study, base: Config, seeds: Sequence[int], work_dir: Path) -> li
         try:
             config = override(base, overrides)
             check_keys_are_read(config)
+            check_config(config)
         except ValueError as error:
             raise ValueError(f'study {study.name}, variant {variant!r}: {error}') from error
         for seed in seeds:
             seeded = override(config, {'randomness': dict(config.get('randomness', {}), seed=seed), **_ONE_CHECKPOINT})
-            run = Run(variant, seed, config_text(seeded), work_dir / folder_name(variant) / f'seed{seed}')
+            folder = work_dir / folder_name(variant) / f'seed{seed}'
+            run = Run(variant, seed, config_text(seeded), folder, is_mobileone(seeded))
             if run.config_file.exists() and run.config_file.read_text(encoding='utf-8') != run.config_text:
                 raise ValueError(f'{run.folder}: holds a run of another config; remove it or give another --work-dir')
             runs.append(run)
@@ -122,9 +125,25 @@ def execute(run: Run, launcher: str, processes: int) -> str:
     if reason:
         return reason
     checkpoint = latest_checkpoint(run.folder)
+    if not run.fuses:
+        return _test(run, checkpoint)
     fuse = [sys.executable, *TOOLS, 'reparam', run.config_file, checkpoint, run.folder / 'fused.pth']
     # A prediction that flips by rounding is a column of the results here, no reason to lose the run.
     return _call([*fuse, '--report', run.report, '--max-flips', 'any'], run.folder / 'run.log')
+
+
+def _test(run: Run, checkpoint: Path) -> str:
+    """Measure a network that has nothing to fuse; its report has what is known of it."""
+    out = run.folder / 'metrics.json'
+    command = [sys.executable, *TOOLS, 'test', run.config_file, checkpoint, '--out', out]
+    reason = _call([*command, '--work-dir', run.folder / 'test'], run.folder / 'run.log')
+    if not reason:
+        metrics = json.loads(out.read_text(encoding='utf-8'))
+        report = dict(top1_after=metrics['accuracy/top1'], num_images=metrics['num_images'])
+        if 'accuracy/top5' in metrics:
+            report['top5_after'] = metrics['accuracy/top5']
+        write_json(report, run.report)
+    return reason
 
 
 def train_command(launcher: str, processes: int) -> list[str]:

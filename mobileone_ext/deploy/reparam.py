@@ -8,6 +8,7 @@ from rich.table import Table
 from torch import nn
 
 from ..checkpoints.load import load_weights
+from ..config import require_data, require_mobileone
 from ..data.check import check_data
 from ..data.pixels import image_size
 from ..files import check_distinct, check_writable, write_atomically, write_json
@@ -42,6 +43,9 @@ def convert(
     if max_flips is not None and max_flips < 0:
         raise ValueError(f'--max-flips {max_flips}: allowed are 0 or more, or any')
     check_distinct(out, config.filename, checkpoint)
+    require_mobileone(config)
+    if evaluate:
+        require_data(config, 'test_dataloader')
     if report_path:
         check_writable(report_path)
         check_distinct(report_path, config.filename, checkpoint, out)

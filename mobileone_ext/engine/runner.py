@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,9 @@ from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 
 from .. import recipe  # noqa: F401  the hooks below
+from ..backbone import MobileOne
 from ..checkpoints.load import class_names_in, in_order, load_strict, load_weights, read_checkpoint
+from ..checkpoints.plain import load_plain, load_plain_strict
 from ..checkpoints.training import check_digest, check_fits_run, read_training_checkpoint
 from ..config import building
 from ..data.check import check_loaders, leave_out_last_of_one
@@ -135,8 +138,10 @@ class Runner(_Runner):
         check_loaders({name: loop.dataloader for name, loop in loops.items() if isinstance(loop, BaseLoop)}, self.cfg)
         if self._resume or self._load_from is None or self._has_loaded:
             return super().load_or_resume()
-        weights = load_weights(self._load_from)
         model = unwrap(self.model)
+        if not isinstance(getattr(model, 'backbone', None), MobileOne):
+            return self._load_other(model)
+        weights = load_weights(self._load_from)
         source = f'{self._load_from}: {weights.structure}, {weights.layout} layout, from {weights.source}'
         new_head = weights.num_classes != model.head.num_classes
         if not new_head and not are_same(self._classes, weights.classes):
@@ -163,6 +168,21 @@ class Runner(_Runner):
         loader = _Runner.build_dataloader(*args, **kwargs)
         loader.worker_init_fn = TiedWorker(loader.worker_init_fn)
         return loader
+
+    def _load_other(self, model: torch.nn.Module) -> None:
+        """``load_from`` of a network that is no MobileOne: by its own keys, all but a head of another class count."""
+        weights, own = load_plain(self._load_from), model.state_dict()
+        heads = [key for key in own if key.startswith('head.')]
+        kept = any(key in weights.state and weights.state[key].shape != own[key].shape for key in heads)
+        if kept:
+            others = {key: tensor for key, tensor in weights.state.items() if not key.startswith('head.')}
+            weights = replace(weights, state={**others, **{key: own[key] for key in heads}})
+        load_plain_strict(model, weights, str(self._load_from))
+        self.call_hook('after_load_checkpoint', checkpoint=dict(state_dict=model.state_dict()))
+        self._has_loaded = True
+        self.logger.info(f'{self._load_from}: {type(model).__name__}, from {weights.source}')
+        if kept:
+            self.logger.info('the head is new: the file has one of another shape')
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         if isinstance(loop, dict):

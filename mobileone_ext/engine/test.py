@@ -7,6 +7,7 @@ from mmengine.config import Config
 
 from ..checkpoints.load import Weights, load_strict, load_weights
 from ..checkpoints.plain import PlainWeights, load_plain, load_plain_strict
+from ..config import require_data
 from ..data.check import check_data
 from ..deploy.compare import refuse_not_finite
 from ..deploy.exported import ExportedClassifier
@@ -67,6 +68,7 @@ def evaluate_file(config: Config, classifier: ExportedClassifier) -> dict[str, A
 
 
 def _runner(config: Config, classes: Sequence[str] | None) -> Runner:
+    require_data(config, 'test_dataloader')
     check_data(config, 'test_dataloader', classes=classes)
     config.load_from, config.resume = None, False
     config.custom_hooks = [hook for hook in config.get('custom_hooks', []) if hook['type'] != 'EMAHook']

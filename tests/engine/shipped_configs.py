@@ -77,7 +77,7 @@ def main(names: list[str]) -> int:
 
 
 def try_folders(names: list[str]) -> int:
-    resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
     warnings.filterwarnings('ignore')
     cli.silence_imports()
     torch.set_num_threads(1)
