@@ -25,12 +25,14 @@ from torch.utils.checkpoint import checkpoint
 from .arch import resolve_arch, stage_widths
 from .arguments import check_bool, check_integer, is_integer, is_list
 from .block import MobileOneBlock
+from .moments import kernels
 from .moments.guard import PLAIN_NORMS
 from .registry import MODELS
 
 NUM_STAGES = 4
 T = TypeVar('T')
 
+kernels.report = lambda message, level: print_log(message, 'current', level)
 PLAIN_NORMS.add(_BatchNormXd)  # what mmengine makes of SyncBN where there is one process
 
 

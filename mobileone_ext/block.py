@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .arguments import check_bool, check_callable, check_integer
+from .moments import kernels
 from .moments.guard import input_obstacle, norm_obstacle, process_obstacle, sequence_obstacle
 from .moments.patches import count_patches
 from .moments.statistics import batch_kernel, batch_statistics, is_covered, pays, pool_processes
@@ -258,7 +259,10 @@ class MobileOneBlock(nn.Module):
         if self.deploy:
             return 'deploy=True'
         obstacle = self.moments_obstacle()
-        return f'train_impl={self.train_impl}' + (f', takes the branches: {obstacle}' if obstacle else '')
+        if obstacle:
+            return f'train_impl={self.train_impl}, takes the branches: {obstacle}'
+        how = '' if self.train_impl == 'branches' or self.kernel_size == 1 else f', statistics by {kernels.status()}'
+        return f'train_impl={self.train_impl}{how}'
 
     def fused_kernel(self) -> Kernel:
         """The one kernel that computes what the branches do in eval mode."""

@@ -29,7 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .patches import chunks, count_patches, few_patches
+from . import kernels
+from .patches import chunks, count_patches, few_patches, near_mean
 
 TAPS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
 # At stride 2, for even and odd receivers: the taps above them, and how far on the patch of each begins.
@@ -74,6 +75,33 @@ def _pixel_var(x: Tensor, mean: Tensor, stride: int) -> Tensor:
     pixels = x[:, :, ::stride, ::stride]
     squares = [(part - mean[:, 4, None, None]).square_().sum((0, 2, 3)) for part in few_patches(pixels, 1)]
     return torch.stack(squares).sum(0) / count_patches(x, stride)
+
+
+def compiled_moments(x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """m (C, 9) and the covariance (C, 9, 9) of the patches, in float64, by the compiled kernels."""
+    count = count_patches(x, stride)
+    shift = near_mean(x)
+    if stride == 1:
+        totals = kernels.plane_sums(x, shift)
+        sum_table, square_table = _tables(torch.float64, x.device)
+        sums, squares = totals[:, 31:40] @ sum_table, (totals[:, :31] @ square_table).reshape(-1, 9, 9)
+    else:
+        totals = kernels.strided_sums(x, shift)
+        sums, squares = totals[:, 45:54], totals[:, _pairs()]
+    mean = sums / count
+    cov = squares / count - mean[:, :, None] * mean[:, None]
+    shifted_mean, shifted_squares = (totals[:, -2:] / count).unbind(1)
+    cov[:, 4, 4] = shifted_squares - shifted_mean.square()
+    return mean, cov
+
+
+@lru_cache
+def _pairs() -> Tensor:
+    """(9, 9): where the product of two taps is among those of ``kernels.strided_sums``."""
+    places = torch.empty(9, 9, dtype=torch.long)
+    first, second = torch.triu_indices(9, 9)
+    places[first, second] = places[second, first] = torch.arange(45)
+    return places
 
 
 def lag_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +165,27 @@ def _reached(size: int, stride: int, dtype: torch.dtype, device: torch.device) -
 
 def add_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor, stride: int) -> None:
     """Add ``slope`` (C, 9, 9, symmetric) @ p + ``offset`` (C, 9) of every patch to ``dx``, where the patch lies."""
-    (_add_plane_grad if stride == 1 else _add_strided_grad)(dx, x, slope, offset)
+    if kernels.usable(dx, x):
+        (_add_plane_grad_compiled if stride == 1 else _add_strided_grad_compiled)(dx, x, slope, offset)
+    else:
+        (_add_plane_grad if stride == 1 else _add_strided_grad)(dx, x, slope, offset)
+
+
+def _add_plane_grad_compiled(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
+    sum_table, square_table = _tables(slope.dtype, x.device)
+    half, borders = (slope.flatten(1) @ square_table.t() / 2).split([15, 16], 1)
+    weights = torch.cat([_both_halves(half).flatten(1), borders, offset @ sum_table.t()], 1)
+    kernels.plane_grad(dx, x, weights.t())
+
+
+def _add_strided_grad_compiled(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
+    kernels.strided_grad(dx, x, slope.permute(1, 2, 0), offset.t())
+
+
+def _both_halves(half: Tensor) -> Tensor:
+    """(C, 15) of half the plane of lags -> (C, 5, 5)."""
+    lags = F.pad(half.reshape(-1, 3, 5), (0, 0, 2, 0))
+    return lags + lags.flip(1, 2)
 
 
 def _add_plane_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
@@ -150,8 +198,7 @@ def _add_plane_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Non
     total, row_sum, column_sum, corner_sum = (offset @ sum_table.t()).split([1, 2, 2, 4], 1)
     half, row, column, corner = (slope.flatten(1) @ square_table.t() / 2).split([15, 6, 6, 4], 1)
 
-    lags = F.pad(half.reshape(channels, 3, 5), (0, 0, 2, 0))
-    lags = (lags + lags.flip(1, 2)).to(x)
+    lags = _both_halves(half).to(x)
     for target, images in zip(chunks(dx), chunks(x)):
         target += F.conv2d(images, lags[:, None], total[:, 0].to(x), padding=2, groups=channels)
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import kernels
+
 # Values of a map worked on at a time on CPU: few enough for the cache, which the passes over them then read.
 _CHUNK_VALUES = 2**21
 # Patches summed up at a time on CPU: few enough for the cache, and to lose no digits.
@@ -38,18 +40,41 @@ def patch_moments(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Ten
     mean is large against the deviation; a shift changes no covariance. Sums in float64
     keep them where a kernel, as one that finds edges, sees little of that covariance.
     """
+    if kernel_size == 3 and stride == 2 and x.shape[1] <= 3 and kernels.usable(x, any_layout=True):
+        return _stem_moments(x)
     sum_type = x.dtype if x.device.type == 'mps' else torch.float64  # which Metal lacks
-    shift = x.mean((0, 2, 3)).repeat_interleave(kernel_size**2)[:, None]  # (T, 1)
+    shift = near_mean(x).repeat_interleave(kernel_size**2)[:, None]  # (T, 1)
     taps = len(shift)
-    sums, squares = x.new_zeros(taps, 1, dtype=sum_type), x.new_zeros(taps, taps, dtype=sum_type)
+    sums = x.new_zeros(taps, 1, dtype=sum_type)
+    # By blocks of rows from the diagonal on: the rest is their mirror image. Four of them multiply 0.63 of all.
+    block = -(-taps // min(max(taps // 32, 1), 4))
+    squares = [x.new_zeros(min(block, taps - i), taps - i, dtype=sum_type) for i in range(0, taps, block)]
     for images in few_patches(x, stride):
         patches = _patches(images, kernel_size, stride) - shift  # (T, P)
         sums += patches @ patches.new_ones(patches.shape[1], 1)  # faster than a sum over images (torch 2.14, CPU)
-        squares += patches @ patches.t()
+        for index, total in enumerate(squares):
+            total += patches[index * block : (index + 1) * block] @ patches[index * block :].t()
+    upper = torch.cat([F.pad(total, (taps - total.shape[1], 0)) for total in squares]).triu()
     count = count_patches(x, stride)
     sums /= count
-    squares /= count
-    return (shift + sums).t().to(x), squares.sub_(sums @ sums.t())[None].to(x)
+    cov = (upper + upper.triu(1).t()) / count - sums @ sums.t()
+    return (shift + sums).t().to(x), cov[None].to(x)
+
+
+def near_mean(x: Tensor) -> Tensor:
+    """(I,): about the mean of every channel, of a few images; a shift by it leaves variances their digits."""
+    return x[:: max(len(x) // 4, 1)].mean((0, 2, 3))
+
+
+def _stem_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``patch_moments`` of 3x3 patches at stride 2 of images, in float64, by the compiled kernels."""
+    shift = near_mean(x)
+    taps, count = 9 * x.shape[1], count_patches(x, 2)
+    totals = kernels.stem_sums(x, shift).triu() / count
+    sums, squares = totals[:taps, taps], totals[:taps, :taps]
+    squares = squares + squares.triu(1).t()
+    mean = shift.double().repeat_interleave(9) + sums
+    return mean[None], (squares - sums[:, None] * sums)[None]
 
 
 def add_patch_grad(dx: Tensor, x: Tensor, kernel_size: int, stride: int, slope: Tensor, offset: Tensor) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from ..reparam import Affine, Kernel, norm_affine, pad_kernel
-from . import depthwise
+from . import depthwise, kernels
 from .patches import add_patch_grad, count_patches, patch_moments
 
 # The lags cost about as much as two branches by themselves.
@@ -63,21 +63,24 @@ def pays(x: Tensor, kernel_size: int, stride: int, groups: int, out_channels: in
     """
     if x.device.type != 'cpu' or x.dtype != torch.float32 or torch.is_autocast_enabled('cpu'):
         return False
-    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    patches = count_patches(x, stride)
     if groups > 1:
+        if kernels.usable(x):
+            return branches * x.numel() >= (7e5 if stride == 1 else 2.5e6)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
         if stride == 1:
             return (branches + 2) * x.numel() >= 3e6 and (branches > 1 or channels_last)
         return branches * x.numel() >= 9e6 and channels_last
     if kernel_size > 1:  # the stem, whose maps are large and its patches small
-        return True
+        return patches * out_channels >= 5e5
     # In multiplications a patch. Products with a matrix of pixels are 3 for a convolution, forward and backward; the
     # covariance adds 2 of I x I, and 2 for each branch without the pixels. A batch norm costs as much as so many
     # multiplications a value, more where its map is too large for the cache.
-    in_channels, patches = x.shape[1], count_patches(x, stride)
+    in_channels = x.shape[1]
     norm = 170 if patches * max(in_channels, out_channels) >= 8e6 else 80
     saved = 3 * (branches - 1) * in_channels * out_channels + norm * (branches * out_channels + skip * in_channels)
     spent = 2 * in_channels**2 * (1 + branches * out_channels / patches)
-    return spent < saved and (branches > 1 or x.numel() >= 2e6)
+    return spent < saved and x.numel() >= (1e5 if branches > 1 else 2e6)
 
 
 def batch_statistics(x: Tensor, weights: Tensor, stride: int, groups: int) -> tuple[Tensor, Statistics]:
@@ -107,20 +110,27 @@ class _BatchStatistics(Function):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         matrix = _to_matrix(weights, groups).to(wide.dtype)
         center = _center_taps(weights)
-        if groups > 1 and (stride > 1 or len(weights) < _LAGS_FROM_BRANCHES):
+        compiled = groups > 1 and kernels.usable(wide)
+        if groups > 1 and not compiled and (stride > 1 or len(weights) < _LAGS_FROM_BRANCHES):
             mean, q, pixel_var = depthwise.branch_moments(wide, matrix, stride)
         else:
-            dense = groups == 1
-            mean, cov = patch_moments(wide, weights.shape[-1], stride) if dense else depthwise.lag_moments(wide)
+            if compiled:
+                mean, cov = depthwise.compiled_moments(wide, stride)
+            elif groups > 1:
+                mean, cov = depthwise.lag_moments(wide)
+            else:
+                mean, cov = patch_moments(wide, weights.shape[-1], stride)
+            matrix = matrix.to(cov)
             q = matrix @ cov
             pixel_var = cov.diagonal(0, 1, 2)[:, center].flatten()
-        ctx.save_for_backward(x, weights, mean, q)
+        ctx.save_for_backward(x, weights, mean.to(wide), q.to(wide))
         ctx.geometry = stride, groups
         ctx.set_materialize_grads(False)
         branch_mean = (matrix @ mean[..., None])[..., 0]
         branch_var = (matrix * q).sum(2).clamp_(min=0)
         branch_mean, branch_var = (_to_branches(value, len(weights)) for value in (branch_mean, branch_var))
-        return x.view_as(x), branch_mean, branch_var, mean[:, center].flatten(), pixel_var
+        statistics = branch_mean, branch_var, mean[:, center].flatten(), pixel_var
+        return x.view_as(x), *(value.to(wide) for value in statistics)
 
     @staticmethod
     def backward(ctx, dx: Tensor | None, *grads: Tensor | None):

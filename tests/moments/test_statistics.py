@@ -17,6 +17,7 @@ CONVOLUTIONS = {
     'depthwise': (3, 3, 3, 1, 3, 4),
     'depthwise stride 2': (3, 3, 3, 2, 3, 2),
 }
+pytestmark = pytest.mark.usefixtures('either')
 every_convolution = pytest.mark.parametrize('convolution', CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 
 

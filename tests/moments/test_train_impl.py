@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mobileone_ext.block import MobileOneBlock
-from mobileone_ext.moments import depthwise, patches
+from mobileone_ext.moments import depthwise, kernels, patches
 from mobileone_ext.moments.statistics import batch_statistics
 
 DEPTHWISE = dict(in_channels=6, out_channels=6, kernel_size=3, groups=6)
@@ -62,7 +62,7 @@ def assert_same(found, expected, tolerance=1e-10, where=''):
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
 @pytest.mark.parametrize('plane', [(7, 9), (8, 6), (5, 4), (2, 2), (1, 2), (1, 1)], ids=str)
 @pytest.mark.parametrize('batch', [1, 3])
-def test_moments_step_equals_branches_step(options, batch, plane, memory_format):
+def test_moments_step_equals_branches_step(either, options, batch, plane, memory_format):
     out_pixels = batch * -(-plane[0] // options.get('stride', 1)) * -(-plane[1] // options.get('stride', 1))
     if out_pixels < 2:
         pytest.skip('batch norm has no variance of one value')
@@ -85,8 +85,15 @@ def test_a_batch_worked_on_in_parts(options, monkeypatch):
     assert_same(step(moments, x), step(branches, x))
 
 
+needs_kernels = pytest.mark.skipif(not kernels.usable(torch.ones(1, 1, 1, 1)), reason='no compiler')
+
+
 # in, out, kernel, stride, k, pixels at the input; batch 32. Measured: docs/results/fused_training.md.
 FASTER = [
+    (256, 256, 3, 2, 4, 14),
+    (192, 192, 3, 2, 1, 28),
+    (256, 256, 3, 1, 4, 7),
+    (1024, 1024, 3, 1, 1, 7),
     (3, 48, 3, 2, 1, 224),
     (48, 48, 3, 2, 4, 112),
     (64, 64, 3, 2, 1, 112),
@@ -96,15 +103,19 @@ FASTER = [
     (96, 96, 1, 1, 1, 56),
 ]
 SLOWER = [
-    (256, 256, 3, 2, 4, 14),
-    (192, 192, 3, 2, 1, 28),
+    (256, 256, 3, 2, 1, 14),
+    (256, 256, 3, 1, 1, 7),
     (256, 256, 3, 1, 4, 4),
+    (256, 256, 3, 2, 4, 4),
+    (128, 128, 1, 1, 4, 2),
+    (3, 8, 3, 2, 1, 32),
     (256, 1024, 1, 1, 4, 2),
     (192, 192, 1, 1, 1, 28),
     (512, 512, 1, 1, 1, 14),
 ]
 
 
+@needs_kernels
 @pytest.mark.parametrize(('shape', 'expected'), [*((s, True) for s in FASTER), *((s, False) for s in SLOWER)], ids=str)
 def test_auto_takes_what_was_measured_to_be_faster(shape, expected):
     in_channels, out_channels, kernel_size, stride, branches, size = shape
@@ -118,7 +129,7 @@ def test_auto_takes_what_was_measured_to_be_faster(shape, expected):
         num_conv_branches=branches,
     )
     assert block.train_impl == 'auto'
-    x = torch.empty(32, in_channels, size, size).to(memory_format=torch.channels_last)
+    x = torch.zeros(32, in_channels, size, size).to(memory_format=torch.channels_last)
     assert block._takes_moments(x) == expected
     assert not block._takes_moments(x.double())  # nobody has measured that
     with torch.autocast('cpu', torch.bfloat16):
@@ -195,7 +206,7 @@ def test_gradients_share_no_memory(options):
 
 @every_block
 @pytest.mark.parametrize('number', [float('nan'), float('inf'), -float('inf')], ids=str)
-def test_what_is_not_finite_spreads_as_from_branches(options, number):
+def test_what_is_not_finite_spreads_as_from_branches(either, options, number):
     moments, branches = pair(options)
     x = torch.randn(2, options['in_channels'], 6, 5, dtype=torch.float64)
     x[1, 2, 2, 2] = number
@@ -211,7 +222,7 @@ def test_what_is_not_finite_spreads_as_from_branches(options, number):
     [(48, 3, 1, 48), (48, 3, 2, 48), (48, 1, 1, 1), (3, 3, 2, 1)],
     ids=['depthwise', 'depthwise stride 2', 'pointwise', 'stem'],
 )
-def test_float32_keeps_its_digits_over_many_patches(channels, kernel_size, stride, groups, memory_format):
+def test_float32_keeps_its_digits_over_many_patches(either, channels, kernel_size, stride, groups, memory_format):
     """Kernels whose weights cancel, on smooth maps: they see little of the variance of the pixels."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(32, channels, 68, 68, generator=generator)
@@ -225,7 +236,7 @@ def test_float32_keeps_its_digits_over_many_patches(channels, kernel_size, strid
     torch.testing.assert_close(found.var.double(), expected.var, rtol=2e-5, atol=0)
 
 
-def test_float32_adds_up_large_images_in_float64():
+def test_float32_adds_up_large_images_in_float64(either):
     """Smooth images, kernels that find edges: 5e-6 off (root of the mean square), 14e-6 with totals in float32."""
     generator = torch.Generator().manual_seed(0)
     smooth = torch.randn(32, 3, 4, 4, generator=generator)
@@ -240,7 +251,7 @@ def test_float32_adds_up_large_images_in_float64():
 
 @every_block
 @pytest.mark.parametrize('case', ['mean of 100 deviations', 'constant channel', 'dead channel'])
-def test_degenerate_channels(options, case):
+def test_degenerate_channels(either, options, case):
     """float64 as exact as the numbers allow; float32 as close to float64 as the branches are in float32."""
     x = torch.randn(4, options['in_channels'], 12, 10, dtype=torch.float64)
     if case == 'mean of 100 deviations':

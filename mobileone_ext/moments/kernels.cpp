@@ -1,0 +1,477 @@
+// Sums over the 3x3 patches of a map, and their adjoints, in one pass over it; kernels.py builds and calls them.
+//
+// Maps are channels-last: x[n][y][w][c]. A task is one image and as many channels as a vector has lanes: rows are
+// copied to buffers with zeros on both sides, so that no tap needs to know of the border. Sums run in the map's type
+// over a few hundred products, then go to float64 totals. Every thread has totals of its own, which are added up in
+// order: the same number of threads gives the same bits.
+//
+// Legend: N images, H x W plane, C channels, L lanes, taps i, j = 0 .. 8 of a patch in row-major order.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <thread>
+#include <vector>
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64;
+#else
+constexpr int BYTES = 32;
+#endif
+
+// How many products are added up in the map's type before they go to the totals.
+constexpr int64_t FLUSH = 224;
+
+template <typename T>
+struct Vector {
+  typedef T type __attribute__((vector_size(BYTES)));
+};
+template <typename T>
+using V = typename Vector<T>::type;
+template <typename T>
+constexpr int LANES = BYTES / sizeof(T);
+
+// Rows of vectors, zero at first.
+template <typename T>
+class Rows {
+ public:
+  Rows(int64_t rows, int64_t size) : size_(size) {
+    const size_t bytes = sizeof(V<T>) * rows * size;
+    memory_ = static_cast<V<T>*>(::operator new(bytes, std::align_val_t(BYTES)));
+    std::memset(static_cast<void*>(memory_), 0, bytes);
+  }
+  ~Rows() { ::operator delete(memory_, std::align_val_t(BYTES)); }
+  Rows(const Rows&) = delete;
+  V<T>* operator[](int64_t row) { return memory_ + row * size_; }
+
+ private:
+  V<T>* memory_;
+  int64_t size_;
+};
+
+template <typename T>
+inline V<T> load(const T* from, int lanes) {
+  V<T> v = {};
+  if (lanes == LANES<T>)
+    std::memcpy(&v, from, sizeof(v));
+  else
+    std::memcpy(&v, from, sizeof(T) * lanes);
+  return v;
+}
+
+template <typename T>
+inline void store(T* to, V<T> v, int lanes) {
+  std::memcpy(to, &v, lanes == LANES<T> ? sizeof(v) : sizeof(T) * lanes);
+}
+
+// Row y of an image into buffer, zeros if there is none.
+template <typename T>
+inline void fetch(V<T>* buffer, const T* image, int64_t y, int64_t H, int64_t W, int64_t C, int lanes) {
+  if (y < 0 || y >= H) {
+    std::memset(static_cast<void*>(buffer), 0, sizeof(V<T>) * W);
+  } else if (lanes == LANES<T>) {
+    const T* row = image + y * W * C;
+    for (int64_t w = 0; w < W; w++) buffer[w] = load(row + w * C, LANES<T>);
+  } else {
+    const T* row = image + y * W * C;
+    for (int64_t w = 0; w < W; w++) buffer[w] = load(row + w * C, lanes);
+  }
+}
+
+// work(first, last, thread) for a share of the tasks in each of some threads, this one among them.
+template <typename Work>
+void share(int64_t tasks, int64_t threads, const Work& work) {
+  threads = std::max<int64_t>(1, std::min(threads, tasks));
+  std::vector<std::thread> others;
+  for (int64_t t = 1; t < threads; t++)
+    others.emplace_back([&work, t, tasks, threads] { work(t * tasks / threads, (t + 1) * tasks / threads, t); });
+  work(0, tasks / threads, 0);
+  for (auto& other : others) other.join();
+}
+
+// As share(), each thread with `size` totals of its own, then summed up into out.
+template <typename Work>
+void share_totals(int64_t tasks, int64_t threads, int64_t size, double* out, const Work& work) {
+  threads = std::max<int64_t>(1, std::min(threads, tasks));
+  std::vector<std::vector<double>> totals(threads, std::vector<double>(size, 0.0));
+  share(tasks, threads, [&](int64_t first, int64_t last, int64_t t) { work(first, last, totals[t].data()); });
+  std::fill(out, out + size, 0.0);
+  for (const auto& part : totals)
+    for (int64_t i = 0; i < size; i++) out[i] += part[i];
+}
+
+template <typename T>
+inline void add_lanes(double* totals, int64_t stride, V<T> v, int lanes) {
+  for (int l = 0; l < lanes; l++) totals[l * stride] += static_cast<double>(v[l]);
+}
+
+// Stride 1. out (C, 42): autocorrelations of the plane at lags (0..2, -2..2), of the top and bottom row at lags 0..2,
+// of the left and right column, the four squared corners; sums of the plane, two rows, two columns, four corners; sum
+// and sum of squares of x - shift.
+constexpr int PLANE_SUMS = 42;
+
+template <typename T>
+void plane_sums(const T* x, int64_t N, int64_t H, int64_t W, int64_t C, const T* shift, double* out, int64_t threads) {
+  const int64_t blocks = (C + LANES<T> - 1) / LANES<T>;
+  share_totals(N * blocks, threads, C * PLANE_SUMS, out, [&](int64_t first, int64_t last, double* totals) {
+    Rows<T> memory(3, W + 4);
+    for (int64_t task = first; task < last; task++) {
+      const int64_t channel = task % blocks * LANES<T>;
+      const int lanes = std::min<int64_t>(LANES<T>, C - channel);
+      const T* image = x + task / blocks * H * W * C + channel;
+      double* total = totals + channel * PLANE_SUMS;
+      const auto add = [&](int index, V<T> v) { add_lanes<T>(total + index, PLANE_SUMS, v, lanes); };
+      V<T>* rows[3] = {memory[0] + 2, memory[1] + 2, memory[2] + 2};
+      fetch(rows[0], image, 0, H, W, C, lanes);
+      fetch(rows[1], image, 1, H, W, C, lanes);
+      V<T> lags[13] = {}, sum = {}, shifted = {}, squares = {}, column[2][3] = {}, column_sum[2] = {};
+      const V<T> center = load(shift + channel, lanes);
+      int64_t pending = 0;
+      for (int64_t y = 0; y < H; y++) {
+        fetch(rows[2], image, y + 2, H, W, C, lanes);
+        const V<T>*r0 = rows[0], *r1 = rows[1], *r2 = rows[2];
+        V<T> a[13];
+        for (int i = 0; i < 13; i++) a[i] = lags[i];
+        for (int64_t w = 0; w < W; w++) {
+          const V<T> v = r0[w];
+          a[0] += v * v, a[1] += v * r0[w + 1], a[2] += v * r0[w + 2];
+          a[3] += v * r1[w - 2], a[4] += v * r1[w - 1], a[5] += v * r1[w], a[6] += v * r1[w + 1], a[7] += v * r1[w + 2];
+          a[8] += v * r2[w - 2], a[9] += v * r2[w - 1], a[10] += v * r2[w], a[11] += v * r2[w + 1];
+          a[12] += v * r2[w + 2];
+        }
+        for (int i = 0; i < 13; i++) lags[i] = a[i];
+        V<T> s = {}, d = {}, q = {};
+        for (int64_t w = 0; w < W; w++) {
+          const V<T> v = r0[w] - center;
+          s += r0[w], d += v, q += v * v;
+        }
+        sum += s, shifted += d, squares += q;
+        for (int side = 0; side < 2; side++) {
+          const int64_t w = side ? W - 1 : 0;
+          column[side][0] += r0[w] * r0[w], column[side][1] += r0[w] * r1[w], column[side][2] += r0[w] * r2[w];
+          column_sum[side] += r0[w];
+          if (y != (side ? H - 1 : 0)) continue;
+          V<T> row[3] = {};
+          for (int64_t i = 0; i < W; i++)
+            row[0] += r0[i] * r0[i], row[1] += r0[i] * r0[i + 1], row[2] += r0[i] * r0[i + 2];
+          for (int lag = 0; lag < 3; lag++) add(15 + 3 * side + lag, row[lag]);
+          add(32 + side, s);
+          for (int corner = 0; corner < 2; corner++) {
+            const V<T> v = r0[corner ? W - 1 : 0];
+            add(27 + 2 * side + corner, v * v);
+            add(36 + 2 * side + corner, v);
+          }
+        }
+        pending += W;
+        if (pending >= FLUSH || y == H - 1) {
+          for (int i = 0; i < 13; i++) add(i + 2, lags[i]), lags[i] = V<T>{};
+          add(31, sum), add(40, shifted), add(41, squares);
+          sum = shifted = squares = V<T>{};
+          pending = 0;
+        }
+        std::swap(rows[0], rows[1]);
+        std::swap(rows[1], rows[2]);
+      }
+      for (int side = 0; side < 2; side++) {
+        for (int lag = 0; lag < 3; lag++) add(21 + 3 * side + lag, column[side][lag]);
+        add(34 + side, column_sum[side]);
+      }
+    }
+  });
+}
+
+// Adds to dx the adjoint of plane_sums. kernel (25 + 6 + 6 + 4 + 9, C): weights of the 5x5 around a pixel; of lags 0..2
+// along the top and bottom row, the left and right column; of the four corners; and what is added to all pixels, to
+// those of two rows, two columns, four corners.
+template <typename T>
+void plane_grad(const T* x, T* dx, int64_t N, int64_t H, int64_t W, int64_t C, const T* kernel, int64_t threads) {
+  const int64_t blocks = (C + LANES<T> - 1) / LANES<T>;
+  share(N * blocks, threads, [&](int64_t first, int64_t last, int64_t) {
+    Rows<T> memory(5, W + 8), outputs(1, W + 4);
+    V<T>* out = outputs[0];
+    for (int64_t task = first; task < last; task++) {
+      const int64_t channel = task % blocks * LANES<T>, offset = task / blocks * H * W * C + channel;
+      const int lanes = std::min<int64_t>(LANES<T>, C - channel);
+      V<T> k[50];
+      for (int i = 0; i < 50; i++) k[i] = load(kernel + i * C + channel, lanes);
+      const V<T>*row_lags = k + 25, *column_lags = k + 31, *corners = k + 37, *sums = k + 41;
+      V<T>* rows[5];
+      for (int i = 0; i < 5; i++) rows[i] = memory[i] + 2;
+      fetch(rows[0], x, -1, H, W, C, lanes);
+      fetch(rows[1], x, -1, H, W, C, lanes);
+      fetch(rows[2], x + offset, 0, H, W, C, lanes);
+      fetch(rows[3], x + offset, 1, H, W, C, lanes);
+      for (int64_t y = 0; y < H; y++) {
+        fetch(rows[4], x + offset, y + 2, H, W, C, lanes);
+        for (int64_t w = 0; w < W; w += 4) {  // up to three pixels too many, of zeros
+          V<T> s0 = sums[0], s1 = sums[0], s2 = sums[0], s3 = sums[0];
+          for (int i = 0; i < 5; i++) {
+            const V<T>*r = rows[i] + w - 2, *weights = k + 5 * i;
+#pragma GCC unroll 5
+            for (int j = 0; j < 5; j++) {
+              const V<T> weight = weights[j];
+              s0 += weight * r[j], s1 += weight * r[j + 1], s2 += weight * r[j + 2], s3 += weight * r[j + 3];
+            }
+          }
+          out[w] = s0, out[w + 1] = s1, out[w + 2] = s2, out[w + 3] = s3;
+        }
+        const V<T>* r = rows[2];
+        for (int side = 0; side < 2; side++) {
+          const int64_t w = side ? W - 1 : 0;
+          const V<T>* column = column_lags + 3 * side;
+          out[w] += sums[3 + side] + 2 * column[0] * r[w] + column[1] * (rows[1][w] + rows[3][w]) +
+                    column[2] * (rows[0][w] + rows[4][w]);
+          if (y != (side ? H - 1 : 0)) continue;
+          const V<T>* row = row_lags + 3 * side;
+          for (int64_t i = 0; i < W; i++)
+            out[i] += sums[1 + side] + 2 * row[0] * r[i] + row[1] * (r[i - 1] + r[i + 1]) + row[2] * (r[i - 2] + r[i + 2]);
+          for (int corner = 0; corner < 2; corner++) {
+            const int64_t i = corner ? W - 1 : 0;
+            out[i] += sums[5 + 2 * side + corner] + 2 * corners[2 * side + corner] * r[i];
+          }
+        }
+        T* to = dx + offset + y * W * C;
+        if (lanes == LANES<T>)
+          for (int64_t w = 0; w < W; w++) store(to + w * C, load(to + w * C, LANES<T>) + out[w], LANES<T>);
+        else
+          for (int64_t w = 0; w < W; w++) store(to + w * C, load(to + w * C, lanes) + out[w], lanes);
+        std::rotate(rows, rows + 1, rows + 5);
+      }
+    }
+  });
+}
+
+// The pairs i <= j of taps, row by row.
+struct Pairs {
+  int first[45] = {}, second[45] = {};
+  constexpr Pairs() {
+    int k = 0;
+    for (int i = 0; i < 9; i++)
+      for (int j = i; j < 9; j++, k++) first[k] = i, second[k] = j;
+  }
+};
+constexpr Pairs PAIRS;
+
+// Adds to sums the products of pairs A .. Z - 1 of taps over a row of patches.
+template <typename T, int A, int Z>
+inline void pair_products(V<T>* const* rows, int64_t patches, V<T>* sums) {
+  V<T> a[Z - A];
+  for (int k = 0; k < Z - A; k++) a[k] = sums[A + k];
+  for (int64_t q = 0; q < patches; q++) {
+    V<T> p[9];
+#pragma GCC unroll 9
+    for (int i = 0; i < 9; i++) p[i] = rows[i / 3][2 * q + i % 3 - 1];
+#pragma GCC unroll 45
+    for (int k = A; k < Z; k++) a[k - A] += p[PAIRS.first[k]] * p[PAIRS.second[k]];
+  }
+  for (int k = 0; k < Z - A; k++) sums[A + k] = a[k];
+}
+
+// Stride 2. out (C, 56): sums of the products of taps i <= j, of the 9 taps; sum and sum of squares of the center tap
+// less shift.
+constexpr int STRIDED_SUMS = 56;
+
+template <typename T>
+void strided_sums(const T* x, int64_t N, int64_t H, int64_t W, int64_t C, const T* shift, double* out, int64_t threads) {
+  const int64_t blocks = (C + LANES<T> - 1) / LANES<T>, rows_out = (H + 1) / 2, patches = (W + 1) / 2;
+  share_totals(N * blocks, threads, C * STRIDED_SUMS, out, [&](int64_t first, int64_t last, double* totals) {
+    Rows<T> memory(3, W + 3);
+    for (int64_t task = first; task < last; task++) {
+      const int64_t channel = task % blocks * LANES<T>;
+      const int lanes = std::min<int64_t>(LANES<T>, C - channel);
+      const T* image = x + task / blocks * H * W * C + channel;
+      double* total = totals + channel * STRIDED_SUMS;
+      V<T>* rows[3] = {memory[0] + 1, memory[1] + 1, memory[2] + 1};
+      const V<T> center = load(shift + channel, lanes);
+      V<T> sums[STRIDED_SUMS] = {};
+      int64_t pending = 0;
+      fetch(rows[2], image, -1, H, W, C, lanes);
+      for (int64_t y = 0; y < rows_out; y++) {
+        std::swap(rows[0], rows[2]);
+        fetch(rows[1], image, 2 * y, H, W, C, lanes);
+        fetch(rows[2], image, 2 * y + 1, H, W, C, lanes);
+#if defined(__AVX512F__)
+        pair_products<T, 0, 23>(rows, patches, sums);
+        pair_products<T, 23, 45>(rows, patches, sums);
+#else
+        pair_products<T, 0, 12>(rows, patches, sums);
+        pair_products<T, 12, 23>(rows, patches, sums);
+        pair_products<T, 23, 34>(rows, patches, sums);
+        pair_products<T, 34, 45>(rows, patches, sums);
+#endif
+        V<T> s[9] = {}, d = {}, q = {};
+        for (int64_t w = 0; w < patches; w++) {
+#pragma GCC unroll 9
+          for (int i = 0; i < 9; i++) s[i] += rows[i / 3][2 * w + i % 3 - 1];
+          const V<T> v = rows[1][2 * w] - center;
+          d += v, q += v * v;
+        }
+        for (int i = 0; i < 9; i++) sums[45 + i] += s[i];
+        sums[54] += d, sums[55] += q;
+        pending += patches;
+        if (pending >= FLUSH || y == rows_out - 1) {
+          for (int i = 0; i < STRIDED_SUMS; i++) {
+            add_lanes<T>(total + i, STRIDED_SUMS, sums[i], lanes);
+            sums[i] = V<T>{};
+          }
+          pending = 0;
+        }
+      }
+    }
+  });
+}
+
+// Adds slope @ patch + offset to dx where the patch lies, stride 2. slope (9, 9, C), offset (9, C).
+template <typename T>
+void strided_grad(const T* x, T* dx, int64_t N, int64_t H, int64_t W, int64_t C, const T* slope, const T* offset,
+                  int64_t threads) {
+  const int64_t blocks = (C + LANES<T> - 1) / LANES<T>, rows_out = (H + 1) / 2, patches = (W + 1) / 2;
+  share(N * blocks, threads, [&](int64_t first, int64_t last, int64_t) {
+    // Room for one patch more, which makes their number even.
+    const int64_t size = 2 * patches + 4;
+    Rows<T> memory(6, size);
+    for (int64_t task = first; task < last; task++) {
+      const int64_t channel = task % blocks * LANES<T>, start = task / blocks * H * W * C + channel;
+      const int lanes = std::min<int64_t>(LANES<T>, C - channel);
+      V<T> k[81], bias[9];
+      for (int i = 0; i < 81; i++) k[i] = load(slope + i * C + channel, lanes);
+      for (int i = 0; i < 9; i++) bias[i] = load(offset + i * C + channel, lanes);
+      V<T>*rows[3], *grads[3];
+      for (int i = 0; i < 3; i++) rows[i] = memory[i] + 1, grads[i] = memory[3 + i] + 1;
+      const auto put = [&](const V<T>* row, int64_t y) {
+        if (y < 0 || y >= H) return;
+        T* to = dx + start + y * W * C;
+        if (lanes == LANES<T>)
+          for (int64_t w = 0; w < W; w++) store(to + w * C, load(to + w * C, LANES<T>) + row[w], LANES<T>);
+        else
+          for (int64_t w = 0; w < W; w++) store(to + w * C, load(to + w * C, lanes) + row[w], lanes);
+      };
+      fetch(rows[2], x, -1, H, W, C, lanes);
+      std::memset(static_cast<void*>(grads[2] - 1), 0, sizeof(V<T>) * size);
+      for (int64_t y = 0; y < rows_out; y++) {
+        std::swap(rows[0], rows[2]);
+        std::swap(grads[0], grads[2]);
+        fetch(rows[1], x + start, 2 * y, H, W, C, lanes);
+        fetch(rows[2], x + start, 2 * y + 1, H, W, C, lanes);
+        for (int i = 1; i < 3; i++) std::memset(static_cast<void*>(grads[i] - 1), 0, sizeof(V<T>) * size);
+        int64_t q = 0;
+        for (; q + 1 < patches; q += 2) {
+          V<T> p[3][5];
+#pragma GCC unroll 3
+          for (int i = 0; i < 3; i++)
+#pragma GCC unroll 5
+            for (int j = 0; j < 5; j++) p[i][j] = rows[i][2 * q + j - 1];
+          for (int i = 0; i < 9; i++) {
+            V<T> one = bias[i], other = bias[i];
+#pragma GCC unroll 9
+            for (int j = 0; j < 9; j++) {
+              const V<T> weight = k[9 * i + j];
+              one += weight * p[j / 3][j % 3], other += weight * p[j / 3][j % 3 + 2];
+            }
+            V<T>* to = grads[i / 3] + 2 * q + i % 3 - 1;
+            to[0] += one, to[2] += other;
+          }
+        }
+        for (; q < patches; q++)
+          for (int i = 0; i < 9; i++) {
+            V<T> one = bias[i];
+            for (int j = 0; j < 9; j++) one += k[9 * i + j] * rows[j / 3][2 * q + j % 3 - 1];
+            grads[i / 3][2 * q + i % 3 - 1] += one;
+          }
+        put(grads[0], 2 * y - 1);
+        put(grads[1], 2 * y);
+      }
+      put(grads[2], 2 * rows_out - 1);
+    }
+  });
+}
+
+// Dense 3x3 patches at stride 2 of images of up to three channels, with any strides (n, c, y, w). out (32, 32), whose
+// lower triangle is not complete: sums of products of the taps [c][i] less shift[c], and of one more, which is 1.
+constexpr int STEM_TAPS = 32;
+
+template <typename T, int A, int Z, int FROM>
+inline void outer_products(const T* taps, int64_t patches, T* sums) {
+  constexpr int COUNT = STEM_TAPS / LANES<T>, LEFT = COUNT - FROM;
+  V<T> a[Z - A][LEFT];
+  for (int i = 0; i < Z - A; i++)
+    for (int j = 0; j < LEFT; j++) a[i][j] = load(sums + (A + i) * STEM_TAPS + (FROM + j) * LANES<T>, LANES<T>);
+  for (int64_t q = 0; q < patches; q++) {
+    const T* p = taps + q * STEM_TAPS;
+    V<T> v[LEFT];
+#pragma GCC unroll 8
+    for (int j = 0; j < LEFT; j++) v[j] = load(p + (FROM + j) * LANES<T>, LANES<T>);
+#pragma GCC unroll 8
+    for (int i = 0; i < Z - A; i++)
+#pragma GCC unroll 8
+      for (int j = 0; j < LEFT; j++) a[i][j] += v[j] * p[A + i];
+  }
+  for (int i = 0; i < Z - A; i++)
+    for (int j = 0; j < LEFT; j++) store(sums + (A + i) * STEM_TAPS + (FROM + j) * LANES<T>, a[i][j], LANES<T>);
+}
+
+template <typename T, int A>
+inline void all_outer_products(const T* taps, int64_t patches, int64_t used, T* sums) {
+  if constexpr (A < STEM_TAPS) {
+    if (A < used) outer_products<T, A, A + 4, A / LANES<T>>(taps, patches, sums);
+    all_outer_products<T, A + 4>(taps, patches, used, sums);
+  }
+}
+
+template <typename T>
+void stem_sums(const T* x, int64_t N, int64_t C, int64_t H, int64_t W, int64_t image_step, int64_t channel_step,
+               int64_t row_step, int64_t step, const T* shift, double* out, int64_t threads) {
+  const int64_t rows_out = (H + 1) / 2, patches = (W + 1) / 2;
+  constexpr int SIZE = STEM_TAPS * STEM_TAPS;
+  share_totals(N, threads, SIZE, out, [&](int64_t first, int64_t last, double* totals) {
+    Rows<T> memory(1, (patches * STEM_TAPS + SIZE + 2 * patches + 1) / LANES<T> + 1);
+    T* taps = reinterpret_cast<T*>(memory[0]);
+    T* sums = taps + patches * STEM_TAPS;
+    T* row = sums + SIZE;  // pixels -1 .. 2 * patches - 1, less shift
+    for (int64_t q = 0; q < patches; q++) taps[q * STEM_TAPS + 9 * C] = 1;
+    for (int64_t task = first; task < last; task++)
+      for (int64_t y = 0; y < rows_out; y++) {
+        for (int64_t c = 0; c < C; c++)
+          for (int i = 0; i < 3; i++) {
+            const int64_t from = 2 * y + i - 1;
+            const T* pixels = x + task * image_step + c * channel_step + from * row_step;
+            std::fill(row, row + 2 * patches + 1, -shift[c]);
+            if (from >= 0 && from < H)
+              for (int64_t w = 0; w < W; w++) row[w + 1] = pixels[w * step] - shift[c];
+            T* to = taps + 9 * c + 3 * i;
+            for (int64_t q = 0; q < patches; q++)
+              for (int j = 0; j < 3; j++) to[q * STEM_TAPS + j] = row[2 * q + j];
+          }
+        std::fill(sums, sums + SIZE, T(0));
+        all_outer_products<T, 0>(taps, patches, 9 * C + 1, sums);
+        for (int i = 0; i < SIZE; i++) totals[i] += static_cast<double>(sums[i]);
+      }
+  });
+}
+
+#define EXPORT(T, name)                                                                                               \
+  extern "C" void plane_sums_##name(const T* x, int64_t N, int64_t H, int64_t W, int64_t C, const T* shift,            \
+                                    double* out, int64_t threads) {                                                    \
+    plane_sums<T>(x, N, H, W, C, shift, out, threads);                                                                 \
+  }                                                                                                                    \
+  extern "C" void plane_grad_##name(const T* x, T* dx, int64_t N, int64_t H, int64_t W, int64_t C, const T* kernel,    \
+                                    int64_t threads) {                                                                 \
+    plane_grad<T>(x, dx, N, H, W, C, kernel, threads);                                                                 \
+  }                                                                                                                    \
+  extern "C" void strided_sums_##name(const T* x, int64_t N, int64_t H, int64_t W, int64_t C, const T* shift,          \
+                                      double* out, int64_t threads) {                                                  \
+    strided_sums<T>(x, N, H, W, C, shift, out, threads);                                                               \
+  }                                                                                                                    \
+  extern "C" void strided_grad_##name(const T* x, T* dx, int64_t N, int64_t H, int64_t W, int64_t C, const T* slope,   \
+                                      const T* offset, int64_t threads) {                                              \
+    strided_grad<T>(x, dx, N, H, W, C, slope, offset, threads);                                                        \
+  }                                                                                                                    \
+  extern "C" void stem_sums_##name(const T* x, int64_t N, int64_t C, int64_t H, int64_t W, int64_t image_step,         \
+                                   int64_t channel_step, int64_t row_step, int64_t step, const T* shift, double* out,  \
+                                   int64_t threads) {                                                                  \
+    stem_sums<T>(x, N, C, H, W, image_step, channel_step, row_step, step, shift, out, threads);                        \
+  }
+
+EXPORT(float, float32)
+EXPORT(double, float64)

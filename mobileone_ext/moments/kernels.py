@@ -1,0 +1,194 @@
+"""The compiled kernels of kernels.cpp: built at first use, checked, called; or why there are none.
+
+They take float32 and float64 maps on a CPU, channels-last ones as they are. Where they
+cannot be built, or are not wanted (``MOBILEONE_KERNELS=0``), torch's operators do the
+same, slower; a line in the log says so. A build takes a compiler ($CXX, else c++, g++ or
+clang++) some seconds and stays in the user's cache for this processor.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+PLANE_SUMS = 42
+STRIDED_SUMS = 56
+STEM_TAPS = 32
+
+SOURCE = Path(__file__).with_suffix('.cpp')
+FLAGS = ('-O3', '-std=c++17', '-shared', '-fPIC', '-pthread')
+# Of which the first that the compiler knows counts.
+_FOR_THIS_PROCESSOR = ('-march=native', '-mcpu=native')
+_TYPES = {torch.float32: 'float32', torch.float64: 'float64'}
+_BUILD_SECONDS = 120
+
+# Who hears that they run, or why not: a message and its level. Replaced by what writes a run's log.
+report: Callable[[str, int], None] = lambda message, level: logging.getLogger(__name__).log(level, message)  # noqa: E731
+
+
+def usable(*maps: Tensor, any_layout: bool = False) -> bool:
+    """Whether the kernels can be had, and take these maps: of one type, on a CPU, laid out channels-last."""
+    if torch.compiler.is_compiling():  # which cannot see into them
+        return False
+    dtype = maps[0].dtype
+    for x in maps:
+        if x.device.type != 'cpu' or x.dtype != dtype or dtype not in _TYPES or not x.numel():
+            return False
+        if not (any_layout or x.permute(0, 2, 3, 1).is_contiguous()):
+            return False
+    return library() is not None
+
+
+def status() -> str:
+    """Which of both runs, in words; builds nothing."""
+    if library.cache_info().currsize:
+        return 'compiled kernels' if library() else f"torch's operators ({_obstacle[-1]})"
+    return "compiled kernels where they can be built, else torch's operators"
+
+
+def plane_sums(x: Tensor, shift: Tensor) -> Tensor:
+    """Sums (C, 42) in float64 over the 3x3 patches of x (N, C, H, W) at stride 1; kernels.cpp has their order."""
+    out = torch.empty(x.shape[1], PLANE_SUMS, dtype=torch.float64)
+    _call('plane_sums', x, *_sizes(x), shift.to(x).contiguous(), out)
+    return out
+
+
+def plane_grad(dx: Tensor, x: Tensor, weights: Tensor) -> None:
+    """Add the adjoint of ``plane_sums`` to dx; weights (50, C)."""
+    _call('plane_grad', x, dx, *_sizes(x), weights.to(x).contiguous())
+
+
+def strided_sums(x: Tensor, shift: Tensor) -> Tensor:
+    """Sums (C, 56) in float64 over the 3x3 patches of x (N, C, H, W) at stride 2."""
+    out = torch.empty(x.shape[1], STRIDED_SUMS, dtype=torch.float64)
+    _call('strided_sums', x, *_sizes(x), shift.to(x).contiguous(), out)
+    return out
+
+
+def strided_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
+    """Add slope (9, 9, C) @ patch + offset (9, C) to dx where the patch lies, at stride 2."""
+    _call('strided_grad', x, dx, *_sizes(x), slope.to(x).contiguous(), offset.to(x).contiguous())
+
+
+def stem_sums(x: Tensor, shift: Tensor) -> Tensor:
+    """Sums (32, 32) in float64 over dense 3x3 patches at stride 2 of x (N, C, H, W), C < 4, in any layout."""
+    out = torch.empty(STEM_TAPS, STEM_TAPS, dtype=torch.float64)
+    _call('stem_sums', x, *x.shape, *x.stride(), shift.to(x).contiguous(), out)
+    return out
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, int]:
+    images, channels, height, width = x.shape
+    return images, height, width, channels
+
+
+def _call(name: str, x: Tensor, *arguments: Tensor | int) -> None:
+    function = getattr(library(), f'{name}_{_TYPES[x.dtype]}')
+    # The tensors are the caller's locals, so they live until this returns; ctypes lets other threads run meanwhile.
+    values = [
+        ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(a)
+        for a in (x, *arguments, torch.get_num_threads())
+    ]
+    function.restype = None
+    function(*values)
+
+
+_obstacle: list[str] = []
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, built if need be, once a process; None if there is no way to them, and why is reported."""
+    _obstacle.clear()
+    try:
+        if os.environ.get('MOBILEONE_KERNELS', '1') == '0':
+            raise OSError('MOBILEONE_KERNELS=0')
+        library = _load()
+    except (OSError, subprocess.SubprocessError) as error:
+        _obstacle.append(' '.join(str(error).split())[:300])
+        report(f"training statistics: by torch's operators, which are slower: {_obstacle[-1]}", logging.WARNING)
+        return None
+    report('training statistics: by compiled kernels', logging.INFO)
+    return library
+
+
+def _load() -> ctypes.CDLL:
+    compiler = _compiler()
+    name = f'kernels-{_key(compiler)}.so'
+    for folder in (_cache_folder(), None):
+        try:
+            if folder is None:  # no cache can be written: a copy for this process alone
+                with tempfile.TemporaryDirectory() as own:
+                    return ctypes.CDLL(str(_build(compiler, Path(own) / name)))
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if (folder / name).is_file():
+                try:
+                    return ctypes.CDLL(str(folder / name))
+                except OSError:  # damaged
+                    pass
+            return ctypes.CDLL(str(_build(compiler, folder / name)))
+        except OSError:
+            if folder is None:
+                raise
+    raise AssertionError
+
+
+def _build(compiler: list[str], path: Path) -> Path:
+    """Compile to ``path``: whole or not at all, so that processes that build at once don't meet."""
+    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix='.build-', suffix='.so')
+    os.close(descriptor)
+    try:
+        for target in (*_FOR_THIS_PROCESSOR, None):
+            flags = [*FLAGS, *([target] if target else [])]
+            command = [*compiler, *flags, '-o', part, str(SOURCE)]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_SECONDS)
+            if result.returncode == 0:
+                os.replace(part, path)
+                return path
+        raise subprocess.SubprocessError(f'{" ".join(compiler)} failed: {result.stderr.strip()[:200]}')
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def _compiler() -> list[str]:
+    named = os.environ.get('CXX')
+    for command in [named] if named else ['c++', 'g++', 'clang++']:
+        words = shlex.split(command)
+        if words and shutil.which(words[0]):
+            return words
+    raise OSError(f'no C++ compiler ({named or "c++, g++, clang++"})')
+
+
+def _key(compiler: list[str]) -> str:
+    """Stands for all that decides what a build holds: source, compiler and processor."""
+    version = subprocess.run([*compiler, '--version'], capture_output=True, timeout=_BUILD_SECONDS).stdout
+    parts = [SOURCE.read_bytes(), repr((compiler, FLAGS)).encode(), version, _processor().encode()]
+    return hashlib.sha256(b'\0'.join(parts)).hexdigest()[:32]
+
+
+def _processor() -> str:
+    """What tells one kind of processor from another, that can run other instructions."""
+    words = [sys.platform, platform.machine(), platform.processor()]
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return ' '.join(words)
+    wanted = ('vendor_id', 'cpu family', 'model', 'model name', 'flags', 'Features', 'CPU implementer', 'CPU part')
+    found = {line.split(':')[0].strip(): line for line in reversed(lines)}
+    return '\n'.join([*words, *(found[name] for name in wanted if name in found)])
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mobileone_ext'
