@@ -6,6 +6,7 @@ classes by name, top-k of more classes than there are.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -164,18 +165,15 @@ def _check_dataset(dataset: dict, option: str, num_classes: int | None, training
             _check_json(annotations, num_classes)
         return
     extensions = dataset.get('extensions')
-    if scanned_folder(dataset) is None or kind is not CustomDataset:
-        suffixes = [extensions] if extensions else []
-        if not any(images_below(folder / name, *suffixes) for name in (*class_folders(folder), '')):
-            raise ValueError(f'{folder}: holds no images; {remedy}')
-        if scanned_folder(dataset) is None:
-            return
-        hidden = [
-            entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name not in class_folders(folder)
-        ]
-        if hidden:
-            raise ValueError(f'{folder}: {dataset["type"]} takes {some(hidden)} for classes; remove these folders')
+    suffixes = [extensions] if extensions else []
+    if not any(images_below(folder / name, *suffixes) for name in (*class_folders(folder), '')):
+        raise ValueError(f'{folder}: holds no images; {remedy}')
+    if scanned_folder(dataset) is None:
+        return
     present = class_folders(folder)
+    hidden = sorted({entry.name for entry in os.scandir(folder) if entry.is_dir()} - set(present))
+    if hidden and kind is not CustomDataset:
+        raise ValueError(f'{folder}: {dataset["type"]} takes {some(hidden)} for classes; remove these folders')
     names = dataset.get('folders') or names_of(dataset) or present
     if not present:
         raise ValueError(f'{folder}: holds no class folders; {remedy}')
@@ -185,24 +183,19 @@ def _check_dataset(dataset: dict, option: str, num_classes: int | None, training
             f'--cfg-options model.head.num_classes={len(names)}, or {option}.data_root=DIR'
         )
     if kind is CustomDataset:
-        _check_folders(folder, present, extensions, names, training, remedy)
+        _check_folders(folder, present, suffixes, names, training)
 
 
-def _check_folders(
-    folder: Path, present: Sequence[str], extensions, names: Sequence[str], training: bool, remedy: str
-) -> None:
+def _check_folders(folder: Path, present: Sequence[str], suffixes: list, names: Sequence[str], training: bool) -> None:
     """Count what class folders hold; say what is left out, refuse an empty class."""
-    every, empty = Images(), []
+    left_out, empty = Counter(), []
     for name in present:
-        found = images_below(folder / name, *([extensions] if extensions else []))
-        every.extend(found[:1])
-        every.left_out += found.left_out
+        found = images_below(folder / name, *suffixes)
+        left_out += found.left_out
         if not found:
             empty.append(f'{name} ({found.note})' if found.note else name)
-    if every.left_out:
-        say(f'{folder}: {every.note}')
-    if not every:
-        raise ValueError(f'{folder}: holds no images; {remedy}')
+    if left_out:
+        say(f'{folder}: {Images(left_out=left_out).note}')
     labeled = match_folders(present, names, folder).values()
     without = [name for label, name in enumerate(names) if label not in labeled]
     if training and (empty or without):
