@@ -71,7 +71,7 @@ def test_small_run_writes_tables_and_picture(tmp_path):
     run(*networks, '--turns', 1, '--seconds', 0, '--batches', 1, '--threads', 1, '--out', tmp_path)
     rows = list(csv.DictReader((tmp_path / 'latency.csv').open()))
     assert [(row['network'], row['form']) for row in rows] == [
-        *(('mobileone_s0', form) for form in infer.FORMS),
+        *(('mobileone_s0', form) for form in infer.ALWAYS),
         *(('timm_mobileone_s0', form) for form in ('fused', 'onnx', 'openvino')),
     ]
     assert (tmp_path / 'latency.png').stat().st_size > 10_000
@@ -82,7 +82,7 @@ def test_small_run_writes_tables_and_picture(tmp_path):
     ('arguments', 'message'),
     [
         (('--networks', 'resnet50'), "argument --networks: invalid choice: 'resnet50' (choose from 'mobileone_s0'"),
-        (('--forms', 'tflite'), "argument --forms: invalid choice: 'tflite' (choose from 'branched'"),
+        (('--forms', 'tflite'), "argument --forms/--runtime: invalid choice: 'tflite' (choose from 'branched'"),
         (('--turns', '0'), 'at least 1'),
     ],
 )
@@ -90,3 +90,53 @@ def test_bad_arguments_are_named(arguments, message, tmp_path, capsys):
     with pytest.raises((ValueError, SystemExit)) as caught:
         run(*arguments, '--out', tmp_path)
     assert message in f'{caught.value}{capsys.readouterr().err}'
+
+
+def test_own_files_are_timed(tmp_path):
+    import torch
+
+    from mobileone_ext.deploy.formats.base import Request, load_format
+
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 5)).eval()
+    load_format('onnx').write(net, tmp_path / 'mine.onnx', Request(torch.zeros(2, 3, 48, 40)))
+    arguments = ('--turns', 1, '--seconds', 0, '--batches', 1, '--threads', 1, '--out', tmp_path)
+    run('--files', tmp_path / 'mine.onnx', *arguments)
+    (row,) = csv.DictReader((tmp_path / 'latency.csv').open())
+    assert (row['network'], row['form'], row['calls']) == ('mine.onnx', 'onnx', '2')
+    with pytest.raises(FileNotFoundError, match='none.onnx'):
+        run('--files', tmp_path / 'none.onnx', *arguments)
+
+
+def test_closed_cases_leave_no_memory_behind():
+    """Blocks that were freed in pieces go back to the system."""
+    from pathlib import Path
+
+    def resident():
+        fields = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines() if ':' in line)
+        return int(fields['VmRSS'].split()[0]) / 1024
+
+    if not Path('/proc/self/status').exists():
+        pytest.skip('no /proc')
+
+    class Call:
+        def __call__(self, images):
+            self.blocks = [bytearray(64_000) for _ in range(4000)]
+
+    infer.measure({infer.Case('mobileone_s0', 'onnx', 1, 1): Call}, 1, 0)
+    before = resident()
+    infer.measure({infer.Case(f'n{index}', 'onnx', 1, 1): Call for index in range(3)}, 2, 0)
+    assert resident() - before < 100
+
+
+@pytest.mark.parametrize(
+    'name', ['repvit_m0_9', 'fastvit_t8', 'ghostnetv2_100', 'efficientnet_lite0', 'mobilenetv4_conv_small']
+)
+def test_rivals_are_folded_right(name):
+    import torch
+
+    net = infer.build(name)
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = net(image)
+        found = infer.fold(name, net)(image)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

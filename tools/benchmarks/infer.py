@@ -6,8 +6,11 @@ time. Weights are random: they cost the same time as trained ones.
 """
 
 import argparse
+import contextlib
 import copy
+import ctypes
 import functools
+import gc
 import itertools
 import tempfile
 import time
@@ -24,11 +27,15 @@ from torch import Tensor, nn
 from mobileone_ext.arch import ARCHS, stage_widths
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.deploy.compare import with_progress
+from mobileone_ext.deploy.formats.base import FORMAT_OF_SUFFIX, FORMATS, Request, load_format
 from mobileone_ext.deploy.runtime import open_network
 from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
 from mobileone_ext.provenance import machine
 
-FORMS = ('branched', 'fused', 'onnx', 'int8', 'openvino')
+PYTORCH = ('branched', 'fused')
+PHONE = ('litert', 'executorch', 'ncnn', 'mnn')
+FORMS = (*PYTORCH, 'onnx', 'int8', 'openvino', 'torchscript', *PHONE)
+ALWAYS = ('branched', 'fused', 'onnx', 'int8', 'openvino')  # measured where nothing else is asked for
 SIZE = 224
 QUICK = ('mobileone_s0', 'mobileone_s1', 'mobilenetv2_100', 'mobilenetv3_small_100', 'efficientnet_b0')
 
@@ -46,7 +53,14 @@ PUBLISHED = {
     'mnasnet_a1': (75.2, 'Tan et al. 2019'),
     'repvgg_a0': (72.41, 'Ding et al. 2021'),
     'shufflenet_v2_x1_0': (69.4, 'Ma et al. 2018'),
+    'mobilenetv4_conv_small': (73.8, 'Qin et al. 2024'),
+    'repvit_m0_9': (78.7, 'Wang et al. 2023'),
+    'fastvit_t8': (75.6, 'Vasu et al. 2023'),
+    'efficientnet_lite0': (75.1, 'Google 2020'),
+    'ghostnetv2_100': (75.3, 'Tang et al. 2022'),
 }
+# Pixels of the published figure, where they are not SIZE.
+PIXELS = {'fastvit_t8': 256}
 NETWORKS = tuple(PUBLISHED)
 
 
@@ -61,7 +75,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--quick', action='store_true', help='five networks and short turns: two to three minutes')
     names = dict(nargs='+', metavar='NAME')
     parser.add_argument('--networks', choices=NETWORKS, help=f'some of {", ".join(NETWORKS)} (all)', **names)
-    parser.add_argument('--forms', choices=FORMS, default=FORMS, help=f'some of {", ".join(FORMS)} (all)', **names)
+    parser.add_argument(
+        '--forms',
+        '--runtime',
+        dest='forms',
+        choices=FORMS,
+        default=ALWAYS,
+        help=f'some of {", ".join(FORMS)} ({" ".join(ALWAYS)})',
+        **names,
+    )
+    parser.add_argument('--files', nargs='+', default=[], metavar='FILE', help='time these exported files alone')
     parser.add_argument('--batches', nargs='+', type=int, default=[1, 32], metavar='N', help='images at a time (1 32)')
     parser.add_argument('--threads', nargs='+', type=int, default=[1, 2], metavar='N', help='(1 2)')
     parser.add_argument('--turns', type=int, metavar='N', help='of each case (3; quick: 2)')
@@ -73,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table and write it with its picture to ``args.out``."""
-    networks = args.networks or (QUICK if args.quick else NETWORKS)
+    networks = args.networks or (() if args.files else QUICK if args.quick else NETWORKS)
     turns, seconds = (2, 0.1) if args.quick else (3, 0.3)
     turns = turns if args.turns is None else args.turns
     seconds = seconds if args.seconds is None else args.seconds
@@ -87,6 +110,13 @@ def run(args: argparse.Namespace) -> None:
     print(head)
     with tempfile.TemporaryDirectory() as folder:
         openers = {}
+        for file in args.files:
+            opener = functools.partial(open_network, Path(file))
+            opener()  # a mistake is told now
+            for batch, threads in itertools.product(args.batches, args.threads):
+                openers[Case(Path(file).name, FORMAT_OF_SUFFIX[Path(file).suffix], batch, threads)] = functools.partial(
+                    opener, threads, batch
+                )
         for name in with_progress(networks, 'fold and export'):
             for form, opener in prepare(name, args.forms, Path(folder)).items():
                 for batch, threads in itertools.product(args.batches, args.threads):
@@ -106,9 +136,21 @@ def measure(openers: dict[Case, Callable[[], Callable]], turns: int, seconds: fl
     for turn in range(turns):  # no progress bar: it would take its share of the processor
         print(f'turn {turn + 1} of {turns}: {len(openers)} cases', flush=True)
         for case, opener in openers.items():
-            images = np.random.default_rng(0).standard_normal((case.batch, 3, SIZE, SIZE), np.float32)
-            times[case] += time_calls(opener(), images, seconds)
+            call = opener()
+            size = getattr(call, 'size', None) or (PIXELS.get(case.network, SIZE),) * 2
+            images = np.random.default_rng(0).standard_normal((case.batch, 3, *size), np.float32)
+            times[case] += time_calls(call, images, seconds)
+            del call, images
+            release_memory()
     return times
+
+
+def release_memory() -> None:
+    """Give back to the system what a closed case had: the C library keeps freed blocks of each thread, and cases of
+    different sizes leave ever more of them."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 
 def time_calls(call: Callable[[np.ndarray], object], images: np.ndarray, seconds: float) -> list[float]:
@@ -147,12 +189,13 @@ def prepare(name: str, forms: Sequence[str], folder: Path) -> dict[str, Callable
     own = name.startswith('mobileone_')
     openers = {}
     if 'branched' in forms and own:
-        openers['branched'] = lambda threads, _: _torch_call(branched, threads)
+        openers['branched'] = functools.partial(_torch_call, branched)
     if 'fused' in forms:
-        openers['fused'] = lambda threads, _: _torch_call(net, threads)
+        openers['fused'] = functools.partial(_torch_call, net)
+    size = PIXELS.get(name, SIZE)
     onnx_file = folder / f'{name}.onnx'
     if 'onnx' in forms or 'openvino' in forms:
-        _export(net, onnx_file)
+        _export(net, onnx_file, size)
     if 'onnx' in forms:
         openers['onnx'] = functools.partial(open_network, onnx_file)
     if 'int8' in forms and own:
@@ -165,6 +208,13 @@ def prepare(name: str, forms: Sequence[str], folder: Path) -> dict[str, Callable
         openvino_file = folder / f'{name}.xml'
         openvino.save_model(openvino.convert_model(onnx_file), openvino_file, compress_to_fp16=False)
         openers['openvino'] = functools.partial(open_network, openvino_file)
+    for form in (form for form in ('torchscript', *PHONE) if form in forms):
+        file = folder / f'{name}_{form}{FORMATS[form].suffixes[0]}'
+        image = torch.zeros(1 if form in PHONE else 2, 3, size, size)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            load_format(form).write(net.to(memory_format=torch.contiguous_format), file, Request(image, format=form))
+        openers[form] = functools.partial(open_network, file)
     return openers
 
 
@@ -206,18 +256,18 @@ def fold(name: str, net: nn.Module) -> nn.Module:
     from timm.utils.model import reparameterize_model
     from torch.fx.experimental.optimization import fuse as fold_batch_norm
 
-    if name.startswith(('timm_mobileone', 'repvgg')):
+    if name.startswith(('timm_mobileone', 'repvgg', 'repvit', 'fastvit')):
         net = reparameterize_model(net)
     return fold_batch_norm(net)
 
 
 @torch.no_grad()
-def _export(net: nn.Module, path: Path) -> None:
+def _export(net: nn.Module, path: Path, size: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporter announces its successor
         torch.onnx.export(
             net,
-            (torch.zeros(2, 3, SIZE, SIZE),),
+            (torch.zeros(2, 3, size, size),),
             str(path),
             input_names=['image'],
             output_names=['output'],
@@ -240,11 +290,14 @@ def _export_int8(net: nn.Module, path: Path) -> None:
     export.write_onnx(insert_qdq(proto, int8), path, {})
 
 
-def _torch_call(net: nn.Module, threads: int) -> Callable[[np.ndarray], Tensor]:
+def _torch_call(net: nn.Module, threads: int, batch: int) -> Callable[[np.ndarray], Tensor]:
+    """In channels_last, which takes a fifth less time on processors; ``batch`` is what the other openers take too."""
+    net = net.to(memory_format=torch.channels_last)
+
     @torch.inference_mode()
     def call(images: np.ndarray) -> Tensor:
         torch.set_num_threads(threads)
-        return net(torch.from_numpy(images))
+        return net(torch.from_numpy(images).to(memory_format=torch.channels_last))
 
     return call
 
@@ -256,7 +309,7 @@ def as_csv(rows: list[dict]) -> str:
     """One line a case, with ``COLUMNS``."""
     lines = []
     for row in rows:
-        top1, author = PUBLISHED[row['network']]
+        top1, author = PUBLISHED.get(row['network'], ('', ''))
         rounded = {key: f'{row[key]:.3f}' for key in ('median_ms', 'p5_ms', 'p95_ms')}
         lines.append({**row, **rounded, 'published_top1': top1, 'published_by': author})
     return csv_text(lines, COLUMNS)
@@ -280,7 +333,7 @@ def as_markdown(rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """The paper's picture: published top-1 over the latency of one image on one thread, for each form."""
+    """The paper's picture for each form: published top-1 over the latency of one image on one thread."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -288,33 +341,52 @@ def draw(rows: list[dict], path: Path) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     batch, threads = min((row['batch'], row['threads']) for row in rows)
-    rows = [row for row in rows if (row['batch'], row['threads']) == (batch, threads)]
-    forms = [form for form in ('onnx', 'int8', 'openvino', 'fused', 'branched') if any(r['form'] == form for r in rows)]
-    figure, axes = plt.subplots(figsize=(9, 6), layout='constrained')
-    main = forms[0]
-    places = {r['network']: (r['median_ms'], PUBLISHED[r['network']][0]) for r in rows if r['form'] == main}
+    rows = [row for row in rows if (row['batch'], row['threads']) == (batch, threads) and row['network'] in PUBLISHED]
+    forms = [form for form in ('onnx', *PHONE, 'openvino', 'torchscript', 'fused', 'branched') if _in(rows, form)]
+    if not forms:
+        return
+    columns = min(len(forms), 2)
+    figure, panels = plt.subplots(
+        -(-len(forms) // columns),
+        columns,
+        figsize=(9 * columns, 6 * -(-len(forms) // columns)),
+        layout='constrained',
+        squeeze=False,
+        sharey=True,
+    )
+    for axes in panels.flat[len(forms) :]:
+        axes.remove()
+    for axes, form in zip(panels.flat, forms):
+        _draw_form(axes, rows, form)
+        axes.set(xscale='log', xlabel=f'milliseconds, batch {batch}, {threads} thread(s)', title=form)
+        axes.set_ylabel('published ImageNet top-1, %')
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter('{x:g}')
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.12)
+        axes.grid(alpha=0.3, which='both')
+        axes.legend(loc='lower right')
+    with write_atomically(path) as part:
+        figure.savefig(part, dpi=120, format='png')
+    plt.close(figure)
+
+
+def _in(rows: list[dict], form: str) -> bool:
+    return any(row['form'] == form for row in rows)
+
+
+def _draw_form(axes, rows: list[dict], form: str) -> None:
+    """One panel: MobileOne as a line, the others as points; beside ONNX its int8 files."""
+    places = {r['network']: (r['median_ms'], PUBLISHED[r['network']][0]) for r in rows if r['form'] == form}
     for own, color in ((True, 'tab:red'), (False, 'tab:blue')):
         points = [place for network, place in places.items() if network.startswith('mobileone_') == own]
         if points:
-            label = f'{"MobileOne" if own else "others"}, {main}'
-            axes.plot(*zip(*points), 'o-' if own else 'o', color=color, label=label)
+            axes.plot(*zip(*points), 'o-' if own else 'o', color=color, label='MobileOne' if own else 'others')
     for network, (x, y) in places.items():
         # Names stand on the right of their points, or on the left where another point is near.
         near = any(x < other_x < 1.6 * x and abs(other_y - y) < 0.5 for other_x, other_y in places.values())
         place = dict(xytext=(-6, -3), ha='right') if near else dict(xytext=(6, -11))
         axes.annotate(network, (x, y), textcoords='offset points', fontsize=8, **place)
-    if main != 'int8' and 'int8' in forms:
+    if form == 'onnx' and _in(rows, 'int8'):
         points = [(r['median_ms'], PUBLISHED[r['network']][0]) for r in rows if r['form'] == 'int8']
         axes.plot(*zip(*points), 's--', color='tab:orange', label="MobileOne, int8 (the float network's top-1)")
-    axes.set(
-        xscale='log', xlabel=f'milliseconds, batch {batch}, {threads} thread(s)', ylabel='published ImageNet top-1, %'
-    )
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter('{x:g}')
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.12)
-    axes.grid(alpha=0.3, which='both')
-    axes.legend(loc='lower right')
-    with write_atomically(path) as part:
-        figure.savefig(part, dpi=120, format='png')
-    plt.close(figure)
