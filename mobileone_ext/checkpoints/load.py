@@ -186,7 +186,8 @@ def load_strict(model: nn.Module, weights: Weights, name: str, backbone_only: bo
 
 def in_order(weights: Weights, classes: Sequence[str]) -> Weights:
     """``weights`` with the head's outputs in the order of ``classes``, the same names as theirs."""
-    order = [weights.classes.index(name) for name in classes]
+    known = weights.classes or ()
+    order = [known.index(name) for name in classes]
     state = {key: value[order] if key.startswith(HEAD) else value for key, value in weights.state.items()}
     return replace(weights, state=state, classes=tuple(classes))
 
