@@ -7,7 +7,7 @@
 
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 # Far above any network of this package: instructions, and objects once every reference is followed.
 MAX_INSTRUCTIONS = 600_000  # s0 in training: 130,000
@@ -70,7 +70,7 @@ class _Node:
         self.kind, self.items = kind, items
 
 
-def check_pickle(stream: BinaryIO, file_size: int) -> bool:
+def check_pickle(stream: IO[bytes], file_size: int) -> bool:
     """Walk over one pickle of a file of ``file_size`` bytes; False where torch's reader would stop before its end.
 
     Raises:
