@@ -272,3 +272,15 @@ def test_mutated_checkpoints(resume, refusal, tiny_run, tmp_path, seeds):
     assert seeds is FEW or all(
         outcomes[kind, 'refused'] for kind in ('delete', 'reshape', 'nan', 'classes', 'truncate')
     )
+
+
+def test_mmengines_loaders_are_its_own_outside_of_a_run(tmp_path):
+    from hostile import Bomb
+    from mmengine.runner import CheckpointLoader
+    from mmengine.runner.checkpoint import load_from_local
+
+    assert CheckpointLoader._schemes[''] is load_from_local
+    torch.save(dict(state_dict={}, call=Bomb(tmp_path / 'trace')), tmp_path / 'bad.pth')
+    with runner.reading_safely(), pytest.raises(ValueError, match=r'bad.pth: holds pickled code \(posix.mkdir\)'):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'bad.pth'))
+    assert CheckpointLoader._schemes[''] is load_from_local and not (tmp_path / 'trace').exists()
