@@ -198,9 +198,11 @@ def mutate(checkpoint, rng):
         tensor = parent[key]
         parent[key] = rng.choice([tensor[None], torch.cat([tensor.reshape(-1)] * 2), tensor.reshape(-1)[:0]])
     elif kind == 'nan':
-        values = parent[key].double().clone()
-        values.view(-1)[rng.randrange(values.numel())] = rng.choice([float('nan'), float('inf')])
-        parent[key] = values.to(parent[key].dtype) if parent[key].is_floating_point() else values
+        tensor = parent[key]
+        values = tensor.double().reshape(-1).clone()
+        values[rng.randrange(len(values))] = rng.choice([float('nan'), float('inf')])
+        values = values.reshape(tensor.shape)
+        parent[key] = values.to(tensor.dtype) if tensor.is_floating_point() else values
     else:
         count = rng.choice([1, 7, 1000])
         for state in ('state_dict', 'ema_state_dict'):
