@@ -151,10 +151,11 @@ from mmengine.config import Config
 from mobileone_ext import cli
 from mobileone_ext.ablation import ablate
 from mobileone_ext.ablation.study import read_study
-ablate.TOOLS = Path(sys.argv[1])
-study = read_study(str(ablate.TOOLS / 'study.py'))
-runs = ablate.plan(study, cli.load_config('tests/configs/tiny_digits.py'), [0], ablate.TOOLS / 'work')
-cli.run(lambda: ablate.run_study(study, 'base', runs, ablate.TOOLS / 'work', 'none', 1))
+folder = Path(sys.argv[1])
+ablate.TOOLS = (str(folder / 'train.py'),)
+study = read_study(str(folder / 'study.py'))
+runs = ablate.plan(study, cli.load_config('tests/configs/tiny_digits.py'), [0], folder / 'work')
+cli.run(lambda: ablate.run_study(study, 'base', runs, folder / 'work', 'none', 1))
 """
 TRAINER = """
 import os, pathlib, time
