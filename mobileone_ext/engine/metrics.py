@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..data.classes import labels
+from ..files import write_atomically
 
 ROWS = 50  # a table of more classes shows the lowest figures alone
 COLUMNS = 20  # a confusion matrix of more classes shows the largest confusions alone
@@ -140,24 +141,24 @@ def draw_matrices(metrics: dict, classes: Sequence[str] | None, out: str | Path)
     for key, matrix in matrices:
         name = key.split('/')[0] if len(matrices) == 1 else key.replace('/', '_')
         path = Path(out).with_name(f'{Path(out).stem}_{name}.png')
-        _draw(np.array(matrix, dtype=float), labels(classes, len(matrix)), path)
+        with write_atomically(path) as part:
+            draw_matrix(np.array(matrix, dtype=float), labels(classes, len(matrix)), part)
         written.append(path)
     return written
 
 
-def _draw(cells: np.ndarray, names: Sequence[str], path: Path) -> None:
+def draw_matrix(cells: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """A PNG of a confusion matrix (classes, classes): rows are the truth, color is the share of a row."""
     import matplotlib
 
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    from ..files import write_atomically
-
     count = len(names)
     side = min(max(4.0, 0.4 * count + 2), 20)
     share = cells / np.maximum(np.nansum(cells, axis=1, keepdims=True), 1e-9)  # of the images of a class
     figure, axis = plt.subplots(figsize=(side, side), layout='constrained')
-    axis.imshow(share, cmap='Blues', vmin=0, vmax=1, interpolation='nearest' if count <= 100 else 'auto')
+    image = axis.imshow(share, cmap='Blues', vmin=0, vmax=1, interpolation='nearest' if count <= 100 else 'auto')
     axis.set(xlabel='predicted', ylabel='label')
     if count <= 100:
         shown = [_short(name).replace('$', r'\$') for name in names]
@@ -168,6 +169,6 @@ def _draw(cells: np.ndarray, names: Sequence[str], path: Path) -> None:
             if cells[row, column]:
                 color = 'white' if share[row, column] > 0.5 else 'black'
                 axis.text(column, row, f'{cells[row, column]:g}', ha='center', va='center', color=color, fontsize=8)
-    with write_atomically(path) as part:
-        figure.savefig(part, dpi=100, format='png')
+    figure.colorbar(image, ax=axis, label='share of the row', shrink=0.8)
+    figure.savefig(path, dpi=100, format='png')
     plt.close(figure)

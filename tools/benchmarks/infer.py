@@ -24,13 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobileone_ext.arch import ARCHS, stage_widths
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.deploy.compare import with_progress
 from mobileone_ext.deploy.formats.base import FORMAT_OF_SUFFIX, FORMATS, Request, load_format
+from mobileone_ext.deploy.formats.onnx import onnx_proto, write_onnx
 from mobileone_ext.deploy.runtime import open_network
 from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
 from mobileone_ext.provenance import machine
+
+from .classifier import Classifier
 
 PYTORCH = ('branched', 'fused')
 PHONE = ('litert', 'executorch', 'ncnn', 'mnn')
@@ -195,7 +197,7 @@ def prepare(name: str, forms: Sequence[str], folder: Path) -> dict[str, Callable
     size = PIXELS.get(name, SIZE)
     onnx_file = folder / f'{name}.onnx'
     if 'onnx' in forms or 'openvino' in forms:
-        _export(net, onnx_file, size)
+        write_onnx(onnx_proto(net, torch.zeros(2, 3, size, size), 17, True), onnx_file, {})
     if 'onnx' in forms:
         openers['onnx'] = functools.partial(open_network, onnx_file)
     if 'int8' in forms and own:
@@ -218,24 +220,12 @@ def prepare(name: str, forms: Sequence[str], folder: Path) -> dict[str, Callable
     return openers
 
 
-class _Classifier(nn.Module):
-    """A MobileOne classifier with the attributes of mmpretrain's, which export and int8 read."""
-
-    def __init__(self, arch: str):
-        super().__init__()
-        self.backbone = MobileOne(arch)
-        self.head = nn.Module()
-        self.head.fc = nn.Linear(stage_widths(ARCHS[arch])[-1], 1000)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head.fc(self.backbone(images)[-1].mean((2, 3)))
-
-
 def build(name: str) -> nn.Module:
     """The network as it is trained, in eval mode."""
     torch.manual_seed(0)
     if name.startswith('mobileone_'):
-        return _Classifier(name.split('_')[1]).eval()
+        arch = name.split('_')[1]
+        return Classifier(MobileOne(arch), arch).eval()
     if name == 'shufflenet_v2_x1_0':
         import torchvision
 
@@ -259,22 +249,6 @@ def fold(name: str, net: nn.Module) -> nn.Module:
     if name.startswith(('timm_mobileone', 'repvgg', 'repvit', 'fastvit')):
         net = reparameterize_model(net)
     return fold_batch_norm(net)
-
-
-@torch.no_grad()
-def _export(net: nn.Module, path: Path, size: int) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # the exporter announces its successor
-        torch.onnx.export(
-            net,
-            (torch.zeros(2, 3, size, size),),
-            str(path),
-            input_names=['image'],
-            output_names=['output'],
-            opset_version=17,
-            dynamo=False,
-            dynamic_axes={'image': {0: 'batch'}, 'output': {0: 'batch'}},
-        )
 
 
 def _export_int8(net: nn.Module, path: Path) -> None:

@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from mobileone_ext.arch import ARCHS, stage_widths
 from mobileone_ext.cli import silence_imports
 from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
 from mobileone_ext.provenance import machine
 
+from .classifier import CLASSES, Classifier
+
 PUBLISHED_ARCHS = ('s0', 's1', 's2', 's3', 's4')
-CLASSES = 1000
 
 
 class Setting(NamedTuple):
@@ -102,23 +102,11 @@ def run(args: argparse.Namespace) -> None:
     print(f'written: {out}/training.csv, .md, .png')
 
 
-class _Classifier(nn.Module):
-    """Pooling and a linear layer on the last map of a backbone."""
-
-    def __init__(self, backbone: nn.Module, channels: int):
-        super().__init__()
-        self.backbone = backbone
-        self.fc = nn.Linear(channels, CLASSES)
-
-    def forward(self, images):
-        return self.fc(self.backbone(images)[-1].mean((2, 3)))
-
-
 def _own(**options) -> Callable[[str], nn.Module]:
     def build(arch: str) -> nn.Module:
         from mobileone_ext.backbone import MobileOne
 
-        net = _Classifier(MobileOne(arch, **options), stage_widths(ARCHS[arch])[-1])
+        net = Classifier(MobileOne(arch, **options), arch)
         return net.to(memory_format=torch.channels_last)
 
     return build
@@ -127,7 +115,7 @@ def _own(**options) -> Callable[[str], nn.Module]:
 def _mmpretrain(arch: str) -> nn.Module:
     from mmpretrain.models import MobileOne as Reference
 
-    return _Classifier(Reference(arch), stage_widths(ARCHS[arch])[-1])
+    return Classifier(Reference(arch), arch)
 
 
 def _mmpretrain_channels_last(arch: str) -> nn.Module:

@@ -1,14 +1,14 @@
-"""Pictures of a report: confusion matrix, worst mistakes, curves."""
+"""Pictures of a report: worst mistakes, curves."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ...files import printable
 from .curves import Curve
 from .scores import Scores, worst
 
-COUNTS_UP_TO = 25  # classes with a number in each cell
 COLUMNS, TILE, LINE = 6, 190, 17  # of the contact sheet: photos a row, pixels
 
 
@@ -20,28 +20,6 @@ def pyplot():
     from matplotlib import pyplot
 
     return pyplot
-
-
-def draw_confusion(matrix: np.ndarray, classes: tuple[str, ...], path: Path) -> None:
-    """A PNG of ``matrix`` (classes, classes): rows are the truth, color is the share of a row."""
-    plt = pyplot()
-    count = len(classes)
-    side = max(4.5, (0.34 if count <= 30 else 0.26) * count + 2.5)
-    size = 10 if count <= 12 else 8
-    names = [shorten(name, 24) for name in classes]
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    figure, axis = plt.subplots(figsize=(side + 1, side), layout='constrained')
-    image = axis.imshow(share, cmap='Blues', vmin=0, vmax=1)
-    axis.set_xticks(range(count), names, rotation=90 if count > 6 or max(map(len, names)) > 8 else 0, fontsize=size)
-    axis.set_yticks(range(count), names, fontsize=size)
-    axis.set(xlabel='taken for', ylabel='is')
-    for row, column in zip(*np.nonzero(matrix)):
-        if count <= COUNTS_UP_TO or row != column:
-            color = 'white' if share[row, column] > 0.6 else 'black'
-            axis.text(column, row, matrix[row, column], ha='center', va='center', color=color, fontsize=size - 1)
-    figure.colorbar(image, ax=axis, label='share of the row', shrink=0.8)
-    figure.savefig(path, dpi=110, format='png')
-    plt.close(figure)
 
 
 def draw_curves(curves: dict[str, Curve], path: Path) -> None:
@@ -109,8 +87,3 @@ def _fit(text: str, pen: ImageDraw.ImageDraw, font) -> str:
 def shorten(text: str, length: int) -> str:
     text = printable(text)
     return text if len(text) <= length else text[: length - 1] + '…'
-
-
-def printable(text: str) -> str:
-    """``text`` without what would break a line or a terminal."""
-    return ''.join(character if character.isprintable() else '?' for character in text)

@@ -8,8 +8,9 @@ import numpy as np
 from mmengine.config import Config
 
 from ...checkpoints.load import load_weights
-from ...files import write_atomically, write_text
+from ...files import printable, write_atomically, write_text
 from ...provenance import machine
+from ..metrics import draw_matrix
 from . import pictures
 from .curves import read_curves
 from .scores import Scores, by_class, confusion
@@ -114,7 +115,7 @@ def write_report(report: dict, found: Scores, folder: Path) -> None:
     drawn = []
     if not found.several and len(found.classes) <= MAX_CLASSES:
         with write_atomically(folder / 'confusion.png') as part:
-            pictures.draw_confusion(np.array(report['confusion']), found.classes, part)
+            draw_matrix(np.array(report['confusion'], dtype=float), found.classes, part)
         drawn.append('confusion')
     if (found.predicted != found.truth).any():
         with write_atomically(folder / 'mistakes.png') as part:
@@ -185,7 +186,7 @@ def class_table(rows: list[dict]) -> str:
 
     lines = ['| class | photos | found | right of those named so |', '|---|---|---|---|']
     for row in rows:
-        name = pictures.printable(row['name']).replace('|', '\\|')
+        name = printable(row['name']).replace('|', '\\|')
         lines.append(f'| {name} | {row["count"]} | {shown(row["recall"])} | {shown(row["precision"])} |')
     return '\n'.join(lines)
 
