@@ -14,7 +14,7 @@ test: $(VENV)/installed
 	$(RUN) -m pytest --randomly-seed=2206  # a fixed shuffle; `pytest` alone takes another one each time
 
 test-slow: $(VENV)/installed
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow --randomly-seed=2206
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
