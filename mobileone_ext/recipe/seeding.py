@@ -58,6 +58,14 @@ class NumberedBatches:
     def __init__(self, batches, seed: int):
         self.batches, self.seed, self.epoch = batches, seed, 0
         self._count, self._counted_epoch = 0, 0
+        sampler = getattr(batches, 'sampler', None)
+        if hasattr(sampler, 'skip'):  # how the maintained fork's loop goes on after a resume
+            self._skip, sampler.skip = sampler.skip, self.skip
+
+    def skip(self, count: int) -> None:
+        """Go on behind the first ``count`` draws of this process."""
+        self._skip(count)
+        self._count = count
 
     def __iter__(self) -> Iterator[Draws]:
         rank, world_size = get_dist_info()
