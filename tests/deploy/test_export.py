@@ -1,6 +1,8 @@
 """Exported files: what is in the graph, that it computes what PyTorch does, and what is refused."""
 
+import ctypes
 import json
+import sys
 from collections import Counter
 
 import numpy as np
@@ -190,3 +192,21 @@ def test_apples_s0_on_1300_images(form, shared, run_tool, tmp_path):
     code, text = run_tool('export', S0, weights, out, '--format', form, '--images', images)
     assert code == 0, text
     assert '1300 images: 0 predictions changed' in text
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads the stack for signals as Linux has it')
+def test_signals_find_their_stack_after_openvino(s0, tmp_path):
+    """Its CPU plug-in leaves one behind that is freed with the network: the next Ctrl-C would be a crash."""
+
+    def signal_stack():
+        stack = (ctypes.c_size_t * 3)()
+        assert ctypes.CDLL(None).sigaltstack(None, stack) == 0
+        return list(stack)
+
+    config, _, checkpoint = s0
+    net = export.DeployNet(export.load_fused(config, str(checkpoint)))
+    export.export(net, tmp_path / 'net.xml', 'openvino', 64)
+    before = signal_stack()
+    network = open_network(tmp_path / 'net.xml')
+    network(np.zeros((1, 3, 64, 64), np.float32))
+    assert signal_stack() == before

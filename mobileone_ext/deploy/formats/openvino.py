@@ -1,6 +1,10 @@
 """OpenVINO: ``*.xml``, the graph, and ``*.bin``, its weights."""
 
+import contextlib
+import ctypes
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
@@ -34,6 +38,30 @@ def write(net: nn.Module, path: Path, request: Request) -> None:
     path.write_text(f'{head}{entry}{mark}{tail}', encoding='utf-8')
 
 
+class _SignalStack(ctypes.Structure):
+    """Linux's ``stack_t``."""
+
+    _fields_ = [('address', ctypes.c_void_p), ('flags', ctypes.c_int), ('size', ctypes.c_size_t)]
+
+
+@contextlib.contextmanager
+def same_signal_stack() -> Iterator[None]:
+    """Within, the thread may be given another stack for signals; afterwards it has its own again.
+
+    OpenVINO's CPU plug-in (2026.4) sets one when it compiles and frees it with the network. The next signal that
+    Python handles, Ctrl-C or the end of a loader's worker, would find no memory there and end the process.
+    """
+    if not sys.platform.startswith('linux'):
+        yield
+        return
+    libc, stack = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(stack))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(stack), None)
+
+
 def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
     with needed_for('openvino'):
         import openvino
@@ -52,7 +80,8 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
     settings = {'INFERENCE_PRECISION_HINT': 'f32', 'PERFORMANCE_HINT': 'LATENCY'}
     if threads:
         settings['INFERENCE_NUM_THREADS'] = threads
-    compiled = core.compile_model(model, 'CPU', settings)
+    with same_signal_stack():
+        compiled = core.compile_model(model, 'CPU', settings)
     metadata = dict(model.get_rt_info([_SECTION]).value) if model.has_rt_info([_SECTION]) else {}
     classes = model.output(0).partial_shape[1]
     int8 = any(node.get_type_name() == 'FakeQuantize' for node in model.get_ops())
