@@ -30,7 +30,7 @@ from .arguments import check_bool, check_callable, check_integer
 from .moments import kernels
 from .moments.guard import input_obstacle, norm_obstacle, process_obstacle, sequence_obstacle
 from .moments.patches import count_patches
-from .moments.statistics import batch_kernel, batch_statistics, is_covered, pays, pool_processes
+from .moments.statistics import batch_kernel, batch_statistics, is_covered, is_faster, pool_processes
 from .reparam import Kernel, fold_affine, identity_kernel, norm_affine, pad_kernel, sum_kernels
 
 TRAIN_IMPLS = ('branches', 'moments', 'auto')
@@ -146,7 +146,7 @@ class MobileOneBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.deploy:
             linear = self.branch_reparam(x)
-        elif not torch.jit.is_scripting() and self._takes_moments(x):
+        elif not torch.jit.is_scripting() and self.takes_moments(x):
             linear = self._one_convolution(x)
         else:
             linear = self._sum_branches(x)
@@ -234,7 +234,7 @@ class MobileOneBlock(nn.Module):
         return None
 
     @torch.jit.unused
-    def _takes_moments(self, x: Tensor) -> bool:
+    def takes_moments(self, x: Tensor) -> bool:
         if self.train_impl == 'branches' or not self.training or input_obstacle(x):
             return False
         # Wrong shapes, types and single values: their error is for the branches to raise.
@@ -243,7 +243,7 @@ class MobileOneBlock(nn.Module):
         if self.moments_obstacle():
             return False
         shape = self.kernel_size, self.stride, self.groups, self.out_channels, len(self.branch_conv_list)
-        if self.train_impl == 'auto' and not pays(x, *shape, self.branch_norm is not None):
+        if self.train_impl == 'auto' and not is_faster(x, *shape, self.branch_norm is not None):
             return False
         norms = self._norms()
         if {norm.training for norm in norms} != {True}:

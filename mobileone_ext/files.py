@@ -166,6 +166,13 @@ def printable(text: object) -> str:
     return ''.join(character if character.isprintable() else _escaped(character) for character in text)
 
 
+def abbreviate(items: Iterable[str], count: int = 3) -> str:
+    """The first ``count`` of ``items``, and how many there are beside, for a message."""
+    items = list(items)
+    more = f' and {len(items) - count} more' if len(items) > count else ''
+    return ', '.join(items[:count]) + more
+
+
 def as_text(path: str | Path) -> str:
     """A path as text that can be written to any file: what is not UTF-8 as ``\\xff``."""
     return ''.join(_escaped(character) if '\ud800' <= character <= '\udfff' else character for character in str(path))

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from ..files import abbreviate
+
 OWN = 'mmpretrain'
 LAYOUTS = (OWN, 'apple', 'timm')
 BACKBONE = 'backbone.'
@@ -88,7 +90,7 @@ def to_own(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, dict[str, 
     bare = [key[len(BACKBONE) :] if key.startswith(BACKBONE) else key for key in _without_wrappers(state)]
     layout = detect_layout(bare)
     if layout is None:
-        raise ValueError(f'no key of MobileOne in any layout ({", ".join(LAYOUTS)}); found {some(state)}')
+        raise ValueError(f'no key of MobileOne in any layout ({", ".join(LAYOUTS)}); found {abbreviate(state)}')
     own, extra, unknown = {}, {}, []
     for key, name, tensor in zip(bare, state, state.values()):
         translated = translate(key, layout, OWN)
@@ -104,7 +106,7 @@ def to_own(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, dict[str, 
             raise ValueError(f'{name} is there twice, with and without {BACKBONE}')
         own[translated] = tensor
     if unknown:
-        raise ValueError(f'keys that are not of MobileOne in the {layout} layout: {some(unknown)}')
+        raise ValueError(f'keys that are not of MobileOne in the {layout} layout: {abbreviate(unknown)}')
     return own, layout, extra
 
 
@@ -125,12 +127,6 @@ def to_layout(state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
             raise ValueError(f'{key} is not a key of MobileOne')
         renamed[name] = tensor
     return renamed
-
-
-def some(keys: Iterable[str], limit: int = 3) -> str:
-    """The first few of ``keys``, and how many more there are, for a message."""
-    keys = list(keys)
-    return ', '.join(keys[:limit]) + (f' and {len(keys) - limit} more' if len(keys) > limit else '')
 
 
 def _without_wrappers(keys: Iterable[str]) -> list:

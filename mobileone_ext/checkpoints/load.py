@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import printable
-from .layouts import HEAD, OWN, some, to_layout, to_own
+from ..files import abbreviate, printable
+from .layouts import HEAD, OWN, to_layout, to_own
 from .names import resolve
 from .pickles import CostlyPickle, check_pickle
 from .structure import Structure, differences, read_structure, shapes_of
@@ -315,7 +315,7 @@ def _check_tensors(state: dict[str, Tensor]) -> None:
         raise ValueError('holds no weights')
     strange = [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if strange:
-        raise ValueError(f'entries that are not tensors: {some(strange)}')
+        raise ValueError(f'entries that are not tensors: {abbreviate(strange)}')
     for key, tensor in state.items():
         if tensor.layout != torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
             raise ValueError(f'{key} is not a plain dense tensor')

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..arch import ARCHS, resolve_arch, stage_widths
-from .layouts import HEAD, some
+from ..files import abbreviate
+from .layouts import HEAD
 
 STAGES = (1, 2, 3, 4)
 Shape = tuple[int, ...]
@@ -121,7 +122,7 @@ def read_structure(shapes: dict[str, Shape]) -> Structure:
     indices = {stage: {block for number, block in blocks if number == stage} for stage in (0, *STAGES)}
     absent = [f'stage{stage}' for stage in indices if not indices[stage]]
     if absent:
-        raise ValueError(f'nothing of {some(absent)}')
+        raise ValueError(f'nothing of {abbreviate(absent)}')
 
     names = [name for block in blocks.values() for name in block]
     fused = [name for name in names if name.startswith('branch_reparam.')]
@@ -174,11 +175,11 @@ def differences(expected: dict[str, Shape], found: dict[str, Shape]) -> list[str
         if key in found and found[key] != shape
     ]
     if missing:
-        problems.append(f'{_keys(missing)} missing: {some(missing)}')
+        problems.append(f'{_keys(missing)} missing: {abbreviate(missing)}')
     if surplus:
-        problems.append(f'{_keys(surplus)} too many: {some(surplus)}')
+        problems.append(f'{_keys(surplus)} too many: {abbreviate(surplus)}')
     if wrong:
-        problems.append(f'wrong shape: {some(wrong)}')
+        problems.append(f'wrong shape: {abbreviate(wrong)}')
     return problems
 
 

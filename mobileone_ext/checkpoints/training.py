@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layouts import some
+from ..files import abbreviate
 from .load import read_checkpoint
 from .structure import differences, shapes_of
 
@@ -42,7 +42,7 @@ def read_training_checkpoint(path: str | Path) -> dict:
     """
     checkpoint = read_checkpoint(path)
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _NEEDED):
-        missing = some(key for key in _NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint)
+        missing = abbreviate(key for key in _NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint)
         raise ValueError(
             f'{path}: not a training checkpoint (without {missing}), so a run cannot be resumed from it; '
             'a fused or weights-only file? Resume from work_dirs/.../epoch_N.pth'
@@ -283,7 +283,7 @@ def _classes(state: dict) -> int | None:
 def _check_optimizer(found: dict, expected: dict, params: list, complete: bool) -> None:
     surplus = set(found) ^ set(expected)
     if surplus:
-        raise ValueError(f'optimizer: {some(sorted(map(str, surplus)))} in one of file and config alone')
+        raise ValueError(f'optimizer: {abbreviate(sorted(map(str, surplus)))} in one of file and config alone')
     for (name, inner), (_, built) in zip(_optimizers(found), _optimizers(expected)):
         _check_groups(inner['param_groups'], built['param_groups'], f'{name}.param_groups')
         for key in inner:
@@ -324,7 +324,7 @@ def _check_parameter_states(optimizer: dict, params: list, complete: bool) -> No
         needs = group.get('momentum', 1) and complete
         lost = [index for index, entry in entries.items() if not entry and params[index].requires_grad]
         if needs and lost:
-            raise ValueError(f'optimizer.state has nothing for parameter {some(map(str, lost))}')
+            raise ValueError(f'optimizer.state has nothing for parameter {abbreviate(map(str, lost))}')
 
 
 def _check_schedulers(found: Any, expected: Any, where: str) -> None:
@@ -368,7 +368,7 @@ def _check_same_keys(found: Mapping, expected: Mapping, where: str) -> None:
     missing = [str(key) for key in expected if key not in found]
     surplus = [str(key) for key in found if key not in expected]
     if missing or surplus:
-        what = f'without {some(missing)}' if missing else f'with {some(surplus)}'
+        what = f'without {abbreviate(missing)}' if missing else f'with {abbreviate(surplus)}'
         raise ValueError(f'{where} comes {what}, unlike the one that the config makes')
 
 

@@ -24,8 +24,8 @@ from .classes import (
     given_names,
     names_of,
     num_classes,
+    quoted,
     scanned_folder,
-    some,
 )
 from .dataset import CustomDataset, match_folders
 from .images import Images, class_folders, images_below, spread
@@ -120,7 +120,7 @@ class _Reference:
             dataset['folders'] = list(self.folders)
         absent = [name for name in expected if name not in names]
         if absent:
-            say(f'{folder}: has no folders for {len(absent)} of the {len(expected)} classes: {some(absent)}')
+            say(f'{folder}: has no folders for {len(absent)} of the {len(expected)} classes: {quoted(absent)}')
         else:
             say(f'{folder}: labeled in the order of classes of {self.source}')
 
@@ -173,7 +173,7 @@ def _check_dataset(dataset: dict, option: str, num_classes: int | None, training
     present = class_folders(folder)
     hidden = sorted({entry.name for entry in os.scandir(folder) if entry.is_dir()} - set(present))
     if hidden and kind is not CustomDataset:
-        raise ValueError(f'{folder}: {dataset["type"]} takes {some(hidden)} for classes; remove these folders')
+        raise ValueError(f'{folder}: {dataset["type"]} takes {quoted(hidden)} for classes; remove these folders')
     names = dataset.get('folders') or names_of(dataset) or present
     if not present:
         raise ValueError(f'{folder}: holds no class folders; {remedy}')
@@ -200,11 +200,11 @@ def _check_folders(folder: Path, present: Sequence[str], suffixes: list, names: 
     without = [name for label, name in enumerate(names) if label not in labeled]
     if training and (empty or without):
         raise ValueError(
-            f'{folder}: no images of {some([*empty, *without])}: a class that is trained needs some; '
+            f'{folder}: no images of {quoted([*empty, *without])}: a class that is trained needs some; '
             'remove the folder, or add images'
         )
     if empty:
-        say(f'{folder}: no images of {some(empty)}')
+        say(f'{folder}: no images of {quoted(empty)}')
 
 
 def check_annotations(file: Path, folder: Path, num_classes: int | None, remedy: str = '') -> None:

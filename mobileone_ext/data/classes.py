@@ -7,13 +7,14 @@ another order would shift every label without a word.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from mmpretrain.registry import DATASETS
 
+from ..files import abbreviate
 from .images import class_folders, leaves
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -125,10 +126,10 @@ def check_same(names: Sequence[str] | None, reference: Sequence[str] | None, whe
         return
     unknown = [name for name in names if name not in reference]
     if unknown:
-        raise ValueError(f'{where}: {some(unknown)} not among the classes of {other} ({some(reference)})')
+        raise ValueError(f'{where}: {quoted(unknown)} not among the classes of {other} ({quoted(reference)})')
     missing = [name for name in reference if name not in names]
     if missing:
-        raise ValueError(f'{where}: has {len(names)} classes, {other} has {some(missing)} as well')
+        raise ValueError(f'{where}: has {len(names)} classes, {other} has {quoted(missing)} as well')
     index = next(i for i, (name, expected) in enumerate(zip(names, reference)) if name != expected)
     raise ValueError(
         f'{where}: class {index} is {names[index]!r}, in {other} it is {reference[index]!r}: '
@@ -140,7 +141,6 @@ def _are_wordnet(names: Sequence[str]) -> bool:
     return all(re.fullmatch(r'n\d{8}', name) for name in names) and list(names) == sorted(names)
 
 
-def some(names: Sequence[str], count: int = 5) -> str:
+def quoted(names: Iterable[str], count: int = 5) -> str:
     """The first ``count`` of ``names``, quoted, and how many more."""
-    more = f' and {len(names) - count} more' if len(names) > count else ''
-    return ', '.join(map(repr, names[:count])) + more
+    return abbreviate(map(repr, names), count)

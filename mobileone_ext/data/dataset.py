@@ -6,7 +6,7 @@ from pathlib import Path
 from mmpretrain.datasets import CustomDataset as _CustomDataset
 
 from ..registry import DATASETS
-from .classes import some
+from .classes import quoted
 from .images import SUFFIXES, class_folders, images_below
 
 
@@ -68,4 +68,4 @@ def match_folders(present: Sequence[str], names: Sequence[str], root: Path, exac
         return {folder: list(names).index(folder) for folder in present}
     if len(unknown) == len(present) == len(names) and not exact:
         return {folder: label for label, folder in enumerate(present)}
-    raise ValueError(f'{root}: class folders {some(unknown)} are none of the {len(names)} classes {some(names)}')
+    raise ValueError(f'{root}: class folders {quoted(unknown)} are none of the {len(names)} classes {quoted(names)}')

@@ -39,7 +39,7 @@ _HALF_PLANE = [(y, x) for y in (0, 1, 2) for x in (-2, -1, 0, 1, 2)]
 
 # Patches whose lags are summed up at a time on CPU, to lose no digits: oneDNN adds up a weight gradient in float32,
 # one product after the other.
-_LAG_PATCHES = 8192
+LAG_PATCHES = 8192
 
 
 def correlate(x: Tensor, grad: Tensor, stride: int, padding: int) -> Tensor:
@@ -106,7 +106,7 @@ def _pairs() -> Tensor:
 
 def lag_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """m (C, 9) and the covariance (C, 9, 9) of the patches at stride 1."""
-    squares = torch.stack([_squares(images) for images in few_patches(x, 1, _LAG_PATCHES)])
+    squares = torch.stack([_squares(images) for images in few_patches(x, 1, LAG_PATCHES)])
     _, square_table = _tables(x.dtype, x.device)
     mean = patch_mean(x, stride=1)
     cov = squares.sum(0) @ square_table / count_patches(x, 1)

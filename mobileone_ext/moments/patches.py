@@ -12,9 +12,9 @@ from torch import Tensor
 from . import kernels
 
 # Values of a map worked on at a time on CPU: few enough for the cache, which the passes over them then read.
-_CHUNK_VALUES = 2**21
+CHUNK_VALUES = 2**21
 # Patches summed up at a time on CPU: few enough for the cache, and to lose no digits.
-_CHUNK_PATCHES = 2048
+CHUNK_PATCHES = 2048
 
 
 def count_patches(x: Tensor, stride: int) -> int:
@@ -24,13 +24,13 @@ def count_patches(x: Tensor, stride: int) -> int:
 
 def few_patches(x: Tensor, stride: int, patches: int | None = None) -> Sequence[Tensor]:
     """x (N, ...) by so few images that their patches can be summed up without losing digits."""
-    patches = patches or _CHUNK_PATCHES
+    patches = patches or CHUNK_PATCHES
     return x.split(max(patches // count_patches(x[:1], stride), 1)) if x.device.type == 'cpu' else (x,)
 
 
 def chunks(x: Tensor) -> Sequence[Tensor]:
     """x (N, ...) by some images at a time."""
-    return x.split(max(_CHUNK_VALUES // x[0].numel(), 1)) if x.device.type == 'cpu' else (x,)
+    return x.split(max(CHUNK_VALUES // x[0].numel(), 1)) if x.device.type == 'cpu' else (x,)
 
 
 def patch_moments(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Tensor]:

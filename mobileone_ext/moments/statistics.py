@@ -55,7 +55,9 @@ def is_covered(in_channels: int, out_channels: int, kernel_size: int, stride: in
     return dilation == 1 and (groups == 1 or depthwise)
 
 
-def pays(x: Tensor, kernel_size: int, stride: int, groups: int, out_channels: int, branches: int, skip: bool) -> bool:
+def is_faster(
+    x: Tensor, kernel_size: int, stride: int, groups: int, out_channels: int, branches: int, skip: bool
+) -> bool:
     """Whether moments of x (N, I, H, W) are expected to be faster than ``branches`` convolutions and their norms.
 
     A rule of thumb from the blocks of s0 .. s4 on CPU in float32, see docs/results/fused_training.md;

@@ -34,7 +34,7 @@ IMPLS = ('auto', 'moments')
 @pytest.fixture(autouse=True)
 def always_pays(monkeypatch):
     """The maps here are tiny; `auto` would take the branches for that."""
-    monkeypatch.setattr(block_module, 'pays', lambda *args: True)
+    monkeypatch.setattr(block_module, 'is_faster', lambda *args: True)
 
 
 class Adapter(nn.Conv2d):
@@ -279,7 +279,7 @@ def test_changed_branches_train_as_branches(kind, impl, change):
 @every_block
 @pytest.mark.parametrize('change', PLAIN.values(), ids=PLAIN)
 def test_plain_branches_train_by_moments(kind, impl, change):
-    assert changed(kind, impl, change)._takes_moments(images())
+    assert changed(kind, impl, change).takes_moments(images())
     assert_trains_as_branches(kind, impl, change, exactly=False)
 
 
@@ -308,7 +308,7 @@ def test_hooks_for_all_modules_fire(register):
     finally:
         handle.remove()
     assert {conv(block), norm(block)} <= set(seen)
-    assert block._takes_moments(images())  # once the hook is gone
+    assert block.takes_moments(images())  # once the hook is gone
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_gradient_penalty(kind, impl):
         (slope.square().mean() + out.sum()).backward()
         return [slope.detach(), x.grad, *(parameter.grad for parameter in block.parameters())]
 
-    assert block._takes_moments(images())
+    assert block.takes_moments(images())
     torch.testing.assert_close(penalty(block), penalty(branches), rtol=1e-8, atol=1e-8)
 
 
@@ -478,7 +478,7 @@ def test_half_precision_models_train(kind, impl, dtype):
             [module.float() for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
         exact = make(kind, 'branches').to(dtype).double()
         x = images().to(dtype)
-        assert block._takes_moments(x)
+        assert block.takes_moments(x)
         out = block(x)
         out.float().square().mean().backward()
         expected = exact(x.double())

@@ -69,16 +69,16 @@ def test_moments_step_equals_branches_step(either, options, batch, plane, memory
     moments, branches = pair(options)
     x = torch.randn(batch, options['in_channels'], *plane, dtype=torch.float64)
     x = x.contiguous(memory_format=memory_format)
-    assert moments._takes_moments(x)
+    assert moments.takes_moments(x)
     assert_same(step(moments, x), step(branches, x))
 
 
 @every_block
 def test_a_batch_worked_on_in_parts(options, monkeypatch):
     """An image, or few, at a time, as large maps are."""
-    monkeypatch.setattr(patches, '_CHUNK_VALUES', 300)
-    monkeypatch.setattr(patches, '_CHUNK_PATCHES', 30)
-    monkeypatch.setattr(depthwise, '_LAG_PATCHES', 30)
+    monkeypatch.setattr(patches, 'CHUNK_VALUES', 300)
+    monkeypatch.setattr(patches, 'CHUNK_PATCHES', 30)
+    monkeypatch.setattr(depthwise, 'LAG_PATCHES', 30)
     moments, branches = pair(options)
     x = torch.randn(5, options['in_channels'], 6, 4, dtype=torch.float64)
     assert len(patches.chunks(x)) > 1
@@ -130,11 +130,11 @@ def test_auto_takes_what_was_measured_to_be_faster(shape, expected):
     )
     assert block.train_impl == 'auto'
     x = torch.zeros(32, in_channels, size, size).to(memory_format=torch.channels_last)
-    assert block._takes_moments(x) == expected
-    assert not block._takes_moments(x.double())  # nobody has measured that
+    assert block.takes_moments(x) == expected
+    assert not block.takes_moments(x.double())  # nobody has measured that
     with torch.autocast('cpu', torch.bfloat16):
-        assert not block._takes_moments(x)
-    assert not block.eval()._takes_moments(x)
+        assert not block.takes_moments(x)
+    assert not block.eval().takes_moments(x)
 
 
 @pytest.mark.parametrize('arch', PUBLISHED)
@@ -151,7 +151,7 @@ def test_every_block_of_the_published_networks(arch):
         moments, branches = pair(options, num_conv_branches=len(block.branch_conv_list))
         assert [*moments.state_dict()] == [name for name in block.state_dict() if not name.startswith('se.')]
         x = torch.randn(2, block.in_channels, 5, 4, dtype=torch.float64)
-        assert moments._takes_moments(x)
+        assert moments.takes_moments(x)
         assert_same(step(moments, x), step(branches, x), where=key)
 
 
@@ -334,7 +334,7 @@ def test_on_a_gpu(options):
 def test_what_is_not_covered_takes_its_branches_and_says_so():
     with pytest.warns(UserWarning, match="train_impl='moments' takes the branches here"):
         block = MobileOneBlock(**UNCOVERED, train_impl='moments')
-    assert 'takes the branches' in repr(block) and not block._takes_moments(torch.randn(2, 6, 8, 8))
+    assert 'takes the branches' in repr(block) and not block.takes_moments(torch.randn(2, 6, 8, 8))
     moments, branches = pair(UNCOVERED)
     x = torch.randn(2, 6, 8, 8, dtype=torch.float64)
     assert_same(step(moments, x), step(branches, x), tolerance=0)

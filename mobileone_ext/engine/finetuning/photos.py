@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ...data.classes import some
+from ...data.classes import quoted
 from ...data.decode import decode, open_jpeg
 from ...data.images import Images, class_folders, images_below
 from .split import rarest, stratified_split
@@ -93,12 +93,12 @@ def read_photos(path: Path, val: Path | None = None) -> Photos:
         unknown = [label for label in _classes([found]) if label not in classes]
         if unknown:
             raise ValueError(
-                f'{parts[name]}: has classes that {path} does not train: {some(unknown, 3)}; '
-                f'name the folders as there ({some(classes, 3)})'
+                f'{parts[name]}: has classes that {path} does not train: {quoted(unknown, 3)}; '
+                f'name the folders as there ({quoted(classes, 3)})'
             )
         missing = [label for label in classes if label not in _classes([found])]
         if missing:
-            notes.append(f'{parts[name]}: has no photos of {some(missing, 3)}')
+            notes.append(f'{parts[name]}: has no photos of {quoted(missing, 3)}')
     several = any(len(photo.labels) != 1 for found in (train, *others.values()) for photo in found.photos)
     return Photos(classes, train, others.get('val'), others.get('test'), several, tuple(notes))
 
@@ -143,7 +143,7 @@ def read_class_folders(root: Path) -> tuple[PhotoList, list[str]]:
         if not inside:
             empty.append(name)
     if empty:
-        raise ValueError(f'{root}: no photos in {some(empty, 3)}; add some, or remove the folder')
+        raise ValueError(f'{root}: no photos in {quoted(empty, 3)}; add some, or remove the folder')
     return PhotoList(root.absolute(), photos), [f'{root}: {left_out.note}'] if left_out.note else []
 
 
@@ -175,7 +175,7 @@ def read_csv(path: Path) -> tuple[PhotoList, list[str]]:
         raise ValueError(f'{path}: names no photo with a label')
     missing = [name for name in labels if not (root / name).is_file()]
     if missing:
-        raise ValueError(f'{path}: {len(missing)} files are not there, relative to its folder: {some(missing, 3)}')
+        raise ValueError(f'{path}: {len(missing)} files are not there, relative to its folder: {quoted(missing, 3)}')
     return PhotoList(root, [Photo(name, tuple(dict.fromkeys(found))) for name, found in labels.items()]), []
 
 
@@ -191,7 +191,7 @@ def without_unreadable(photos: Photos) -> tuple[Photos, dict[str, dict[str, str]
         digests[name] = {photo.path: digest for photo, (digest, _) in zip(found.photos, checked)}
         bad = [f'{photo.path} ({why})' for photo, (_, why) in zip(found.photos, checked) if why]
         if bad:
-            notes.append(f'{found.root}: {len(bad)} unreadable, left out: {some(bad, 3)}')
+            notes.append(f'{found.root}: {len(bad)} unreadable, left out: {quoted(bad, 3)}')
         lists[name] = PhotoList(found.root, [p for p, (_, why) in zip(found.photos, checked) if not why])
     _check_none_lost(photos, lists['train'], '; '.join(notes))
     return replace(photos, **lists, notes=(*photos.notes, *notes)), digests
@@ -216,7 +216,7 @@ def without_contradictions(photos: Photos, digests: dict[str, dict[str, str]]) -
         lists[name] = PhotoList(found.root, clear)
     if not bad:
         return photos
-    note = f'{len(bad)} photos left out: the same photo under two labels: {some(sorted(bad), 3)}'
+    note = f'{len(bad)} photos left out: the same photo under two labels: {quoted(sorted(bad), 3)}'
     _check_none_lost(photos, lists['train'], note)
     return replace(photos, **lists, notes=(*photos.notes, note))
 
@@ -224,7 +224,7 @@ def without_contradictions(photos: Photos, digests: dict[str, dict[str, str]]) -
 def _check_none_lost(photos: Photos, kept: PhotoList, why: str) -> None:
     lost = [label for label in photos.classes if label not in _classes([kept])]
     if lost:
-        raise ValueError(f'nothing of {some(lost, 3)} is left to train on: {why}')
+        raise ValueError(f'nothing of {quoted(lost, 3)} is left to train on: {why}')
 
 
 def without_repeats(photos: Photos, digests: dict[str, dict[str, str]]) -> Photos:
@@ -238,7 +238,7 @@ def without_repeats(photos: Photos, digests: dict[str, dict[str, str]]) -> Photo
     if repeated:
         notes.append(
             f'{photos.train.root}: {len(repeated)} photos are also among those to measure on, so they are '
-            f'not trained on: {some(repeated, 3)}'
+            f'not trained on: {quoted(repeated, 3)}'
         )
     copies = len(kept) - len({own[photo.path] for photo in kept})
     if copies:
@@ -263,7 +263,7 @@ def split(photos: Photos, fraction: float, seed: int, digests: dict[str, dict[st
     lonely = [label for label in photos.classes if len(different[label]) < 2]
     if lonely:
         raise ValueError(
-            f'{photos.train.root}: one photo alone of {some(lonely, 3)}, and it takes one to train on and one to '
+            f'{photos.train.root}: one photo alone of {quoted(lonely, 3)}, and it takes one to train on and one to '
             'measure on; add photos, remove the class, or name others to measure on by --val DIR'
         )
     train, val = stratified_split(classes, groups, fraction, seed)
@@ -279,7 +279,7 @@ def without_unwritable(photos: Photos) -> Photos:
     for name, found in photos.lists().items():
         bad = [photo for photo in found.photos if not _is_plain(photo.path)]
         if bad:
-            names = some([photo.path.encode('utf-8', 'replace').decode() for photo in bad], 3)
+            names = quoted([photo.path.encode('utf-8', 'replace').decode() for photo in bad], 3)
             notes.append(f'{found.root}: {len(bad)} left out, odd characters in the name: {names}')
         lists[name] = PhotoList(found.root, [photo for photo in found.photos if _is_plain(photo.path)])
     _check_none_lost(photos, lists['train'], '; '.join(notes))
