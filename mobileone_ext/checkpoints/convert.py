@@ -11,7 +11,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..files import check_distinct, check_writable, write_atomically, write_text
-from ..provenance import sha256
 from .layouts import BACKBONE, HEAD, OWN
 from .load import CLASSES, Weights, load_weights, to_layout, without_head
 from .model_card import model_card
@@ -63,11 +62,8 @@ def convert(
         batches = calibration_batches(images, num_images, image_size, channels=weights.structure.in_channels)
         weights = with_branches(weights, batches)
         note = f'un-fused, calibrated with {num_images} images of {image_size} px'
-    file = resolve(source)
-    digest = sha256(file)
     write_weights(destination, weights, layout)
-    card = model_card(destination, layout, weights, file.name, digest, original, note)
-    write_text(card, card_path(destination))
+    write_text(model_card(destination, layout, weights, resolve(source), original, note), card_path(destination))
     return original, weights
 
 

@@ -18,13 +18,11 @@ def num_parameters(state: dict[str, Tensor]) -> int:
     return sum(tensor.numel() for key, tensor in state.items() if not key.endswith(_BUFFERS))
 
 
-def model_card(
-    path: Path, layout: str, weights: Weights, source: str, digest: str, original: Weights, note: str | None
-) -> str:
+def model_card(path: Path, layout: str, weights: Weights, source: Path, original: Weights, note: str | None) -> str:
     """Markdown about the file at ``path``, which holds ``weights`` in ``layout``.
 
     Args:
-        source, digest, original: the file that it was made from, its sha256, and the weights that were in there.
+        source, original: the file that it was made from, and the weights that were in there.
         note: what else was done to them.
     """
     structure = weights.structure
@@ -39,8 +37,8 @@ def model_card(
         'layout': f'{layout} (also that of mobileone_ext)' if layout == 'mmpretrain' else layout,
         'file': f'{path.name}, {os.path.getsize(path):,} bytes',
         'sha256': sha256(path),
-        'source': source,
-        'source sha256': digest,
+        'source': source.name,
+        'source sha256': sha256(source),
         'source layout': f'{original.layout}, {original.form}, taken from {original.source}',
         'done to it': note or 'renamed; every number is as it was',
         'written by': f'mobileone_ext {__version__}, torch {torch.__version__}',

@@ -60,7 +60,8 @@ def save_fused(model: nn.Module, path: str | Path, config: Config, source: str |
         source: the checkpoint that the weights come from.
         place: in that file, e.g. ``'state_dict (EMA)'``.
     """
-    meta = dict(origin(resolve(source), 'torch', 'mmengine'), source_weights=place, config=config.pretty_text)
+    file = resolve(source)
+    meta = dict(origin(file, 'torch', 'mmengine'), source_weights=place, config=config.pretty_text)
     if getattr(model, 'classes', None):
         meta['dataset_meta'] = {CLASSES: tuple(model.classes)}  # as mmengine writes them
     state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
