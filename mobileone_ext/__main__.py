@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from . import __version__, cli
+from .files import home
 
 USAGE = 'usage: mobileone COMMAND [options]; mobileone COMMAND --help says more'
 
@@ -20,13 +21,13 @@ def main() -> None:
 
 
 def _main() -> int:
-    tools = {path.stem: path for path in sorted((cli.home() / 'tools').glob('*.py'))}
+    tools = {path.stem: path for path in sorted((home() / 'tools').glob('*.py'))}
     name, *arguments = sys.argv[1:] or ['--help']
     if name in ('-h', '--help'):
         print(f'{USAGE}\n')
         for tool, path in tools.items():
             print(f'  {tool:20} {_summary(path)}')
-        print(f'\nconfigs: {cli.home() / "configs"}')
+        print(f'\nconfigs: {home() / "configs"}')
         return 0
     if name == '--version':
         print(f'mobileone_ext {__version__}')

@@ -1,7 +1,6 @@
 """What every tool shares: the config it reads, and how it reports a user's mistake."""
 
 import argparse
-import errno
 import logging
 import math
 import os
@@ -9,23 +8,8 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
-from .files import printable
-
-HOW_TO_GO_ON = 'what was saved is whole, and a run of tools/train.py goes on with --resume'
-TRACEBACK_VARIABLE = 'MOBILEONE_TRACEBACK'
-
-
-def home() -> Path:
-    """The folder of ``configs`` and ``tools``: ``.mim`` of an installed package, or else the checkout."""
-    package = Path(__file__).resolve().parent
-    return package / '.mim' if (package / '.mim').is_dir() else package.parent
-
-
-def installed(path: str) -> str:
-    """``path``, or where no such file is, the one of that name in :func:`home`: ``configs/...`` works anywhere."""
-    return str(home() / path) if not os.path.exists(path) and (home() / path).is_file() else path
+from .files import HOW_TO_GO_ON, TRACEBACK_VARIABLE, one_line, printable
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -62,16 +46,6 @@ def outside_cause(error: RuntimeError) -> str | None:
     if type(error).__name__ == 'OutOfMemoryError':
         return f'{text.splitlines()[0]} A smaller batch needs less (train_dataloader.batch_size=N)'
     return None
-
-
-def one_line(error: Exception) -> str:
-    """The message of ``error``; where a loader's worker wrapped it in a traceback, the innermost one."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
-        return f'{error.strerror}: nothing more can be written; make room; {HOW_TO_GO_ON}'
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if 'Traceback' not in str(error):
-        return ' '.join(line.strip() for line in lines)
-    return lines[-1].split('Error: ', 1)[-1]
 
 
 def silence_imports() -> None:

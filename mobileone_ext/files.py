@@ -25,6 +25,20 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _COMPLETE = 'complete'  # in a folder of files that belong together: their names, when all of them are whole
 _tidied: set[Path] = set()
 
+HOW_TO_GO_ON = 'what was saved is whole, and a run of tools/train.py goes on with --resume'
+TRACEBACK_VARIABLE = 'MOBILEONE_TRACEBACK'
+
+
+def home() -> Path:
+    """The folder of ``configs`` and ``tools``: ``.mim`` of an installed package, or else the checkout."""
+    package = Path(__file__).resolve().parent
+    return package / '.mim' if (package / '.mim').is_dir() else package.parent
+
+
+def installed(path: str) -> str:
+    """``path``, or where no such file is, the one of that name in :func:`home`: ``configs/...`` works anywhere."""
+    return str(home() / path) if not os.path.exists(path) and (home() / path).is_file() else path
+
 
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
@@ -246,3 +260,13 @@ def csv_text(rows: Iterable[dict], columns: Sequence[str]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def one_line(error: Exception) -> str:
+    """The message of ``error``; where a loader's worker wrapped it in a traceback, the innermost one."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+        return f'{error.strerror}: nothing more can be written; make room; {HOW_TO_GO_ON}'
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if 'Traceback' not in str(error):
+        return ' '.join(line.strip() for line in lines)
+    return lines[-1].split('Error: ', 1)[-1]

@@ -15,7 +15,7 @@ from zipfile import ZipFile
 import pytest
 from conftest import ROOT, data_options, only_line
 
-from mobileone_ext import cli
+from mobileone_ext import files
 
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 SOURCES = ('mobileone_ext', 'configs', 'tools')
@@ -95,11 +95,11 @@ def test_an_unknown_command_is_one_line(capsys, monkeypatch):
 
 def test_our_configs_are_found_from_anywhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert cli.installed('configs/mobileone_s0_8xb32.py') == str(cli.home() / 'configs' / 'mobileone_s0_8xb32.py')
+    assert files.installed('configs/mobileone_s0_8xb32.py') == str(files.home() / 'configs' / 'mobileone_s0_8xb32.py')
     Path('configs').mkdir()
     Path('configs/mobileone_s0_8xb32.py').touch()
-    assert cli.installed('configs/mobileone_s0_8xb32.py') == 'configs/mobileone_s0_8xb32.py'
-    assert cli.installed('configs') == 'configs' and cli.installed('absent.py') == 'absent.py'
+    assert files.installed('configs/mobileone_s0_8xb32.py') == 'configs/mobileone_s0_8xb32.py'
+    assert files.installed('configs') == 'configs' and files.installed('absent.py') == 'absent.py'
 
 
 @pytest.fixture(scope='module')

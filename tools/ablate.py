@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
+from mobileone_ext.files import installed
 
 
 def parse_args():
@@ -31,7 +32,7 @@ def main():
     from mobileone_ext.ablation.ablate import plan, run_study
     from mobileone_ext.ablation.study import overrides_label, read_study
 
-    study = read_study(cli.installed(args.study))
+    study = read_study(installed(args.study))
     base = cli.load_config(args.base)
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f'--seeds {args.seeds}: a seed is given twice')

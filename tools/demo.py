@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from mobileone_ext import cli
+from mobileone_ext.files import installed
 
 CONFIG = 'configs/mobileone_s0_digits.py'
 DATA = Path('data/digits')
@@ -38,7 +39,7 @@ def main():
         write_digits(DATA)
         print(f'digits: {DATA} (written)', flush=True)
 
-    last = WORK_DIR / f'epoch_{Config.fromfile(cli.installed(CONFIG)).train_cfg.max_epochs}.pth'
+    last = WORK_DIR / f'epoch_{Config.fromfile(installed(CONFIG)).train_cfg.max_epochs}.pth'
     if last.exists():
         print(f'trained: {last} (there already)', flush=True)
     else:

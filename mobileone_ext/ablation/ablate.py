@@ -18,9 +18,9 @@ from typing import NamedTuple
 from mmengine.config import Config
 
 from ..config import check_config, check_keys_are_read, is_mobileone, override
+from ..engine.processes import exiting_on_sigterm, one_writer, run_child
 from ..engine.train import latest_checkpoint
 from ..files import write_atomically, write_json
-from ..processes import exiting_on_sigterm, one_writer, run_child
 from .report import write_results
 from .study import Study, folder_name
 

@@ -62,8 +62,9 @@ def convert(
         batches = calibration_batches(images, num_images, image_size, channels=weights.structure.in_channels)
         weights = with_branches(weights, batches)
         note = f'un-fused, calibrated with {num_images} images of {image_size} px'
+    file = resolve(source)
     write_weights(destination, weights, layout)
-    write_text(model_card(destination, layout, weights, resolve(source), original, note), card_path(destination))
+    write_text(model_card(destination, layout, weights, file, original, note), card_path(destination))
     return original, weights
 
 

@@ -22,12 +22,12 @@ from ..checkpoints.training import check_digest, check_fits_run, read_training_c
 from ..config import building
 from ..data.check import check_loaders, leave_out_last_of_one
 from ..data.classes import are_same, check_same
-from ..processes import TiedWorker
 from ..recipe.checkpointing import described_run, to_plain, without_functions
 from ..recipe.schedule import without_short_warmups
 from ..recipe.seeding import number_draws
 from ..recipe.wrapper import unwrap
 from .branches import give_branches
+from .processes import TiedWorker
 
 # What every run has, whatever its config says of hooks; None in a config leaves one out.
 _OWN_HOOKS = dict(

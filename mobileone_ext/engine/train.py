@@ -11,8 +11,8 @@ from mmengine.config import Config
 from ..checkpoints.training import check_digest, read_training_checkpoint
 from ..config import building
 from ..data.check import check_data
-from ..processes import end_with_parent, is_first, one_writer
 from ..recipe.schedule import misfits
+from .processes import end_with_parent, is_first, one_writer
 from .runner import Runner
 
 

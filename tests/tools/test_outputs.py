@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, TINY, data_options, only_line
 
 from mobileone_ext.engine import train as training
-from mobileone_ext.processes import one_writer
+from mobileone_ext.engine.processes import one_writer
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*instance named of:UserWarning')
 

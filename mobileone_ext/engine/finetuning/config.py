@@ -5,8 +5,8 @@ import pprint
 from dataclasses import dataclass
 from pathlib import Path
 
-from ... import cli
 from ...arch import resolve_arch, stage_widths
+from ...files import home
 from .photos import PhotoList, Photos
 from .recipe import Recipe
 
@@ -98,7 +98,7 @@ def _docstring(photos: Photos, choices: Choices, path: Path) -> str:
 
 
 def _bases(arch: str) -> str:
-    folder = cli.home() / 'configs' / '_base_'
+    folder = home() / 'configs' / '_base_'
     lines = ''.join(f'    {str(folder / base.format(arch=arch))!r},\n' for base in BASES)
     return f'_base_ = [\n{lines}]\n'
 

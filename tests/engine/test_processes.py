@@ -9,11 +9,11 @@ import time
 import pytest
 from conftest import ROOT
 
-from mobileone_ext.processes import LOCK, is_first, one_writer, run_child
+from mobileone_ext.engine.processes import LOCK, is_first, one_writer, run_child
 
 HOLD = """
 import os, sys, time
-from mobileone_ext.processes import one_writer
+from mobileone_ext.engine.processes import one_writer
 with one_writer(sys.argv[1], 'holder'):
     child = os.fork() if sys.argv[2] == 'fork' else 1
     if child:
@@ -23,13 +23,13 @@ with one_writer(sys.argv[1], 'holder'):
 PARENT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell's & begins without
-from mobileone_ext.processes import exiting_on_sigterm, run_child
+from mobileone_ext.engine.processes import exiting_on_sigterm, run_child
 with exiting_on_sigterm():
     run_child([sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'])
 """
 WORKERS = """
 import os, time, torch
-from mobileone_ext.processes import TiedWorker
+from mobileone_ext.engine.processes import TiedWorker
 class Pids(torch.utils.data.Dataset):
     __len__ = lambda self: 8
     __getitem__ = lambda self, index: (time.sleep(60) if index > 1 else None, os.getpid())[1]
