@@ -238,12 +238,12 @@ def write_plan(plan: Plan, options: Options) -> Path:
 
 def draw_recipe(folder: Path) -> Path:
     """Draw what the run in ``folder`` will do."""
-    from ..recipe import preview  # needs scikit-learn, as nothing else here does
+    from ..recipe import plot_recipe  # needs scikit-learn, as nothing else here does
 
-    found = preview.preview(cli.load_config(str(folder / CONFIG)))
-    print('\n'.join(preview.summary(found)))
+    found = plot_recipe.preview(cli.load_config(str(folder / CONFIG)))
+    print('\n'.join(plot_recipe.summary(found)))
     with write_atomically(folder / RECIPE) as part:
-        preview.draw(found, str(folder / CONFIG), part)
+        plot_recipe.draw(found, str(folder / CONFIG), part)
     return folder / RECIPE
 
 
