@@ -110,33 +110,6 @@ def only_line(printed):
     return errors[0]
 
 
-class Bomb:
-    """Pickles to a call that leaves a file behind."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), 'w')
-
-
-BAD_CHECKPOINTS = ('pickled call', 'empty', 'truncated')
-
-
-def write_bad_checkpoint(folder: Path, kind: str, good: Path) -> 'tuple[Path, str]':
-    """Write a file that no tool may read to ``folder``; its path, and a word of the error that is due.
-
-    The pickled call would leave a file ``trace`` in ``folder``.
-    """
-    path = folder / 'bad.pth'
-    if kind == 'pickled call':
-        torch.save(dict(state_dict={}, call=Bomb(folder / 'trace')), path)
-        return path, 'refused'
-    content = good.read_bytes()
-    path.write_bytes(b'' if kind == 'empty' else content[: len(content) // 2])
-    return path, 'empty' if kind == 'empty' else 'damaged'
-
-
 @pytest.fixture(params=['kernels', 'operators'])
 def either(request, monkeypatch):
     """By the compiled kernels, where there are some, and by torch's operators."""
