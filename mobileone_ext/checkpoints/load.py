@@ -324,8 +324,12 @@ def _check_tensors(state: dict[str, Tensor]) -> None:
         if key.endswith(_COUNTER):
             if tensor.dtype != torch.int64:
                 raise ValueError(f'{key} is {tensor.dtype} instead of torch.int64')
-        elif tensor.dtype not in (_ANY_DTYPES if key.startswith(_BESIDE) else _DTYPES):
+        elif tensor.dtype not in (_ANY_DTYPES if _may_count(key) else _DTYPES):
             raise ValueError(f'{key} is {tensor.dtype}; weights are {", ".join(map(str, _DTYPES))}')
+
+
+def _may_count(key: str) -> bool:
+    return key.startswith(_BESIDE) and not key.endswith(('.weight', '.bias'))
 
 
 def _check_values(state: dict[str, Tensor]) -> None:

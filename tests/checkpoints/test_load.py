@@ -199,6 +199,13 @@ def test_pickled_code_is_refused_unless_trusted(tmp_path, state, zipped):
     assert marker.exists()
 
 
+@pytest.mark.parametrize('key', ['head.fc.weight', 'head.fc.bias', 'backbone.stage0.branch_scale.norm.weight'])
+def test_weights_that_are_no_floats(tmp_path, state, key):
+    state[key] = state[key].to(torch.int32)
+    with pytest.raises(ValueError, match=f'{key} is torch.int32; weights are torch.float32'):
+        load_weights(save(tmp_path, state))
+
+
 def test_pickled_module(tmp_path):
     model = nn.ModuleDict({'backbone': tiny().backbone})
     path = save(tmp_path, model)
