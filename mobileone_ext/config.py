@@ -418,8 +418,8 @@ def _parts(key: str, node: dict) -> list[tuple[Registry, Any]]:
     """The registered parts that may be built from ``node`` at the place ``key``."""
     found = _find(node.get('type') or _default_type(key, node))
     place = key.rsplit('.', 1)[-1]
-    wanted = 'dataset' if place == 'dataset' else 'metric' if place.endswith('_evaluator') else None
-    return [pair for pair in found if wanted in (None, pair[0].name)]
+    kind = 'dataset' if place == 'dataset' else 'metric' if place.endswith('_evaluator') else None
+    return [pair for pair in found if kind in (None, pair[0].name)]
 
 
 def _refuse_unknown(key: str, node: dict, known: set[str]) -> None:
@@ -439,9 +439,9 @@ def _check_number(key: str, value: Any, kinds: set) -> None:
     if value is None or isinstance(value, bool):
         return
     if isinstance(value, (str, list, tuple, dict)):
-        wanted = 'true or false' if kinds <= {bool} else 'a whole number' if float not in kinds else 'a number'
+        expected = 'true or false' if kinds <= {bool} else 'a whole number' if float not in kinds else 'a number'
         comma = ' (a decimal comma?)' if isinstance(value, (list, tuple)) and len(value) == 2 else ''
-        raise ValueError(f'{key}={value!r}{comma}: {wanted} is needed')
+        raise ValueError(f'{key}={value!r}{comma}: {expected} is needed')
     if isinstance(value, float) and float not in kinds and int in kinds and value != int(value):
         raise ValueError(f'{key}={value!r}: a whole number is needed')
 

@@ -64,7 +64,8 @@ def convert(
         note = f'un-fused, calibrated with {num_images} images of {image_size} px'
     file = resolve(source)
     write_weights(destination, weights, layout)
-    write_text(model_card(destination, layout, weights, file, original, note), card_path(destination))
+    card = model_card(destination, layout, weights, file, original, note)
+    write_text(card, card_path(destination))
     return original, weights
 
 

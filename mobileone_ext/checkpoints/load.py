@@ -200,16 +200,16 @@ def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _mismatch(own: dict[str, Tensor], weights: Weights, backbone_only: bool) -> str | None:
     """The one cause behind many differing keys, if there is one."""
     try:
-        wanted = read_structure(shapes_of(own))
+        expected = read_structure(shapes_of(own))
     except ValueError:
         return None
     found = weights.structure
-    both = f'holds {found}; the config builds {wanted}'
-    if (found.variant, found.widths, found.num_blocks) != (wanted.variant, wanted.widths, wanted.num_blocks):
+    both = f'holds {found}; the config builds {expected}'
+    if (found.variant, found.widths, found.num_blocks) != (expected.variant, expected.widths, expected.num_blocks):
         return f'another network: it {both}'
-    if found.form != wanted.form:
+    if found.form != expected.form:
         return f'another form: it {both}; tools/convert_checkpoint.py --branched un-fuses, tools/reparam.py fuses'
-    if found.num_classes != wanted.num_classes and not backbone_only:
+    if found.num_classes != expected.num_classes and not backbone_only:
         return f'another head: it {both}'
     return None
 

@@ -185,9 +185,9 @@ def _processor() -> str:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:
         return ' '.join(words)
-    wanted = ('vendor_id', 'cpu family', 'model', 'model name', 'flags', 'Features', 'CPU implementer', 'CPU part')
+    keys = ('vendor_id', 'cpu family', 'model', 'model name', 'flags', 'Features', 'CPU implementer', 'CPU part')
     found = {line.split(':')[0].strip(): line for line in reversed(lines)}
-    return '\n'.join([*words, *(found[name] for name in wanted if name in found)])
+    return '\n'.join([*words, *(found[name] for name in keys if name in found)])
 
 
 def _cache_folder() -> Path:

@@ -67,6 +67,11 @@ class DistilledClassifier(ImageClassifier):
         self.temperature, self.soft_weight = temperature, soft_weight
         self._teacher: list[nn.Module] = []  # in a list, it is no submodule: not trained, not averaged, not saved
 
+    @property
+    def teacher(self) -> nn.Module:
+        """The network that ``init_weights`` built."""
+        return self._teacher[0]
+
     def init_weights(self) -> None:
         super().init_weights()
         teacher = build_teacher(self.teacher_config, self.teacher_checkpoint)
@@ -77,19 +82,19 @@ class DistilledClassifier(ImageClassifier):
         hard = self.head.loss(features, data_samples)
         logits = self.head(features)
         with torch.no_grad():
-            targets = self._teacher[0](self._for_teacher(inputs))
+            targets = self.teacher(renormalize(inputs, self.data_preprocessor, self.teacher.data_preprocessor))
         if targets.shape != logits.shape:
             raise ValueError(f'the teacher tells {targets.shape[1]} classes apart, the student {logits.shape[1]}')
         losses = {name: value * (1 - self.soft_weight) if 'loss' in name else value for name, value in hard.items()}
         losses['soft_loss'] = self.soft_weight * soft_target_loss(logits, targets, self.temperature)
         return losses
 
-    def _for_teacher(self, inputs: Tensor) -> Tensor:
-        """``inputs`` normalized as the teacher expects them."""
-        own, other = self.data_preprocessor, self._teacher[0].data_preprocessor
-        if not getattr(other, '_enable_normalize', False):
-            return inputs
-        return (inputs * own.std + own.mean - other.mean) / other.std
+
+def renormalize(images: Tensor, own: nn.Module, other: nn.Module) -> Tensor:
+    """``images`` that the data preprocessor ``own`` normalized, as ``other`` would have, if that normalizes."""
+    if not getattr(other, '_enable_normalize', False):
+        return images
+    return (images * own.std + own.mean - other.mean) / other.std
 
 
 def build_teacher(config: dict, checkpoint: str | None) -> nn.Module:

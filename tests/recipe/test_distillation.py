@@ -10,7 +10,7 @@ from mmpretrain.structures import DataSample
 
 from mobileone_ext import cli
 from mobileone_ext.checkpoints.load import load_weights
-from mobileone_ext.recipe.distillation import soft_target_loss
+from mobileone_ext.recipe.distillation import renormalize, soft_target_loss
 from mobileone_ext.registry import MODELS
 
 
@@ -46,7 +46,7 @@ def test_loss_is_the_weighted_sum_and_the_teacher_stays_as_it_is(config, tiny_ru
     losses = model.loss(images, samples)
     logits = model(images)
     hard = torch.nn.functional.cross_entropy(logits, torch.arange(4))
-    (teacher,) = model._teacher
+    teacher = model.teacher
     torch.testing.assert_close(losses['loss'], 0.75 * hard)
     torch.testing.assert_close(losses['soft_loss'], 0.25 * soft_target_loss(logits, teacher(images), 2.0))
     assert not teacher.train(False).training and not any(p.requires_grad for p in teacher.parameters())
@@ -58,8 +58,9 @@ def test_the_teacher_gets_images_normalized_its_own_way(config):
     config.model.teacher.data_preprocessor.update(mean=[127.5] * 3, std=[127.5] * 3)
     model = build(config)
     pixels = torch.randint(0, 256, (2, 3, 8, 8)).float()
-    own = (pixels - model.data_preprocessor.mean) / model.data_preprocessor.std
-    torch.testing.assert_close(model._for_teacher(own), pixels / 127.5 - 1)
+    own, other = model.data_preprocessor, model.teacher.data_preprocessor
+    images = (pixels - own.mean) / own.std
+    torch.testing.assert_close(renormalize(images, own, other), pixels / 127.5 - 1)
 
 
 def test_training_saves_the_student_alone(config, tmp_path):
@@ -112,7 +113,7 @@ def test_a_teacher_of_timm_keeps_its_weights(by_timm, config, tmp_path):
         config.model.teacher.checkpoint_path = path
     model = build(config)
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(model._teacher[0](images), network.eval()(images))
+    torch.testing.assert_close(model.teacher(images), network.eval()(images))
     assert model.loss(images, [DataSample().set_gt_label(0)] * 2)['soft_loss'] > 0
 
 

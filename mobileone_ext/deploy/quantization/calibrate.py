@@ -146,29 +146,29 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
     following = [*convolutions[1:], head]
     if names[0] not in options.keep:
         _add_grid(result, INPUT, images, images.new_ones(images.shape[1]), options)
-    wanted, found, source = images, in_chunks(lambda x: result.rounded(INPUT, x), images), INPUT
+    expected, rounded, source = images, in_chunks(lambda x: result.rounded(INPUT, x), images), INPUT
     for layer, int8_layer, after in zip(convolutions, int8_convolutions, following):
-        linear = _finite(in_chunks(layer.linear, wanted), layer)
+        linear = _finite(in_chunks(layer.linear, expected), layer)
         is_int8 = layer.name not in options.keep
         if is_int8:
-            inputs, outputs = _at_random_pixels(int8_layer, found, linear)
+            inputs, outputs = _at_random_pixels(int8_layer, rounded, linear)
             _quantize_layer(result, int8_layer, inputs, outputs, options)
-        wanted = in_chunks(layer.finish, linear)
+        expected = in_chunks(layer.finish, linear)
         if layer.has_se and is_int8:
-            made = in_chunks(int8_layer.linear, found)
-            _add_grid(result, f'{layer.name}.linear', made, made.new_ones(made.shape[1]), options)
-        found = in_chunks(lambda x: result.block(int8_layer, x, source), found)  # noqa: B023
+            gates = in_chunks(int8_layer.linear, rounded)
+            _add_grid(result, f'{layer.name}.linear', gates, gates.new_ones(gates.shape[1]), options)
+        rounded = in_chunks(lambda x: result.block(int8_layer, x, source), rounded)  # noqa: B023
         source = layer.name
         # A map is rounded for the layer that reads it. The last one is read by the pooling, which runs in integers
         # behind an int8 layer whether the classifier stays in float or not.
         is_read_in_int8 = is_int8 if after is head else after.name not in options.keep
         if is_read_in_int8:
-            _add_grid(result, layer.name, found, _importance(after), options)
-            found = in_chunks(result.grids[layer.name].apply, found)
+            _add_grid(result, layer.name, rounded, _importance(after), options)
+            rounded = in_chunks(result.grids[layer.name].apply, rounded)
     if head.name not in options.keep:
-        wanted, found = wanted.mean((2, 3)), found.mean((2, 3))
-        _add_grid(result, POOLED, found, _importance(head), options)
-        inputs, outputs = result.grids[POOLED].apply(found)[None], _finite(head.linear(wanted), head)[None]
+        expected, rounded = expected.mean((2, 3)), rounded.mean((2, 3))
+        _add_grid(result, POOLED, rounded, _importance(head), options)
+        inputs, outputs = result.grids[POOLED].apply(rounded)[None], _finite(head.linear(expected), head)[None]
         _quantize_layer(result, int8_head, inputs, outputs, options)
     return result
 
@@ -217,7 +217,7 @@ def absorb_bias(model: nn.Module, images: Tensor) -> None:
 
 
 def _quantize_layer(result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor, options: Options) -> None:
-    """Put ``layer``'s weights on a grid, given samples of its inputs (G, n, I) and the wanted outputs (G, n, O)."""
+    """Put ``layer``'s weights on a grid, given samples of its inputs (G, n, I) and the expected outputs (G, n, O)."""
     stats = rounding.moments(inputs, outputs)
     weight = layer.grouped_weight().double()
     in_pairs = options.weight_bits == 7 and not layer.is_depthwise

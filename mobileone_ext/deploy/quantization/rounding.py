@@ -23,7 +23,7 @@ CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
 
 class Moments(NamedTuple):
     """Of n weighted samples, in float64: ``mean_in`` (G, 1, I), ``mean_out`` (G, 1, O), ``inputs`` (G, I, I) and
-    ``cross`` (G, I, O), the second moments of centerd inputs with themselves and with the wanted outputs."""
+    ``cross`` (G, I, O), the second moments of centerd inputs with themselves and with the expected outputs."""
 
     mean_in: Tensor
     mean_out: Tensor
@@ -32,7 +32,7 @@ class Moments(NamedTuple):
 
 
 def moments(inputs: Tensor, outputs: Tensor) -> Moments:
-    """Moments of ``inputs`` (G, n, I) and the wanted ``outputs`` (G, n, O), outliers held back."""
+    """Moments of ``inputs`` (G, n, I) and the expected ``outputs`` (G, n, O), outliers held back."""
     inputs, outputs = inputs.double(), outputs.double()
     weights = sample_weights(outputs)
     mean_in, mean_out = ((weights * x).sum(1, keepdim=True) for x in (inputs, outputs))
@@ -61,13 +61,13 @@ def damped(second_moments: Tensor, amount: float) -> Tensor:
 
 
 def least_squares(weight: Tensor, stats: Moments, ridge: float) -> Tensor:
-    """The weights nearest to the wanted outputs, held to ``weight`` by ``ridge`` (of the mean input moment)."""
+    """The weights nearest to the expected outputs, held to ``weight`` by ``ridge`` (of the mean input moment)."""
     residual = stats.cross - stats.inputs @ weight.transpose(1, 2)
     return weight + torch.linalg.solve(damped(stats.inputs, ridge), residual).transpose(1, 2)
 
 
 def fitted_bias(weight: Tensor, stats: Moments) -> Tensor:
-    """The bias (G * O,) that gives the outputs their wanted mean."""
+    """The bias (G * O,) that gives the outputs their expected mean."""
     return (stats.mean_out - stats.mean_in @ weight.transpose(1, 2)).flatten()
 
 

@@ -60,7 +60,7 @@ class Photos:
     def lists(self) -> dict[str, PhotoList]:
         """The lists that are there, by name."""
         named = dict(train=self.train, val=self.val, test=self.test)
-        return {name: found for name, found in named.items() if found is not None}
+        return {name: part for name, part in named.items() if part is not None}
 
 
 def read_photos(path: Path, val: Path | None = None) -> Photos:
@@ -89,17 +89,17 @@ def read_photos(path: Path, val: Path | None = None) -> Photos:
     classes = _classes([train])
     if len(classes) < 2:
         raise ValueError(f'{path}: holds one class, {classes[0]!r}; there must be two or more to tell apart')
-    for name, found in others.items():
-        unknown = [label for label in _classes([found]) if label not in classes]
+    for name, part in others.items():
+        unknown = [label for label in _classes([part]) if label not in classes]
         if unknown:
             raise ValueError(
                 f'{parts[name]}: has classes that {path} does not train: {quoted(unknown, 3)}; '
                 f'name the folders as there ({quoted(classes, 3)})'
             )
-        missing = [label for label in classes if label not in _classes([found])]
+        missing = [label for label in classes if label not in _classes([part])]
         if missing:
             notes.append(f'{parts[name]}: has no photos of {quoted(missing, 3)}')
-    several = any(len(photo.labels) != 1 for found in (train, *others.values()) for photo in found.photos)
+    several = any(len(photo.labels) != 1 for part in (train, *others.values()) for photo in part.photos)
     return Photos(classes, train, others.get('val'), others.get('test'), several, tuple(notes))
 
 
@@ -186,13 +186,13 @@ def without_unreadable(photos: Photos) -> tuple[Photos, dict[str, dict[str, str]
         ValueError: if a class loses its last photo to train on.
     """
     digests, lists, notes = {}, {}, []
-    for name, found in photos.lists().items():
-        checked = _check_all([found.root / photo.path for photo in found.photos])
-        digests[name] = {photo.path: digest for photo, (digest, _) in zip(found.photos, checked)}
-        bad = [f'{photo.path} ({why})' for photo, (_, why) in zip(found.photos, checked) if why]
+    for name, photo_list in photos.lists().items():
+        checked = _check_all([photo_list.root / photo.path for photo in photo_list.photos])
+        digests[name] = {photo.path: digest for photo, (digest, _) in zip(photo_list.photos, checked)}
+        bad = [f'{photo.path} ({why})' for photo, (_, why) in zip(photo_list.photos, checked) if why]
         if bad:
-            notes.append(f'{found.root}: {len(bad)} unreadable, left out: {quoted(bad, 3)}')
-        lists[name] = PhotoList(found.root, [p for p, (_, why) in zip(found.photos, checked) if not why])
+            notes.append(f'{photo_list.root}: {len(bad)} unreadable, left out: {quoted(bad, 3)}')
+        lists[name] = PhotoList(photo_list.root, [p for p, (_, why) in zip(photo_list.photos, checked) if not why])
     _check_none_lost(photos, lists['train'], '; '.join(notes))
     return replace(photos, **lists, notes=(*photos.notes, *notes)), digests
 
@@ -206,14 +206,14 @@ def without_contradictions(photos: Photos, digests: dict[str, dict[str, str]]) -
     if photos.several:
         return photos
     labels: dict[str, set[tuple[str, ...]]] = defaultdict(set)
-    for name, found in photos.lists().items():
-        for photo in found.photos:
+    for name, photo_list in photos.lists().items():
+        for photo in photo_list.photos:
             labels[digests[name][photo.path]].add(photo.labels)
     lists, bad = {}, []
-    for name, found in photos.lists().items():
-        clear = [photo for photo in found.photos if len(labels[digests[name][photo.path]]) == 1]
-        bad += [str(found.root / photo.path) for photo in found.photos if photo not in clear]
-        lists[name] = PhotoList(found.root, clear)
+    for name, photo_list in photos.lists().items():
+        clear = [photo for photo in photo_list.photos if len(labels[digests[name][photo.path]]) == 1]
+        bad += [str(photo_list.root / photo.path) for photo in photo_list.photos if photo not in clear]
+        lists[name] = PhotoList(photo_list.root, clear)
     if not bad:
         return photos
     note = f'{len(bad)} photos left out: the same photo under two labels: {quoted(sorted(bad), 3)}'
@@ -229,8 +229,8 @@ def _check_none_lost(photos: Photos, kept: PhotoList, why: str) -> None:
 
 def without_repeats(photos: Photos, digests: dict[str, dict[str, str]]) -> Photos:
     """``photos`` whose training part has none of those to measure on, with a note on each kind of copy."""
-    others = {name: found for name, found in photos.lists().items() if name != 'train'}
-    measured = {digests[name][photo.path] for name, found in others.items() for photo in found.photos}
+    others = {name: part for name, part in photos.lists().items() if name != 'train'}
+    measured = {digests[name][photo.path] for name, part in others.items() for photo in part.photos}
     own = digests['train']
     kept = [photo for photo in photos.train.photos if own[photo.path] not in measured]
     repeated = [photo.path for photo in photos.train.photos if own[photo.path] in measured]
@@ -253,11 +253,11 @@ def split(photos: Photos, fraction: float, seed: int, digests: dict[str, dict[st
     Raises:
         ValueError: for a class with one photo.
     """
-    found = photos.train.photos
-    classes = rarest([photo.labels for photo in found])
-    groups = [digests['train'][photo.path] for photo in found]
+    part = photos.train.photos
+    classes = rarest([photo.labels for photo in part])
+    groups = [digests['train'][photo.path] for photo in part]
     different = defaultdict(set)
-    for photo, group in zip(found, groups):
+    for photo, group in zip(part, groups):
         for label in photo.labels:
             different[label].add(group)
     lonely = [label for label in photos.classes if len(different[label]) < 2]
@@ -268,20 +268,18 @@ def split(photos: Photos, fraction: float, seed: int, digests: dict[str, dict[st
         )
     train, val = stratified_split(classes, groups, fraction, seed)
     root = photos.train.root
-    return replace(
-        photos, train=PhotoList(root, [found[i] for i in train]), val=PhotoList(root, [found[i] for i in val])
-    )
+    return replace(photos, train=PhotoList(root, [part[i] for i in train]), val=PhotoList(root, [part[i] for i in val]))
 
 
 def without_unwritable(photos: Photos) -> Photos:
     """``photos`` whose names an annotation file can hold, with a note on the others."""
     lists, notes = {}, []
-    for name, found in photos.lists().items():
-        bad = [photo for photo in found.photos if not _is_plain(photo.path)]
+    for name, photo_list in photos.lists().items():
+        bad = [photo for photo in photo_list.photos if not _is_plain(photo.path)]
         if bad:
             names = quoted([photo.path.encode('utf-8', 'replace').decode() for photo in bad], 3)
-            notes.append(f'{found.root}: {len(bad)} left out, odd characters in the name: {names}')
-        lists[name] = PhotoList(found.root, [photo for photo in found.photos if _is_plain(photo.path)])
+            notes.append(f'{photo_list.root}: {len(bad)} left out, odd characters in the name: {names}')
+        lists[name] = PhotoList(photo_list.root, [photo for photo in photo_list.photos if _is_plain(photo.path)])
     _check_none_lost(photos, lists['train'], '; '.join(notes))
     return replace(photos, **lists, notes=(*photos.notes, *notes))
 
@@ -318,4 +316,4 @@ def _check(file: Path) -> tuple[str, str]:
 
 
 def _classes(lists: Iterable[PhotoList]) -> tuple[str, ...]:
-    return tuple(sorted({label for found in lists for photo in found.photos for label in photo.labels}))
+    return tuple(sorted({label for part in lists for photo in part.photos for label in photo.labels}))

@@ -28,9 +28,9 @@ def stratified_split(
     for name, found in members.items():
         draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
         together = [list(found.values())[i] for i in draw.permutation(len(found))]
-        wanted, taken = fraction * sum(map(len, together)), 0
+        target, taken = fraction * sum(map(len, together)), 0
         for number, group in enumerate(together[:-1]):  # one group at least to train on
-            if number and taken + len(group) / 2 > wanted:
+            if number and taken + len(group) / 2 > target:
                 break
             measured += group
             taken += len(group)
