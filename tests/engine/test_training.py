@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -86,22 +87,69 @@ torch.save(state, f'{sys.argv[1]}/rank{torch.distributed.get_rank()}.pt')
 """
 
 
-def test_two_processes_end_with_the_same_weights(digits, tmp_path):
-    script = tmp_path / 'rank.py'
-    script.write_text(RANK)
-    launch = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29511', str(script)]
-    command = [sys.executable, *launch, str(tmp_path), *data_options(digits)[:3]]
+def run_two(text, folder, digits):
+    """Run the script ``text`` in two processes that know each other."""
+    script = folder / 'rank.py'
+    script.write_text(text)
+    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(script)]
+    command = [sys.executable, *launch, str(folder), *data_options(digits)[:3]]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_processes_end_with_the_same_weights(digits, tmp_path):
+    run_two(RANK, tmp_path, digits)
     first, second = (torch.load(tmp_path / f'rank{rank}.pt', weights_only=True) for rank in (0, 1))
     assert_equal_values(first, second)
+
+
+RANK_OF_NAN = """
+import math, sys
+from pathlib import Path
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mobileone_ext import cli
+from mobileone_ext.engine import train as training
+
+@HOOKS.register_module()
+class NanOfOneRank(Hook):
+    priority = 'VERY_HIGH'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 5 and torch.distributed.get_rank() == 1:
+            outputs['loss'] = outputs['loss'] * math.nan
+
+options = dict(option.split('=') for option in sys.argv[2:])
+config = cli.load_config('tests/configs/tiny_digits.py', options)
+config.work_dir, config.launcher, config.randomness.seed = sys.argv[1], 'pytorch', 0
+config.custom_hooks.append(dict(type='NanOfOneRank'))
+try:
+    training.train(config)
+except ValueError as error:
+    Path(sys.argv[1], f'rank{torch.distributed.get_rank()}.txt').write_text(str(error))
+"""
+
+
+def test_all_ranks_stop_when_the_loss_of_one_is_nan(digits, tmp_path):
+    run_two(RANK_OF_NAN, tmp_path, digits)
+    first, second = ((tmp_path / f'rank{rank}.txt').read_text() for rank in (0, 1))
+    assert first.startswith('training has diverged: loss of another rank is NaN at epoch 2, iteration 6'), first
+    assert second.startswith('training has diverged: loss is nan at epoch 2, iteration 6'), second
+    assert [path.name for path in tmp_path.glob('epoch*.pth')] == ['epoch_1.pth']
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
 
 
 def test_dist_train_launches_the_tool(digits, tmp_path):
     command = ['bash', 'tools/dist_train.sh', TINY, '2', '--work-dir', str(tmp_path), '--no-validate']
     options = ['--cfg-options', 'train_cfg.max_epochs=1', *data_options(digits)[:3]]
     bin_folder = os.path.dirname(sys.executable)
-    env = dict(environment(), MASTER_PORT='29512', PATH=f'{bin_folder}:{os.environ["PATH"]}')
+    env = dict(environment(), MASTER_PORT=str(free_port()), PATH=f'{bin_folder}:{os.environ["PATH"]}')
     done = subprocess.run([*command, *options], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / 'epoch_1.pth').exists()
