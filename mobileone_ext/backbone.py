@@ -47,7 +47,7 @@ class MobileOne(BaseModule):
         num_conv_branches: k for every block, or one k for each stage; None takes
             the arch's. The stem keeps one branch, as in the published weights.
         use_scale, use_skip: have the 1x1 conv-BN and the BN branch.
-        act_cfg, norm_cfg: as everywhere in mmcv; norms that fuse are BN and SyncBN.
+        act_cfg, norm_cfg: as everywhere in mmcv; the norm is BN or SyncBN, others do not fuse.
         se_cfg: arguments of mmpretrain's ``SELayer`` where the arch has SE; with
             ``every_block=True`` in all blocks.
         frozen_stages: -1 freezes nothing, 0 the stem, i also stages 1 .. i.
@@ -112,7 +112,7 @@ class MobileOne(BaseModule):
         se_every_block = se_cfg.pop('every_block', False)
         check_bool("se_cfg['every_block']", se_every_block)
         _checked('se_cfg', se_cfg, lambda: SELayer(16, **se_cfg))
-        _checked('norm_cfg', norm_cfg, lambda: build_norm_layer(norm_cfg, 16))
+        _checked('norm_cfg', norm_cfg, lambda: _check_norm(build_norm_layer(norm_cfg, 16)[1]))
         _checked('act_cfg', act_cfg, lambda: build_activation_layer(act_cfg))
         block = partial(
             MobileOneBlock,
@@ -237,7 +237,12 @@ def _checked(name: str, config: object, build: Callable[[], T]) -> T:
         with torch.random.fork_rng(devices=[]):
             return build()
     except Exception as error:  # mmcv, torch and the layer's own checks, each in its own way
-        raise ValueError(f'{name}={config!r}: {" ".join(str(error).split())}') from error
+        raise ValueError(f'{name}={config!r}: {" ".join(str(error).split()) or type(error).__name__}') from error
+
+
+def _check_norm(norm: nn.Module) -> None:
+    if not isinstance(norm, _BatchNorm) or not norm.track_running_stats:
+        raise ValueError(f'{type(norm).__name__} does not fuse; batch norm with running statistics does: BN, SyncBN')
 
 
 def _per_stage(num_conv_branches: int | Sequence[int] | None, default: list[int]) -> list[int]:

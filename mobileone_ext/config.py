@@ -158,7 +158,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
 
 @contextmanager
-def building(name: str) -> Iterator[None]:
+def building(name: str, what: str = 'does not build') -> Iterator[None]:
     """Whatever is raised while the parts of a config are built is a mistake of the config: ValueError, in one line.
 
     mmengine and the classes that configs name check their arguments by assert, KeyError or not at all.
@@ -169,7 +169,7 @@ def building(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         hint = '' if os.environ.get(TRACEBACK_VARIABLE) else f' ({TRACEBACK_VARIABLE}=1 shows where)'
-        raise ValueError(f'{name}: does not build: {type(error).__name__}: {one_line(error)[:400]}{hint}') from error
+        raise ValueError(f'{name}: {what}: {type(error).__name__}: {one_line(error)[:400]}{hint}') from error
 
 
 def require_data(config: Config, loader: str) -> None:

@@ -179,6 +179,16 @@ def test_branches_of_each_stage_are_set_by_number():
             (dict(se_cfg=value), f'se_cfg={re.escape(repr(value))}')
             for value in (None, 16, [], dict(ratio=0), dict(ratios=16), dict(ratio='x'))
         ),
+        *(
+            (dict(norm_cfg=value), f'norm_cfg={re.escape(repr(value))}: .* does not fuse')
+            for value in (
+                dict(type='IN'),
+                dict(type='LN2d'),
+                dict(type='GN', num_groups=2),
+                dict(type='BN', track_running_stats=False),
+            )
+        ),
+        (dict(norm_cfg=dict(type='GN')), 'AssertionError'),
         (dict(se_cfg=dict(every_block=1)), 'every_block'),
         (dict(train_impl='fast'), "train_impl='fast'"),
         (dict(init_cfg='Kaiming'), "init_cfg='Kaiming'"),

@@ -204,8 +204,17 @@ class Runner(_Runner):
             return super().build_param_scheduler(scheduler)
 
     def build_optim_wrapper(self, optim_wrapper):
+        if isinstance(optim_wrapper, dict):
+            check_weight_decay(optim_wrapper)
         with building('optim_wrapper'):
             return super().build_optim_wrapper(optim_wrapper)
+
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        if fn_name not in ('before_run', 'before_train'):
+            return super().call_hook(fn_name, **kwargs)
+        for hook in self.hooks:  # before the first step what a hook refuses is a mistake of the config
+            with building(type(hook).__name__, 'does not start'):
+                getattr(hook, fn_name, lambda runner, **kwargs: None)(self, **kwargs)
 
     def build_val_loop(self, loop):
         with building('val_dataloader, val_evaluator or val_cfg'):
@@ -239,6 +248,17 @@ class Runner(_Runner):
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
             model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
         return super().wrap_model(model_wrapper_cfg, model)
+
+
+def check_weight_decay(optim_wrapper: dict) -> None:
+    """Raise ValueError if factors of the weight decay are set, and none that they multiply."""
+    factors = [key for key in optim_wrapper.get('paramwise_cfg') or {} if key.endswith('decay_mult')]
+    optimizer = optim_wrapper.get('optimizer')
+    if factors and isinstance(optimizer, dict) and optimizer.get('weight_decay') is None:
+        raise ValueError(
+            f'optim_wrapper.optimizer.weight_decay is missing: paramwise_cfg.{factors[0]} multiplies it; '
+            'set it (0 for none), or replace paramwise_cfg (_delete_=True)'
+        )
 
 
 @contextmanager

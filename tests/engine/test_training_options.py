@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ROOT, TINY, data_options
+from conftest import ROOT, TINY, data_options, only_line
 from mmengine.hooks import EMAHook
 
 from mobileone_ext import cli
@@ -72,3 +72,21 @@ def test_compiled_training_learns_the_same(train):
     )
     # Rounding alone moves 0.2 % of the step here, a term left out far more. Later steps would amplify it.
     assert (compiled - plain).norm() < 0.05 * (plain - start).norm()
+
+
+@pytest.mark.parametrize(
+    'lines, message',
+    [
+        (
+            "optim_wrapper = dict(optimizer=dict(_delete_=True, type='Adam', lr=0.001))",
+            'optim_wrapper.optimizer.weight_decay is missing: paramwise_cfg.',
+        ),
+        # This one asserts, before the first step, that the network is a DenseCL.
+        ("custom_hooks = [dict(type='DenseCLHook')]", 'DenseCLHook: does not start: AssertionError: '),
+    ],
+)
+def test_what_mmengine_would_assert_is_a_line(lines, message, run_tool, digits, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(f"_base_ = '{ROOT / TINY}'\n{lines}\n")
+    code, text = run_tool('train', config, '--work-dir', tmp_path / 'run', '--cfg-options', *data_options(digits))
+    assert code == 1 and message in only_line(text), text
