@@ -143,6 +143,9 @@ def scaled_hook(hook: dict, share: Fraction, length: int, place: str) -> dict:
     hook = copy.deepcopy(hook)
     kind = str(getattr(hook['type'], '__name__', hook['type'])).rsplit('.', 1)[-1]
     last = length - 1
+    needed = {'CurriculumHook': 'stages', 'FreezeNormHook': 'epoch', 'SwitchRecipeHook': 'schedule'}.get(kind)
+    if needed and needed not in hook:
+        raise ValueError(f'{place}.{needed} is missing: {kind} needs it')
     if kind == 'CurriculumHook':
         stages = [
             stage

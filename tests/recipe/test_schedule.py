@@ -120,6 +120,7 @@ def test_hooks_begin_at_their_share_of_the_run():
     'key, value, message',
     [
         ('custom_hooks', [dict(type='SomeHook', close_epoch=15)], r'custom_hooks\.0\.close_epoch: SomeHook'),
+        ('custom_hooks', [dict(type='SwitchRecipeHook')], r'custom_hooks\.0\.schedule is missing'),
         ('param_scheduler', [dict(type='MultiStepLR', milestones=[30, 60])], r'MultiStepLR\.milestones=\[30, 60\]'),
         ('param_scheduler', dict(type='Odd', warm_epochs=3), r'param_scheduler: Odd\.warm_epochs'),
     ],
