@@ -290,7 +290,7 @@ def _check_optimizer(found: dict, expected: dict, params: list, complete: bool) 
             if key not in ('state', 'param_groups'):
                 _check_like(inner[key], built[key], f'{name}.{key}')
         if name == 'optimizer':
-            _check_parameter_states(inner, params, complete)
+            _check_parameter_states(inner, built['state'], params, complete)
 
 
 def _check_groups(found: list, expected: list, where: str) -> None:
@@ -302,13 +302,18 @@ def _check_groups(found: list, expected: list, where: str) -> None:
             raise ValueError(f'{where}[{number}].params: other parameters than the config gives this group')
 
 
-def _check_parameter_states(optimizer: dict, params: list, complete: bool) -> None:
+def _check_parameter_states(optimizer: dict, expected: dict, params: list, complete: bool) -> None:
     for number, entry in optimizer['state'].items():
         if number >= len(params):
             raise ValueError(f'optimizer.state[{number}]: the config has {len(params)} parameters')
+        lost = [key for key in expected.get(number, {}) if entry and key not in entry]
+        if lost:
+            raise ValueError(f'optimizer.state[{number}] comes without {abbreviate(lost)}')
         for key, value in entry.items():
             where = f'optimizer.state[{number}].{key}'
-            if isinstance(value, Tensor):
+            if key in expected.get(number, {}):
+                _check_like(value, expected[number][key], where)
+            elif isinstance(value, Tensor):  # of a kind that comes later than with the first step
                 if value.shape != params[number].shape and value.numel() != 1:
                     raise ValueError(
                         f'{where} has shape {list(value.shape)}, its parameter {list(params[number].shape)}'
@@ -318,7 +323,7 @@ def _check_parameter_states(optimizer: dict, params: list, complete: bool) -> No
     for number, group in enumerate(optimizer['param_groups']):
         entries = {index: optimizer['state'].get(index) for index in group['params']}
         forms = {tuple((key, type(value)) for key, value in entry.items()) for entry in entries.values() if entry}
-        if len({frozenset(form) for form in forms}) > 1:
+        if not expected and len({frozenset(form) for form in forms}) > 1:
             raise ValueError(f'optimizer.state: parameters of group {number} have states of different kinds')
         # Parameters that got no gradient have none; a checkpoint with a digest cannot have lost one.
         needs = group.get('momentum', 1) and complete

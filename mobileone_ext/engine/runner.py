@@ -1,5 +1,6 @@
 """mmengine's Runner: strict and safe in what it reads, with a console for people, and CPU processes without a GPU."""
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ import torch
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import BaseOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 
@@ -105,8 +106,8 @@ class Runner(_Runner):
         return checkpoint
 
     def _expected_checkpoint(self) -> dict:
-        """The parts of a checkpoint that this run would write before its first step."""
-        expected = dict(state_dict=unwrap(self.model).state_dict(), optimizer=self.optim_wrapper.state_dict())
+        """The parts of a checkpoint that this run would write at its start, its optimizer after a step."""
+        expected = dict(state_dict=unwrap(self.model).state_dict(), optimizer=after_a_step(self.optim_wrapper))
         averaged = [hook.ema_model.state_dict() for hook in self.hooks if isinstance(hook, EMAHook)]
         if averaged:
             expected['ema_state_dict'] = averaged[-1]
@@ -248,6 +249,21 @@ class Runner(_Runner):
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
             model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
         return super().wrap_model(model_wrapper_cfg, model)
+
+
+def after_a_step(optim_wrapper: BaseOptimWrapper) -> dict:
+    """What ``optim_wrapper`` would save after a step with gradients of zeros; as it is where a copy cannot step."""
+    state = optim_wrapper.state_dict()
+    if not isinstance(optim_wrapper, OptimWrapper):
+        return state
+    try:
+        optimizer = copy.deepcopy(optim_wrapper.optimizer)
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group['params']):
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    except Exception:  # it wants a closure, processes, or no zeros
+        return state
+    return {**state, **to_plain(optimizer.state_dict())}
 
 
 def check_weight_decay(optim_wrapper: dict) -> None:

@@ -1,5 +1,6 @@
 """``--resume`` of damaged, edited and foreign training checkpoints: one line and exit code 1, or the right weights."""
 
+import copy
 import random
 import warnings
 from collections import Counter
@@ -7,10 +8,13 @@ from collections import Counter
 import pytest
 import torch
 from conftest import TINY, data_options, only_line
+from mmengine.optim import build_optim_wrapper
 
 from mobileone_ext.checkpoints import training
+from mobileone_ext.checkpoints.training import check_fits_run
 from mobileone_ext.engine import runner
-from mobileone_ext.engine.runner import changed_step
+from mobileone_ext.engine.runner import after_a_step, changed_step
+from mobileone_ext.recipe.checkpointing import to_plain
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*instance named of:UserWarning')
 
@@ -77,9 +81,9 @@ MISFITS = {
     'momentum of one lost': (edit('optimizer|state|5', ...), 'optimizer.state has nothing for parameter 5'),
     'momentum of another shape': (
         edit('optimizer|state|0|momentum_buffer', torch.zeros(3)),
-        'optimizer.state[0].momentum_buffer has shape [3]',
+        'optimizer.state[0].momentum_buffer is a tensor of shape [3], not a tensor of shape [8, 3, 1, 1]',
     ),
-    'momentum a str': (edit('optimizer|state|0|momentum_buffer', 'x'), 'momentum_buffer is a str'),
+    'momentum a str': (edit('optimizer|state|0|momentum_buffer', 'x'), "momentum_buffer is 'x', not a tensor"),
     'a group lost': (edit('optimizer|param_groups|1', ...), 'optimizer.param_groups: 1 groups, the config makes 2'),
     'lr a str': (edit('optimizer|param_groups|0|lr', 'x'), "optimizer.param_groups[0].lr is 'x', a str instead"),
     'lr NaN': (edit('optimizer|param_groups|0|lr', float('nan')), 'optimizer.param_groups[0].lr is NaN'),
@@ -286,3 +290,35 @@ def test_mmengines_loaders_are_its_own_outside_of_a_run(tmp_path):
     with runner.reading_safely(), pytest.raises(ValueError, match=r'bad.pth: holds pickled code \(posix.mkdir\)'):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'bad.pth'))
     assert CheckpointLoader._schemes[''] is load_from_local and not (tmp_path / 'trace').exists()
+
+
+def optimizers() -> list[str]:
+    """Those that torch, mmengine and mmpretrain register and that step without a closure or processes."""
+    import mmpretrain.engine  # noqa: F401
+    from mmengine.registry import OPTIMIZERS
+    from mmpretrain.registry import OPTIMIZERS as THEIRS
+
+    others = {'Optimizer', 'LBFGS', 'SparseAdam', 'ZeroRedundancyOptimizer', 'Muon'}  # Muon takes matrices alone
+    return sorted({*OPTIMIZERS.module_dict, *THEIRS.module_dict} - others)
+
+
+@pytest.mark.parametrize('kind', optimizers())
+def test_the_state_of_every_optimizer_is_what_its_step_makes(kind):
+    """Some keep rows and columns instead of whole tensors, and numbers in their groups from the first step on."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    wrapper = build_optim_wrapper(net, dict(type='OptimWrapper', optimizer=dict(type=kind, lr=0.01)))
+    state = copy.deepcopy(wrapper.state_dict()['state'])
+    before = after_a_step(wrapper)
+    assert str(wrapper.state_dict()['state']) == str(state) and all(p.grad is None for p in net.parameters())
+    wrapper.update_params(net(torch.randn(2, 3, 8, 8)).square().sum())
+    saved = to_plain(wrapper.state_dict())
+    checkpoint = dict(meta=dict(iter=1, epoch=1), state_dict=net.state_dict(), optimizer=saved)
+    expected = dict(state_dict=net.state_dict(), optimizer=before)
+    params = [p for group in wrapper.param_groups for p in group['params']]
+    check_fits_run('a.pth', checkpoint, expected, params, 2)
+    tensors = [key for key, value in saved['state'].get(0, {}).items() if value.numel() > 1]
+    for key in tensors:
+        broken = dict(saved, state={**saved['state'], 0: dict(saved['state'][0], **{key: torch.zeros(5)})})
+        with pytest.raises(ValueError, match=rf'optimizer\.state\[0\]\.{key} '):
+            check_fits_run('a.pth', dict(checkpoint, optimizer=broken), expected, params, 2)
