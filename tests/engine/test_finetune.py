@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, only_line
 from PIL import Image
+from server import Server
 
 from mobileone_ext import cli
 from mobileone_ext.backbone import MobileOne
@@ -458,3 +459,16 @@ def test_configs_names_need_no_care(tmp_path):
     config = cli.load_config(str(path))
     assert tuple(config.val_dataloader.dataset.metainfo.classes) == tuple(sorted(names))
     assert config.model.backbone.arch == 's1' and config.model.head.in_channels == 1280
+
+
+def test_weights_are_taken_from_an_address(weights, run_tool, tmp_path, monkeypatch):
+    """As wherever a checkpoint is asked for: downloaded once."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    photos = write_photos(tmp_path / 'photos', red=4, blue=4)
+    with Server() as server:
+        url = server.add('/s0_fused.pth', weights.read_bytes())
+        for name in ('first', 'second'):
+            code, text = run(run_tool, photos, url, tmp_path / name, '--dry-run')
+            assert code == 0, text
+        assert server.requests == ['GET /s0_fused.pth']
+    assert url in (tmp_path / 'first' / 'config.py').read_text()
