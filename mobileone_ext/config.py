@@ -143,7 +143,8 @@ def load_config(path: str, options: dict | None = None) -> Config:
         config = _with_names_as_types(config)
     except Exception as error:  # a Python config may raise anything
         raise ValueError(f'{path}: {_where(error)}{one_line(error)}') from error
-    init_default_scope(config.get('default_scope') or 'mmpretrain')
+    config.default_scope = config.get('default_scope') or 'mmpretrain'  # mmengine's Runner would take its own
+    init_default_scope(config.default_scope)
     read = set().union(*files.values())
     check_keys_are_read(config, read)
     for key in list(config):
@@ -175,6 +176,11 @@ def building(name: str, what: str = 'does not build') -> Iterator[None]:
 def require_data(config: Config, loader: str) -> None:
     """Raise ValueError unless the config has ``loader`` (``'test_dataloader'``) and what goes with it."""
     part = loader.split('_')[0]
+    if part == 'train':
+        missing = [key for key in (loader, 'train_cfg', 'optim_wrapper') if config.get(key) is None]
+        if missing:
+            raise ValueError(f'{config.filename or "the config"}: nothing to train: {", ".join(missing)} missing')
+        return
     missing = [key for key in (loader, f'{part}_evaluator', f'{part}_cfg') if config.get(key) is None]
     if missing:
         raise ValueError(

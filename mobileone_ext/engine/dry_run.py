@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper, ReduceOnPlateauParamScheduler
 from mmpretrain.registry import DATASETS, TRANSFORMS
 from torch.utils.data import DataLoader, Dataset
 
-from ..config import building
+from ..config import building, require_data
 from ..recipe.checkpointing import check_saving
 from ..recipe.wrapper import unwrap
 from .runner import Runner
@@ -54,6 +54,7 @@ def dry_run(config: Config, name: str) -> DryRunner:
     Raises:
         ValueError: naming what does not build, or what a checkpoint could not hold.
     """
+    require_data(config, 'train_dataloader')
     config = config.copy()
     if not torch.cuda.is_available() and config.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':
         print('mixed precision needs a GPU: checked without it')

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 
 from ..checkpoints.training import check_digest, read_training_checkpoint
-from ..config import building
+from ..config import building, require_data
 from ..data.check import check_data
 from ..recipe.schedule import misfits
 from .processes import end_with_parent, is_first, one_writer
@@ -146,6 +146,7 @@ def train(config: Config) -> Runner:
 
 
 def _train(config: Config) -> Runner:
+    require_data(config, 'train_dataloader')
     check_data(config, 'train_dataloader', 'val_dataloader')
     if config.get('resume') and not config.get('load_from'):
         newest = latest_checkpoint(config.work_dir)
