@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from mmpretrain.evaluation import Accuracy
+from mmpretrain.models.heads import MultiLabelClsHead
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -18,10 +19,12 @@ class Difference:
     """How far outputs lie from the expected ones, over all batches that were added.
 
     Attributes:
-        changed_predictions: images whose largest output is another one.
+        several_labels: an image has each label whose logit is above 0, instead of that of the largest output.
+        changed_predictions: images whose label or labels are others.
         max_abs_diff, max_rel_diff: largest difference of an output, and of the image's largest absolute output.
     """
 
+    several_labels: bool = False
     num_images: int = 0
     changed_predictions: int = 0
     max_abs_diff: float = 0.0
@@ -39,7 +42,10 @@ class Difference:
         difference = (found - expected).abs().amax(1)
         largest = expected.abs().amax(1).clamp_min(torch.finfo(torch.float64).tiny)
         self.num_images += len(expected)
-        self.changed_predictions += int((found.argmax(1) != expected.argmax(1)).sum())
+        changed = (
+            ((found > 0) != (expected > 0)).any(1) if self.several_labels else found.argmax(1) != expected.argmax(1)
+        )
+        self.changed_predictions += int(changed.sum())
         self.max_abs_diff = max(self.max_abs_diff, float(difference.max()))
         self.max_rel_diff = max(self.max_rel_diff, float((difference / largest).max()))
 
@@ -111,7 +117,7 @@ def compare(before: nn.Module, after: nn.Module, batches: Iterable[dict]) -> tup
     Raises:
         ValueError: if an output is not finite, or there is no image.
     """
-    difference, labels = Difference(), []
+    difference, labels = Difference(isinstance(before.head, MultiLabelClsHead)), []
     logits = {'before': [], 'after': []}
     for batch in batches:
         batch = before.data_preprocessor(batch)
@@ -121,7 +127,7 @@ def compare(before: nn.Module, after: nn.Module, batches: Iterable[dict]) -> tup
         labels.extend(sample.gt_label.cpu() for sample in batch['data_samples'])
     difference.check(max_flips=None)
     accuracies = {}
-    for name, parts in logits.items() if all(len(label) == 1 for label in labels) else ():
+    for name, parts in logits.items() if not difference.several_labels else ():
         accuracies[f'top1_{name}'], accuracies[f'top5_{name}'] = top_accuracies(torch.cat(parts), torch.cat(labels))
     return difference, accuracies
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import files
 from ..checkpoints.load import load_weights
 from ..checkpoints.names import resolve
-from ..data.classes import class_names, labels, num_classes
+from ..data.classes import class_names, is_multi_label, labels, num_classes
 from ..data.images import find_images, spread
 from ..data.pixels import Normalize, Preprocessing, in_batches, read_images
 from ..files import check_writable, naming, staging_folder
@@ -230,7 +230,7 @@ def compare(
     found = find_images([folder])
     paths, skipped = spread(found, num_images), [f'{folder}: {found.note}'] if found.note else []
     normalize = nn.Identity() if isinstance(net.normalize, Normalize) else Normalize(config)
-    difference = Difference()
+    difference = Difference(is_multi_label(config))
     for _, images in in_batches(read_images(config, paths, skipped), 1 if exported.fixed_batch else 25):
         images = normalize(images)
         difference.add(net(images), torch.from_numpy(exported(images.numpy())), NAMES)

@@ -9,7 +9,7 @@ from mmengine.model import BaseModel
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..data.classes import check_same, class_names, labels
+from ..data.classes import check_same, class_names, is_multi_label, labels
 from ..data.pixels import Normalize
 from .compare import Difference, check_finite
 from .runtime import Network, open_network
@@ -56,7 +56,7 @@ class ExportedClassifier(BaseModel):
         self.num_classes = config.model.head.num_classes
         self.head = MODELS.build(config.model.head)
         self.head.fc = nn.Identity()
-        self.reference, self.difference = reference, Difference()
+        self.reference, self.difference = reference, Difference(is_multi_label(config))
         if self.network.num_classes not in (None, self.num_classes):
             raise ValueError(f'{path}: has {self.network.num_classes} classes, the config has {self.num_classes}')
         stored = stored_labels(self.network.metadata)

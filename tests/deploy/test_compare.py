@@ -27,6 +27,15 @@ def test_differences_of_two_batches():
     assert difference(([[0.0, 0.0]], [[0.0, 0.0]])).max_rel_diff == 0
 
 
+def test_predictions_of_several_labels_are_those_above_0():
+    expected = torch.tensor([[3.0, 1.0, -1.0], [3.0, 1.0, -1.0], [-3.0, -1.0, -2.0]])
+    found = torch.tensor([[1.0, 3.0, -1.0], [3.0, 1.0, 0.5], [-3.0, -2.0, -1.0]])
+    for several_labels, changed in ((True, 1), (False, 2)):
+        difference = Difference(several_labels)
+        difference.add(expected, found)
+        assert difference.changed_predictions == changed
+
+
 def test_bounds():
     two_flips = difference(([[1.0, 0.0]] * 5, [[1.0, 0.0]] * 3 + [[0.5, 0.75]] * 2))
     for allowed in (2, 3, None):

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ...data.check import check_data
+from ...data.classes import is_multi_label
 from ...data.images import find_images, spread
 from ...data.pixels import Normalize, Preprocessing, read_images
 from ...files import check_distinct, check_writable, printable, write_atomically, write_json
@@ -200,8 +201,8 @@ def write(config: Config, checkpoint: str, int8: Int8, path: Path, file: export.
 def measure_accuracy(
     config: Config, model: nn.Module, networks: dict[str, Network], normalized_inside: bool = False
 ) -> list[dict]:
-    """Float model and int8 files on the config's test set: rows with ``name``, ``top1``, ``top5`` (percent),
-    ``flips`` (predictions unlike the float model's) and ``num_images``."""
+    """Float model and int8 files on the config's test set: rows with ``name``, ``top1``, ``top5`` (percent; None where
+    an image may have several labels), ``flips`` (predictions unlike the float model's) and ``num_images``."""
     normalize = Normalize(config)
     flip = Preprocessing(config).to_rgb
     outputs = {'float': [], **{name: [] for name in networks}}
@@ -215,12 +216,12 @@ def measure_accuracy(
             found = network((pixels if normalized_inside else images).numpy())
             outputs[name].append(torch.from_numpy(np.array(found)))
         labels.extend(sample.gt_label for sample in batch['data_samples'])
-    labels, expected = torch.cat(labels), torch.cat(outputs['float'])
+    several, expected = is_multi_label(config), torch.cat(outputs['float'])
     rows = []
     for name, parts in outputs.items():
         found = torch.cat(parts)
-        top1, top5 = top_accuracies(found, labels)
-        difference = Difference()
+        top1, top5 = (None, None) if several else top_accuracies(found, torch.cat(labels))
+        difference = Difference(several)
         difference.add(expected, found, ('the float network', name))
         flips = difference.changed_predictions
         rows.append(dict(name=name, top1=top1, top5=top5, flips=flips, num_images=len(labels)))
@@ -232,7 +233,8 @@ def show_accuracy(rows: list[dict]) -> None:
     for column in ('', 'top-1', 'top-5', 'flips'):
         table.add_column(column, justify='right' if column else 'left')
     for row in rows:
-        table.add_row(row['name'], f'{row["top1"]:.2f}', f'{row["top5"]:.2f}', str(row['flips']))
+        accuracies = ['-' if row[key] is None else f'{row[key]:.2f}' for key in ('top1', 'top5')]
+        table.add_row(row['name'], *accuracies, str(row['flips']))
     Console().print(table)
 
 
