@@ -27,6 +27,7 @@ from .structure import differences, shapes_of
 PARTS = ('meta', 'state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers', 'message_hub')
 _NEEDED = ('meta', 'state_dict', 'optimizer', 'message_hub')
 _HUB_PARTS = ('log_scalars', 'runtime_info', 'resumed_keys')
+_HOW_TO_STEP = ('capturable', 'differentiable', 'foreach', 'fused')  # of a group; what a step gives is the same
 _DIGEST = 'digest'
 _MAX_SEED = 2**32
 _MAX_DEPTH = 100
@@ -65,6 +66,13 @@ def check_fits_run(path: str | Path, checkpoint: dict, expected: dict, params: l
         ValueError: naming what does not fit.
     """
     _named(path, _check_fits, checkpoint, expected, params, max_epochs)
+
+
+def step_as_built(checkpoint: dict, expected: dict) -> None:
+    """Give the optimizer's groups in ``checkpoint`` the config's choice of implementation, in place."""
+    for (_, inner), (_, built) in zip(_optimizers(checkpoint['optimizer']), _optimizers(expected['optimizer'])):
+        for group, own in zip(inner['param_groups'], built['param_groups']):
+            group.update({key: own[key] for key in _HOW_TO_STEP if key in own})
 
 
 def check_digest(path: str | Path, checkpoint: dict) -> None:
@@ -288,16 +296,23 @@ def _check_optimizer(found: dict, expected: dict, params: list, complete: bool) 
         _check_groups(inner['param_groups'], built['param_groups'], f'{name}.param_groups')
         for key in inner:
             if key not in ('state', 'param_groups'):
-                _check_like(inner[key], built[key], f'{name}.{key}')
+                _check_like(_what_it_steps(inner[key]), _what_it_steps(built[key]), f'{name}.{key}')
         if name == 'optimizer':
             _check_parameter_states(inner, built['state'], params, complete)
+
+
+def _what_it_steps(group: Any) -> Any:
+    """The options of a group that decide what a step gives."""
+    if not isinstance(group, Mapping):
+        return group
+    return {key: value for key, value in group.items() if key not in _HOW_TO_STEP}
 
 
 def _check_groups(found: list, expected: list, where: str) -> None:
     if len(found) != len(expected):
         raise ValueError(f'{where}: {len(found)} groups, the config makes {len(expected)}')
     for number, (group, built) in enumerate(zip(found, expected)):
-        _check_like(group, built, f'{where}[{number}]')
+        _check_like(_what_it_steps(group), _what_it_steps(built), f'{where}[{number}]')
         if group['params'] != built['params']:
             raise ValueError(f'{where}[{number}].params: other parameters than the config gives this group')
 

@@ -19,7 +19,7 @@ from .. import recipe  # noqa: F401  the hooks below
 from ..backbone import MobileOne
 from ..checkpoints.load import class_names_in, in_order, load_strict, load_weights, read_checkpoint
 from ..checkpoints.plain import load_plain, load_plain_strict
-from ..checkpoints.training import check_digest, check_fits_run, read_training_checkpoint
+from ..checkpoints.training import check_digest, check_fits_run, read_training_checkpoint, step_as_built
 from ..config import building
 from ..data.check import check_loaders, leave_out_last_of_one
 from ..data.classes import are_same, check_same
@@ -97,9 +97,11 @@ class Runner(_Runner):
         checkpoint = read_training_checkpoint(filename)
         max_epochs = self.max_epochs if isinstance(self.train_loop, EpochBasedTrainLoop) else None
         parameters = [p for group in self._optimizer_groups() for p in group['params']]
-        check_fits_run(filename, checkpoint, self._expected_checkpoint(), parameters, max_epochs)
+        expected = self._expected_checkpoint()
+        check_fits_run(filename, checkpoint, expected, parameters, max_epochs)
         check_same(self._classes, class_names_in(filename, checkpoint), 'the training set', str(filename))
         check_digest(filename, checkpoint)
+        step_as_built(checkpoint, expected)
         self._say_what_a_step_is(checkpoint['meta'])
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         unwrap(self.model).load_state_dict(checkpoint['state_dict'])

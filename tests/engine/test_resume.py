@@ -292,6 +292,14 @@ def test_mmengines_loaders_are_its_own_outside_of_a_run(tmp_path):
     assert CheckpointLoader._schemes[''] is load_from_local and not (tmp_path / 'trace').exists()
 
 
+@pytest.mark.parametrize('fused', [True, False])
+def test_a_run_goes_on_by_another_implementation_of_the_step(resume, checkpoint, fused):
+    checkpoint['optimizer']['param_groups'][0]['fused'] = not fused
+    checkpoint['meta'].pop('digest')
+    code, text = resume(checkpoint, '--epochs', 5, config=[f'optim_wrapper.optimizer.fused={fused}'])
+    assert code == 0, text
+
+
 def optimizers() -> list[str]:
     """Those that torch, mmengine and mmpretrain register and that step without a closure or processes."""
     import mmpretrain.engine  # noqa: F401
