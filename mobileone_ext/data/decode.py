@@ -19,6 +19,7 @@ register_readers()
 
 MAX_PIXELS = 2 * 89_478_485  # 178 million; above it Pillow takes an image for an attack, too
 MAX_RATIO = 256  # of the sides: resized by its short one, a longer image fills the memory
+_REDUCTIONS = (8, 4, 2)  # by which libjpeg-turbo decodes quickly
 _CANVAS = (124, 117, 104)  # what mmcv puts behind gray with alpha
 
 
@@ -51,6 +52,11 @@ class Jpeg:
     def copy(self) -> np.ndarray:
         """The whole image, for those who keep what each step of a pipeline makes (mmpretrain's browse_dataset)."""
         return self.decode()
+
+
+def reduction(crop: tuple[int, int], size: tuple[int, int]) -> int:
+    """The largest of 1, 2, 4, 8 by which a crop (h, w) can shrink and still be no smaller than ``size``."""
+    return next((n for n in _REDUCTIONS if crop[0] >= n * size[0] and crop[1] >= n * size[1]), 1)
 
 
 def open_jpeg(data: bytes) -> Jpeg | None:

@@ -18,9 +18,7 @@ from mmpretrain.datasets.transforms import RandomResizedCrop as _RandomResizedCr
 from mmpretrain.datasets.transforms import ResizeEdge as _ResizeEdge
 
 from ..registry import TRANSFORMS
-from .decode import Jpeg, decode, open_jpeg
-
-_REDUCTIONS = (8, 4, 2)  # by which libjpeg-turbo decodes quickly
+from .decode import Jpeg, decode, open_jpeg, reduction
 
 
 @TRANSFORMS.register_module()
@@ -112,11 +110,6 @@ class ResizeEdge(_ResizeEdge):
         results['img'] = resize(results['img'], size, self.interpolation, self.backend)
         results['img_shape'] = size
         results['scale_factor'] = (size[1] / width, size[0] / height)
-
-
-def reduction(crop: tuple[int, int], size: tuple[int, int]) -> int:
-    """The largest of 1, 2, 4, 8 by which a crop (h, w) can shrink and still be no smaller than ``size``."""
-    return next((n for n in _REDUCTIONS if crop[0] >= n * size[0] and crop[1] >= n * size[1]), 1)
 
 
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: str, backend: str) -> np.ndarray:

@@ -1,0 +1,314 @@
+"""A data set's photos resized once to a short edge, so that each epoch reads and decodes fewer pixels.
+
+What is written has the folders, names and annotation files of what is read. Photos that are small
+already are hard links to their originals. A run that was killed goes on where it stopped.
+"""
+
+import io
+import json
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from ..files import printable, write_atomically, write_json
+from .decode import decode, open_jpeg, reduction
+from .images import SUFFIXES, Images, class_folders, images_below, is_hidden
+
+SHORT_EDGES = (32, 4096)  # allowed, in pixels
+QUALITIES = (1, 100)
+QUALITY = 90  # in full color, smaller and closer to the original than 95 with colors at half the pixels
+MARK = '.resized.json'  # in the folder that is written: how, and from where
+_ANNOTATIONS = ('.csv', '.json', '.jsonl', '.mat', '.names', '.npy', '.pkl', '.tsv', '.txt', '.yaml', '.yml')
+_EVALUATED = 256  # pixels: the short edge to which photos are resized for evaluation, before the center crop
+# Formats by the suffix, which annotation files name; photos of others stay as they are.
+_FORMATS = {
+    **dict.fromkeys(('.jfif', '.jpe', '.jpeg', '.jpg'), 'JPEG'),
+    **dict.fromkeys(('.tif', '.tiff'), 'TIFF'),
+    '.bmp': 'BMP',
+    '.png': 'PNG',
+    '.webp': 'WEBP',
+}
+_QUEUED = 16  # photos that wait for each process
+
+
+class Outcome(NamedTuple):
+    """What became of a file: ``kind`` of ``KINDS``, bytes before and after, and why it was skipped."""
+
+    kind: str
+    before: int = 0
+    after: int = 0
+    reason: str = ''
+
+
+class Report(NamedTuple):
+    """Files by kind, bytes of the photos written before and after, a line a photo not readable, what was left out."""
+
+    counts: Counter
+    before: int
+    after: int
+    unreadable: list[str]
+    left_out: str
+
+
+KINDS = {
+    'resized': 'resized',
+    'small': 'small already, linked as they are',
+    'other format': 'of formats that are not rewritten, linked as they are',
+    'done': 'done by an earlier run',
+    'unreadable': 'not readable, left out',
+    'annotations': 'annotation files copied',
+}
+
+
+def resize_dataset(
+    source: str | Path, target: str | Path, short_edge: int, quality: int = QUALITY, processes: int = 1
+) -> Report:
+    """Write the photos and annotation files below ``source`` to ``target``.
+
+    Args:
+        short_edge: of the photos written, in pixels.
+        quality: of JPEG and WebP, 1 .. 100.
+        processes: that work at a time.
+
+    Raises:
+        ValueError, OSError: before anything is written for folders that do not fit and numbers out of range;
+            later if ``target`` takes no more.
+    """
+    for name, value, (low, high) in (('--short-edge', short_edge, SHORT_EDGES), ('--quality', quality, QUALITIES)):
+        if not low <= value <= high:
+            raise ValueError(f'{name} {value}: allowed is {low} .. {high}')
+    source, target = Path(source), Path(target)
+    settings = dict(source=os.path.realpath(source), short_edge=short_edge, quality=quality)
+    check_folders(source, target, settings)
+    photos, annotations = find(source, target)
+
+    target.mkdir(parents=True, exist_ok=True)
+    write_json(settings, target / MARK)
+    for folder in _folders(source, [*photos, *annotations]):
+        (target / folder).mkdir(parents=True, exist_ok=True)
+    for name in annotations:
+        _copy(source / name, target / name)
+    counts, before, after, unreadable = Counter(annotations=len(annotations)), 0, 0, []
+    outcomes = _outcomes(_Work(source, target, photos, short_edge, quality), processes)
+    bar = track(outcomes, 'photos', len(photos), console=Console(stderr=True), transient=True)
+    for name, outcome in zip(photos, bar):
+        counts[outcome.kind] += 1
+        before, after = before + outcome.before, after + outcome.after
+        if outcome.kind == 'unreadable':
+            unreadable.append(printable(f'{name}: {outcome.reason}'))
+    if len(unreadable) == len(photos):
+        raise ValueError(f'{source}: none of its {len(photos)} photos is readable; the first is {unreadable[0]}')
+    return Report(counts, before, after, unreadable, photos.note)
+
+
+def show(report: Report) -> None:
+    """Print what became of the files."""
+    for line in report.unreadable:
+        print(f'skipped {line}')
+    for kind, text in KINDS.items():
+        if report.counts[kind]:
+            print(f'{report.counts[kind]:,} {text}')
+    if report.before:
+        print(f'{report.before / 1e6:,.1f} MB of photos are {report.after / 1e6:,.1f} MB')
+    if report.left_out:
+        print(report.left_out)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def check_folders(source: Path, target: Path, settings: dict) -> None:
+    """Raise ValueError or OSError unless ``target`` is new, empty, or by a run of the same ``settings``."""
+    if not source.is_dir():
+        raise NotADirectoryError(f'{source}: no such folder of photos')
+    inner, outer = Path(os.path.realpath(target)), Path(settings['source'])
+    if inner == outer or outer in inner.parents:
+        raise ValueError(f'{target}: lies in what is read ({source}); name a folder outside of it')
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise NotADirectoryError(f'{target}: is a file; name a folder to write')
+    mark = target / MARK
+    if mark.is_file():
+        try:
+            found = json.loads(mark.read_text(encoding='utf-8'))
+        except ValueError:
+            found = {}
+        for key, value in settings.items():
+            earlier = found.get(key) if isinstance(found, dict) else None
+            if earlier != value:
+                raise ValueError(
+                    f'{target}: was written with {key}={printable(earlier)}, not {printable(value)}; '
+                    'name another folder'
+                )
+    elif any(not is_hidden(name) for name in os.listdir(target)):
+        raise ValueError(f'{target}: is not empty, and no run of this tool wrote it; name a new folder')
+
+
+def find(source: Path, target: Path) -> tuple[Images, list[str]]:
+    """Photos (with what is left out) and annotation files below ``source``, as paths relative to it.
+
+    Raises:
+        ValueError: for a folder without photos, or with a link to ``target``.
+    """
+    files = images_below(source, suffixes=('',))
+    photos, annotations = Images(left_out=files.left_out), []
+    for name in files:
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in SUFFIXES:
+            photos.append(name)
+        elif suffix in _ANNOTATIONS:
+            annotations.append(name)
+        else:
+            photos.left_out[suffix or 'without a suffix'] += 1
+    if not photos:
+        raise ValueError(f'{source}: no photos in this folder ({photos.note or "it is empty"})')
+    written = Path(os.path.realpath(target))
+    for folder in sorted({os.path.dirname(name) for name in files}):
+        real = Path(os.path.realpath(source / folder))
+        if real == written or written in real.parents:
+            raise ValueError(f'{source / folder}: leads to what is written ({target}); remove this link')
+    return photos, annotations
+
+
+def _folders(source: Path, names: list[str]) -> set[str]:
+    """Folders to make: those of the files, and class folders that hold none, for labels follow their order."""
+    folders = {os.path.dirname(name) for name in names}
+    for split in ('', *class_folders(source)):
+        folders |= {os.path.join(split, name) for name in class_folders(source / split)}
+    return folders
+
+
+def _outcomes(work: '_Work', processes: int) -> Iterator[Outcome]:
+    """In the order of the photos, by a loader, whose workers end with this process however it does."""
+    workers = dict(num_workers=processes, prefetch_factor=_QUEUED) if processes > 1 else {}
+    try:
+        yield from DataLoader(work, batch_size=None, collate_fn=_unchanged, **workers)
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise OSError(
+            'a process was killed, perhaps for want of memory (--processes N takes fewer); the same command goes on'
+        ) from error
+
+
+def _unchanged(outcome: Outcome) -> Outcome:
+    return outcome
+
+
+class _Work(Dataset):
+    """Item i resizes photo i and is its :class:`Outcome`."""
+
+    def __init__(self, source: Path, target: Path, photos: Images, short_edge: int, quality: int):
+        self.source, self.target, self.photos = source, target, list(photos)
+        self.short_edge, self.quality = short_edge, quality
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, index: int) -> Outcome:
+        name = self.photos[index]
+        return resize_file(self.source / name, self.target / name, self.short_edge, self.quality)
+
+
+def resize_file(source: Path, target: Path, short_edge: int, quality: int) -> Outcome:
+    """Write the photo ``source`` to ``target``, whole or not at all, unless it is there and as new.
+
+    Raises:
+        OSError: if ``target`` cannot be written; what is wrong with ``source`` is the outcome's reason.
+    """
+    if _is_done(source, target):
+        return Outcome('done')
+    try:
+        data = source.read_bytes()
+        pixels, size = read_pixels(data, short_edge)
+    except (OSError, ValueError) as error:
+        return Outcome('unreadable', reason=getattr(error, 'strerror', None) or str(error))
+    file_format = _FORMATS.get(source.suffix.lower())
+    if min(size) <= short_edge or not file_format:
+        _link(source, target)
+        return Outcome('other format' if min(size) > short_edge else 'small', len(data), len(data))
+    encoded = encode(pixels, fitted(size, short_edge), file_format, quality)
+    with write_atomically(target) as part:
+        part.write_bytes(encoded)
+        _keep_time(source, part)
+    return Outcome('resized', len(data), len(encoded))
+
+
+def read_pixels(data: bytes, short_edge: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Upright BGR pixels of a photo (h, w, 3), of a large JPEG fewer than all, and the whole photo's size (H, W).
+
+    Raises:
+        OSError, ValueError: saying why the photo is not readable.
+    """
+    jpeg = open_jpeg(data)
+    if jpeg is None:
+        pixels = decode(data)
+        return pixels, pixels.shape[:2]
+    size = jpeg.shape[:2]
+    # Half the pixels in each direction are left to the better filter.
+    return jpeg.decode(reduction(size, (2 * short_edge, 2 * short_edge))), size
+
+
+def fitted(size: tuple[int, int], short_edge: int) -> tuple[int, int]:
+    """``size`` (H, W) with its short edge resized to ``short_edge``, the ratio kept to a pixel.
+
+    The long edge is rounded so that resizing to 256 px for evaluation gives as many pixels as from the original:
+    one more or less would shift the center crop by half a pixel.
+    """
+    short, long = min(size), max(size)
+    candidates = [round(long * short_edge / short), long * short_edge // short, math.ceil(long * short_edge / short)]
+    wanted = long * _EVALUATED // short
+    agreeing = [length for length in candidates if length * _EVALUATED // short_edge == wanted]
+    length = (agreeing or candidates)[0]
+    return (short_edge, length) if size[0] == short else (length, short_edge)
+
+
+def encode(pixels: np.ndarray, size: tuple[int, int], file_format: str, quality: int) -> bytes:
+    """BGR ``pixels`` (H, W, 3) resized to ``size`` (h, w), as a file; gray ones with a single channel."""
+    gray = (pixels == pixels[..., :1]).all()
+    image = Image.fromarray(pixels[..., 0] if gray else np.ascontiguousarray(pixels[..., ::-1]))
+    buffer = io.BytesIO()
+    image.resize(size[::-1], Image.Resampling.LANCZOS).save(buffer, file_format, quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def _keep_time(source: Path, target: Path) -> None:
+    status = source.stat()
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _is_done(source: Path, target: Path) -> bool:
+    try:
+        return target.stat().st_mtime_ns >= source.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link; a copy where the file system or the owner of the file allows none."""
+    with write_atomically(target) as part:
+        try:
+            os.link(os.path.realpath(source), part)
+        except OSError:
+            shutil.copyfile(source, part)
+            _keep_time(source, part)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not _is_done(source, target):
+        with write_atomically(target) as part:
+            shutil.copyfile(source, part)
+            _keep_time(source, part)
