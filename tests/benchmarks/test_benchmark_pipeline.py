@@ -40,15 +40,16 @@ def test_pipelines_take_turns_and_the_first_round_is_not_counted(images):
 
 def test_a_run_writes_its_table(images, tmp_path, capsys):
     out = tmp_path / 'out'
-    run(images, '--count', 1, '--rounds', 1, '--sizes', 32, '--resample', 120, 90, '--out', out)
+    run(images, '--count', 1, '--rounds', 1, '--sizes', 32, '--resample', 120, 90, '--short-edge', 45, '--out', out)
     report = (out / 'pipeline.md').read_text()
     assert report in capsys.readouterr().out
-    assert '| 80 x 60, ' in report and '| 120 x 90, ' in report and 'training, 32 px | validation, 32 px' in report
+    assert all(f'| {size}, ' in report for size in ('80 x 60', '120 x 90', '60 x 45'))
+    assert 'training, 32 px | validation, 32 px' in report
     lines = (out / 'pipeline.csv').read_text().splitlines()
-    assert lines[0] == ','.join(pipeline.COLUMNS) and len(lines) == 1 + 2 * 2 * len(pipeline.PIPELINES)
+    assert lines[0] == ','.join(pipeline.COLUMNS) and len(lines) == 1 + 3 * 2 * len(pipeline.PIPELINES)
 
 
-@pytest.mark.parametrize('option', ['--count', '--rounds', '--sizes'])
+@pytest.mark.parametrize('option', ['--count', '--rounds', '--sizes', '--short-edge'])
 def test_nothing_to_measure_is_refused(option, images):
     with pytest.raises(ValueError, match=option):
         run(images, option, 0)

@@ -2,8 +2,9 @@
 
 Reading (from memory that the system has filled before), decoding, random resized crop
 and flip, or resize and center crop, up to a uint8 tensor (3, H, W). All pipelines take
-turns on the same images with the same random crops where they draw alike. "Antialiased" ones
-resize as Pillow does; the others take the nearest two pixels of a row, whatever lies between.
+turns on the same images with the same random crops where they draw alike, and their seconds are those of the
+processor, which other work on the machine does not lengthen much. "Antialiased" ones resize as Pillow does; the
+others take the nearest two pixels of a row, whatever lies between.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mobileone_ext.data.images import find_images
+from mobileone_ext.data.resize import QUALITY, resize_file
 from mobileone_ext.files import check_writable, csv_text, write_text
 from mobileone_ext.provenance import machine
 
@@ -53,14 +55,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the same images at this size as well, by default ImageNet's most frequent one (500 375)",
     )
     parser.add_argument(
+        '--short-edge',
+        type=int,
+        default=292,
+        metavar='PX',
+        help='and these as tools/resize_dataset.py writes them (292)',
+    )
+    parser.add_argument(
         '--out', default='work_dirs/benchmark_pipeline', metavar='DIR', help='for pipeline.csv and pipeline.md'
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table and write it to ``args.out``."""
-    if min(args.count, args.rounds, *args.sizes, *args.resample) < 1:
-        raise ValueError('--count, --rounds, --sizes and --resample: at least 1')
+    if min(args.count, args.rounds, args.short_edge, *args.sizes, *args.resample) < 1:
+        raise ValueError('--count, --rounds, --sizes, --resample and --short-edge: at least 1')
     files = find_images([args.images])[: args.count]
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -71,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         sets = [files, resample(files, args.resample, Path(folder))]
+        sets.append(resize_once(sets[1], args.short_edge))
         cases = [(images, task, size) for images in sets for task in TASKS for size in args.sizes]
         for images, task, size in track(cases, 'pipelines', console=Console(stderr=True)):
             name = photos_label(images)
@@ -95,6 +105,14 @@ def resample(files: Sequence[Path], size: Sequence[int], folder: Path) -> list[P
     return copies
 
 
+def resize_once(files: Sequence[Path], short_edge: int) -> list[Path]:
+    """Copies of ``files`` beside them, as tools/resize_dataset.py makes them."""
+    copies = [file.with_name(f'resized_{file.name}') for file in files]
+    for file, copy in zip(files, copies):
+        resize_file(file, copy, short_edge, QUALITY)
+    return copies
+
+
 def photos_label(files: Sequence[Path]) -> str:
     """Median size in pixels and mean size in kB."""
     widths, heights = zip(*(Image.open(file).size for file in files))
@@ -105,18 +123,18 @@ def photos_label(files: Sequence[Path]) -> str:
 def measure(
     pipelines: dict[str, Callable], files: Sequence[Path], task: str, size: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds that each pipeline takes for all ``files``, ``rounds`` times in turns, after one that isn't counted."""
+    """CPU seconds of each pipeline for all ``files``, ``rounds`` times in turns, after one that isn't counted."""
     calls = {name: build(task, size) for name, build in pipelines.items()}
     seconds = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
             np.random.seed(number)
             torch.manual_seed(number)
-            start = time.perf_counter()
+            start = time.process_time()
             for file in files:
                 call(file)
             if number:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     return seconds
 
 
