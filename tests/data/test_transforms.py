@@ -2,13 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 from mmcv.transforms import LoadImageFromFile as MmcvLoad
+from mmengine.dataset import Compose, default_collate
 from mmpretrain.datasets import transforms as mmpretrain
+from mmpretrain.registry import MODELS
 from PIL import Image
 from torchvision.transforms import v2
 
+from mobileone_ext.cli import load_config
 from mobileone_ext.data import decode, transforms
 from mobileone_ext.data.decode import Jpeg
+from mobileone_ext.data.pixels import IMAGENET_MEAN, IMAGENET_STD
 from mobileone_ext.data.transforms import LoadImageFromFile, RandomResizedCrop, reduction
 
 KINDS = {
@@ -180,3 +185,26 @@ def test_validation_pixels_of_photos_are_pillows(resize_edge, apart, shared):
             results = step(results)
         found = difference(results['img'][..., ::-1], reference(Image.open(path).convert('RGB')))
         assert found.max() <= apart and found.mean() < 0.3
+
+
+@pytest.mark.parametrize('task', ['train', 'val'])
+def test_pixels_travel_as_bytes_and_are_normalized_behind_the_loader(task, tmp_path):
+    """What ImageNet's loader hands on is uint8; the data preprocessor, on the model's device, makes floats of it."""
+    config = load_config('configs/mobileone_s0_8xb32.py')
+    pipeline = Compose(config[f'{task}_dataloader'].dataset.pipeline)
+    batch = default_collate([pipeline(dict(img_path=write(tmp_path / 'image.jpg'), gt_label=1)) for _ in range(2)])
+    assert batch['inputs'].dtype == torch.uint8 and batch['inputs'].shape == (2, 3, 224, 224)
+    preprocessor = MODELS.build(config.model.data_preprocessor)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = ((batch['inputs'].flip(1).double() - mean) / std).float()
+    torch.testing.assert_close(preprocessor(batch)['inputs'], expected)
+
+
+@pytest.mark.parametrize('task', ['val', 'test'])
+def test_one_option_makes_evaluation_fast(task):
+    step = f'{task}_dataloader.dataset.pipeline.ResizeEdge.type'
+    config = load_config('configs/mobileone_s0_8xb32.py', {step: 'mobileone_ext.ResizeEdge'})
+    pipeline = Compose(config[f'{task}_dataloader'].dataset.pipeline)
+    assert [type(transform) for transform in pipeline.transforms].count(transforms.ResizeEdge) == 1
+    other = config[f'{"val" if task == "test" else "test"}_dataloader'].dataset.pipeline
+    assert [step['type'] for step in other].count('ResizeEdge') == 1
