@@ -1,4 +1,4 @@
-"""Measure time and memory: ``benchmark.py infer|train|pipeline|imagenet [options]``."""
+"""Measure time and memory: ``benchmark.py infer|train|pipeline|loop|imagenet [options]``."""
 
 from importlib import import_module
 
@@ -8,6 +8,7 @@ COMMANDS = {
     'infer': 'latency of deployed networks, against other mobile backbones',
     'train': 'time and memory of training steps, against mmpretrain and timm',
     'pipeline': 'images a second of reading, decoding and cropping, against mmpretrain and torchvision',
+    'loop': 'what the loader adds to a training step of a config',
     'imagenet': 'hours and cores of 300 epochs of ImageNet, calculated',
 }
 
