@@ -23,8 +23,8 @@ def run(main: Callable[[], int | None]) -> None:
     logging.raiseExceptions = False  # a log on a full disk is not worth a traceback a line
     try:
         sys.exit(main() or 0)
-    except KeyboardInterrupt:
-        print(f'interrupted; {HOW_TO_GO_ON}', file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f'interrupted; {str(stop) or HOW_TO_GO_ON}', file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
         message = one_line(error) if isinstance(error, (ValueError, OSError)) else outside_cause(error)

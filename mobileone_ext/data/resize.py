@@ -196,6 +196,8 @@ def _outcomes(work: '_Work', processes: int) -> Iterator[Outcome]:
     workers = dict(num_workers=processes, prefetch_factor=_QUEUED) if processes > 1 else {}
     try:
         yield from DataLoader(work, batch_size=None, collate_fn=_unchanged, **workers)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt('what is written is whole, and the same command goes on') from None
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise

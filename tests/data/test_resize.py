@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +195,25 @@ resize.resize_dataset({str(source)!r}, {str(target)!r}, {EDGE})
     assert report.counts['done'] == 1 and report.counts['resized'] == 3
     resize.resize_dataset(source, tmp_path / 'other', EDGE)
     assert tree(target) == tree(tmp_path / 'other')
+
+
+def test_a_killed_process_is_one_line(run_tool, source, tmp_path, monkeypatch):
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(resize, 'resize_file', die)
+    code, printed = run_tool('resize_dataset', source, tmp_path / 'target', '--processes', 2)
+    assert code == 1 and '--processes N takes fewer' in only_line(printed)
+
+
+def test_an_interrupted_run_says_how_to_go_on(run_tool, source, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resize, 'resize_file', interrupt)
+    code, printed = run_tool('resize_dataset', source, tmp_path / 'target', '--processes', 1)
+    assert code == 130 and printed.endswith('interrupted; what is written is whole, and the same command goes on\n')
 
 
 def test_links_are_followed_without_circles(source, tmp_path):
