@@ -1,0 +1,169 @@
+"""The Triton kernels of triton_kernels.py: tried at first use, launched; or why there are none.
+
+They take float16, bfloat16, float32 and float64 maps on a GPU, in any layout, channels-last ones best; under Triton's
+interpreter (``TRITON_INTERPRET=1``) also maps on a CPU. Where they cannot be had, or are not wanted
+(``MOBILEONE_KERNELS=0``), torch's operators do the same, slower; a line in the log says so.
+
+Functions are those of kernels.py, with the same sums in the same order.
+"""
+
+import logging
+import os
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import kernels
+from .kernels import PLANE_SUMS, STRIDED_SUMS
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+OLDEST_TRITON = (3, 3)
+MAX_VALUES = 2**31 - 1  # of a map; offsets within an image are of 32 bits
+TILE = 512  # values that a program works on at once
+PROGRAMS = 1024  # that sums are spread over: enough for any GPU, few enough for what they write to be small
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def usable(*maps: Tensor) -> bool:
+    """Whether the kernels can be had, and take these maps: of one type, on a GPU."""
+    x = maps[0]
+    if x.device.type != 'cuda' and not (INTERPRETED and x.device.type == 'cpu'):
+        return False
+    if x.dtype not in _DTYPES or not x.numel() or any(y.dtype != x.dtype or y.device != x.device for y in maps):
+        return False
+    if x.numel() > MAX_VALUES:
+        return _too_large()
+    return obstacle(x.device, x.dtype) is None
+
+
+def status(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """Which of both runs, in words."""
+    found = obstacle(device, dtype)
+    return 'Triton kernels' if found is None else f"torch's operators ({found})"
+
+
+def plane_sums(x: Tensor, shift: Tensor) -> Tensor:
+    """Sums (C, 42) in float64 over the 3x3 patches of x (N, C, H, W) at stride 1; kernels.cpp has their order."""
+    return _sums('plane_sums', x, shift, PLANE_SUMS, x.shape[3])
+
+
+def strided_sums(x: Tensor, shift: Tensor) -> Tensor:
+    """Sums (C, 56) in float64 over the 3x3 patches of x (N, C, H, W) at stride 2."""
+    return _sums('strided_sums', x, shift, STRIDED_SUMS, -(-x.shape[3] // 2))
+
+
+def plane_grad(dx: Tensor, x: Tensor, weights: Tensor) -> None:
+    """Add the adjoint of ``plane_sums`` to dx; weights (50, C)."""
+    _grad('plane_grad', dx, x, x.shape[3], weights)
+
+
+def strided_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
+    """Add slope (9, 9, C) @ patch + offset (9, C) to dx where the patch lies, at stride 2."""
+    _grad('strided_grad', dx, x, -(-x.shape[3] // 2), slope, offset)
+
+
+def _sums(name: str, x: Tensor, shift: Tensor, count: int, columns: int) -> Tensor:
+    images, channels, height, width = x.shape
+    block_w, block_c = _blocks(x, columns)
+    tiles, blocks = -(-columns // block_w), -(-channels // block_c)
+    group = max(images * tiles * blocks // PROGRAMS, 1)
+    programs = -(-images // group) * tiles
+    acc = _accumulator(x.dtype)
+    out = torch.empty(programs, count, channels, dtype=acc, device=x.device)
+    sizes = images, height, width, channels, *x.stride(), group
+    kernel = getattr(_triton_kernels(), name)
+    with _on(x.device):
+        kernel[programs, blocks](x, shift.to(acc), out, *sizes, _language(acc), block_w, block_c)
+    return out.sum(0, dtype=torch.float64).t()
+
+
+def _grad(name: str, dx: Tensor, x: Tensor, columns: int, *weights: Tensor) -> None:
+    images, channels, height, width = x.shape
+    block_w, block_c = _blocks(x, columns)
+    grid = images * -(-columns // block_w), -(-channels // block_c)
+    acc = _accumulator(x.dtype)
+    sizes = height, width, channels, *x.stride(), *dx.stride()
+    kernel = getattr(_triton_kernels(), name)
+    with _on(x.device):
+        kernel[grid](x, dx, *(w.to(acc).contiguous() for w in weights), *sizes, _language(acc), block_w, block_c)
+
+
+def _blocks(x: Tensor, columns: int) -> tuple[int, int]:
+    """BLOCK_W, BLOCK_C: powers of two, the longer along what is next to each other in memory."""
+    if x.stride(1) == 1:
+        block_c = min(_power_of_two(x.shape[1]), 64)
+        return min(_power_of_two(columns), TILE // block_c), block_c
+    block_w = min(_power_of_two(columns), 64)
+    return block_w, min(_power_of_two(x.shape[1]), TILE // block_w)
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _language(dtype: torch.dtype):
+    import triton.language as tl
+
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def _on(device: torch.device):
+    return torch.cuda.device(device if device.type == 'cuda' else -1)
+
+
+def _triton_kernels() -> ModuleType:
+    from . import triton_kernels
+
+    return triton_kernels
+
+
+def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot be had for maps of this type; found out once a process by running one, and reported."""
+    return _obstacle(device, dtype)
+
+
+@cache
+def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    kind = str(dtype).removeprefix('torch.')
+    try:
+        _check(device, dtype)
+    except Exception as error:  # whatever a compiler or driver comes up with: operators do the same
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+        kernels.report(f"training statistics of {kind}: by torch's operators, which are slower: {reason}", logging.WARNING)
+        return reason
+    kernels.report(f'training statistics of {kind}: by Triton kernels', logging.INFO)
+    return None
+
+
+def _check(device: torch.device, dtype: torch.dtype) -> None:
+    """Run a kernel on a map of ones.
+
+    Raises:
+        Exception: of any class, if that doesn't work or finds something else than is known of such a map.
+    """
+    if os.environ.get('MOBILEONE_KERNELS', '1') == '0':
+        raise OSError('MOBILEONE_KERNELS=0')
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split('.')[:2])
+    if version < OLDEST_TRITON:
+        raise ImportError(f'Triton {triton.__version__} is too old, {".".join(map(str, OLDEST_TRITON))} is needed')
+    if device.type == 'cuda' and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+        raise TypeError(f'{torch.cuda.get_device_name(device)} has no bfloat16')
+    x = torch.ones(1, 1, 3, 3, dtype=dtype, device=device)
+    plane, strided = plane_sums(x, x.new_zeros(1)), strided_sums(x, x.new_zeros(1))
+    # Of 9 pixels; the center taps of four patches.
+    if (float(plane[0, 31]), float(plane[0, 2]), float(strided[0, 49])) != (9, 9, 4):
+        raise ArithmeticError('the kernels compute something else than they should')
+
+
+@cache
+def _too_large() -> bool:
+    kernels.report("training statistics of maps of 2^31 values or more: by torch's operators", logging.WARNING)
+    return False
