@@ -24,12 +24,13 @@ Legend: N images, C channels, H x W plane, B kernels, 9 taps in row-major order.
 from functools import lru_cache
 from itertools import product
 from math import prod
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels
+from . import gpu, kernels
 from .patches import chunks, count_patches, few_patches, near_mean
 
 TAPS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
@@ -77,17 +78,24 @@ def _pixel_var(x: Tensor, mean: Tensor, stride: int) -> Tensor:
     return torch.stack(squares).sum(0) / count_patches(x, stride)
 
 
+def kernels_for(*maps: Tensor) -> ModuleType | None:
+    """What has kernels for these maps: gpu.py, kernels.py, or nothing."""
+    return next((module for module in (gpu, kernels) if module.usable(*maps)), None)
+
+
 def compiled_moments(x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """m (C, 9) and the covariance (C, 9, 9) of the patches, in float64, by the compiled kernels."""
+    """m (C, 9) and the covariance (C, 9, 9) of the patches, in float64, by the kernels that there are for x."""
+    compiled = kernels_for(x)
+    assert compiled is not None
     count = count_patches(x, stride)
     shift = near_mean(x)
     if stride == 1:
-        totals = kernels.plane_sums(x, shift)
-        sum_table, square_table = _tables(torch.float64, x.device)
-        sums, squares = totals[:, 31:40] @ sum_table, (totals[:, :31] @ square_table).reshape(-1, 9, 9)
+        totals = compiled.plane_sums(x, shift)
+        sums = totals[:, 31:40] @ _sum_table(totals.dtype, x.device)
+        squares = (totals[:, :31] @ _square_table(totals.dtype, x.device)).reshape(-1, 9, 9)
     else:
-        totals = kernels.strided_sums(x, shift)
-        sums, squares = totals[:, 45:54], totals[:, _pairs()]
+        totals = compiled.strided_sums(x, shift)
+        sums, squares = totals[:, 45:54], totals[:, _pairs(x.device)]
     mean = sums / count
     cov = squares / count - mean[:, :, None] * mean[:, None]
     shifted_mean, shifted_squares = (totals[:, -2:] / count).unbind(1)
@@ -95,19 +103,10 @@ def compiled_moments(x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     return mean, cov
 
 
-@lru_cache
-def _pairs() -> Tensor:
-    """(9, 9): where the product of two taps is among those of ``kernels.strided_sums``."""
-    places = torch.empty(9, 9, dtype=torch.long)
-    first, second = torch.triu_indices(9, 9)
-    places[first, second] = places[second, first] = torch.arange(45)
-    return places
-
-
 def lag_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """m (C, 9) and the covariance (C, 9, 9) of the patches at stride 1."""
     squares = torch.stack([_squares(images) for images in few_patches(x, 1, LAG_PATCHES)])
-    _, square_table = _tables(x.dtype, x.device)
+    square_table = _square_table(x.dtype, x.device)
     mean = patch_mean(x, stride=1)
     cov = squares.sum(0) @ square_table / count_patches(x, 1)
     cov = cov.reshape(-1, 9, 9) - mean[:, :, None] * mean[:, None]
@@ -165,21 +164,28 @@ def _reached(size: int, stride: int, dtype: torch.dtype, device: torch.device) -
 
 def add_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor, stride: int) -> None:
     """Add ``slope`` (C, 9, 9, symmetric) @ p + ``offset`` (C, 9) of every patch to ``dx``, where the patch lies."""
-    if kernels.usable(dx, x):
-        (_add_plane_grad_compiled if stride == 1 else _add_strided_grad_compiled)(dx, x, slope, offset)
-    else:
-        (_add_plane_grad if stride == 1 else _add_strided_grad)(dx, x, slope, offset)
+    compiled = kernels_for(dx, x)
+    if compiled is not None:
+        (_add_plane_grad_compiled if stride == 1 else _add_strided_grad_compiled)(compiled, dx, x, slope, offset)
+        return
+    add = _add_plane_grad if stride == 1 else _add_strided_grad
+    if x.dtype == slope.dtype:
+        add(dx, x, slope, offset)
+    else:  # half precision, whose range is too small for slopes and whose digits are too few for sums
+        wide = torch.zeros_like(x, dtype=slope.dtype)
+        add(wide, x.to(slope.dtype), slope, offset)
+        dx += wide
 
 
-def _add_plane_grad_compiled(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
-    sum_table, square_table = _tables(slope.dtype, x.device)
+def _add_plane_grad_compiled(compiled: ModuleType, dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
+    sum_table, square_table = _sum_table(slope.dtype, x.device), _square_table(slope.dtype, x.device)
     half, borders = (slope.flatten(1) @ square_table.t() / 2).split([15, 16], 1)
     weights = torch.cat([_both_halves(half).flatten(1), borders, offset @ sum_table.t()], 1)
-    kernels.plane_grad(dx, x, weights.t())
+    compiled.plane_grad(dx, x, weights.t())
 
 
-def _add_strided_grad_compiled(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
-    kernels.strided_grad(dx, x, slope.permute(1, 2, 0), offset.t())
+def _add_strided_grad_compiled(compiled: ModuleType, dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
+    compiled.strided_grad(dx, x, slope.permute(1, 2, 0), offset.t())
 
 
 def _both_halves(half: Tensor) -> Tensor:
@@ -194,7 +200,7 @@ def _add_plane_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Non
     ``slope`` counts every lag from both of its ends, hence the half.
     """
     channels = x.shape[1]
-    sum_table, square_table = _tables(slope.dtype, x.device)
+    sum_table, square_table = _sum_table(slope.dtype, x.device), _square_table(slope.dtype, x.device)
     total, row_sum, column_sum, corner_sum = (offset @ sum_table.t()).split([1, 2, 2, 4], 1)
     half, row, column, corner = (slope.flatten(1) @ square_table.t() / 2).split([15, 6, 6, 4], 1)
 
@@ -287,6 +293,31 @@ def _line_grad(lines: Tensor, grad: Tensor, grad_sum: Tensor) -> Tensor:
 def _by_channel(values: Tensor) -> Tensor:
     """(2, C, n) -> (C, 2 n)."""
     return values.transpose(0, 1).flatten(1)
+
+
+# torch.compile takes what these return as it is, and does not follow how it is made.
+@torch.compiler.assume_constant_result
+def _sum_table(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _tables(dtype, device)[0]
+
+
+@torch.compiler.assume_constant_result
+def _square_table(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _tables(dtype, device)[1]
+
+
+@torch.compiler.assume_constant_result
+def _pairs(device: torch.device) -> Tensor:
+    """(9, 9): where the product of two taps is among those of ``strided_sums``."""
+    return _all_pairs(device)
+
+
+@lru_cache
+def _all_pairs(device: torch.device) -> Tensor:
+    places = torch.empty(9, 9, dtype=torch.long)
+    first, second = torch.triu_indices(9, 9)
+    places[first, second] = places[second, first] = torch.arange(45)
+    return places.to(device)
 
 
 @lru_cache

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from . import kernels
 from .kernels import PLANE_SUMS, STRIDED_SUMS
@@ -21,7 +22,8 @@ from .kernels import PLANE_SUMS, STRIDED_SUMS
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 OLDEST_TRITON = (3, 3)
 MAX_VALUES = 2**31 - 1  # of a map; offsets within an image are of 32 bits
-TILE = 512  # values that a program works on at once
+TILE = 256  # values that a program works on at once: no registers are spilled on sm_80 and sm_90
+BLOCK = 64  # of them at most along what is next to each other in memory
 PROGRAMS = 1024  # that sums are spread over: enough for any GPU, few enough for what they write to be small
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -34,7 +36,8 @@ def usable(*maps: Tensor) -> bool:
     if x.dtype not in _DTYPES or not x.numel() or any(y.dtype != x.dtype or y.device != x.device for y in maps):
         return False
     if x.numel() > MAX_VALUES:
-        return _too_large()
+        _refuse_large()
+        return False
     return obstacle(x.device, x.dtype) is None
 
 
@@ -44,21 +47,36 @@ def status(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     return 'Triton kernels' if found is None else f"torch's operators ({found})"
 
 
+# torch.compile does not look into these: it calls them.
+@custom_op('mobileone_ext::plane_sums', mutates_args=())
 def plane_sums(x: Tensor, shift: Tensor) -> Tensor:
     """Sums (C, 42) in float64 over the 3x3 patches of x (N, C, H, W) at stride 1; kernels.cpp has their order."""
     return _sums('plane_sums', x, shift, PLANE_SUMS, x.shape[3])
 
 
+@plane_sums.register_fake
+def _(x, shift):
+    return x.new_empty(PLANE_SUMS, x.shape[1], dtype=torch.float64).t()
+
+
+@custom_op('mobileone_ext::strided_sums', mutates_args=())
 def strided_sums(x: Tensor, shift: Tensor) -> Tensor:
     """Sums (C, 56) in float64 over the 3x3 patches of x (N, C, H, W) at stride 2."""
     return _sums('strided_sums', x, shift, STRIDED_SUMS, -(-x.shape[3] // 2))
 
 
+@strided_sums.register_fake
+def _(x, shift):
+    return x.new_empty(STRIDED_SUMS, x.shape[1], dtype=torch.float64).t()
+
+
+@custom_op('mobileone_ext::plane_grad', mutates_args=('dx',))
 def plane_grad(dx: Tensor, x: Tensor, weights: Tensor) -> None:
     """Add the adjoint of ``plane_sums`` to dx; weights (50, C)."""
     _grad('plane_grad', dx, x, x.shape[3], weights)
 
 
+@custom_op('mobileone_ext::strided_grad', mutates_args=('dx',))
 def strided_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
     """Add slope (9, 9, C) @ patch + offset (9, C) to dx where the patch lies, at stride 2."""
     _grad('strided_grad', dx, x, -(-x.shape[3] // 2), slope, offset)
@@ -93,9 +111,9 @@ def _grad(name: str, dx: Tensor, x: Tensor, columns: int, *weights: Tensor) -> N
 def _blocks(x: Tensor, columns: int) -> tuple[int, int]:
     """BLOCK_W, BLOCK_C: powers of two, the longer along what is next to each other in memory."""
     if x.stride(1) == 1:
-        block_c = min(_power_of_two(x.shape[1]), 64)
+        block_c = min(_power_of_two(x.shape[1]), BLOCK)
         return min(_power_of_two(columns), TILE // block_c), block_c
-    block_w = min(_power_of_two(columns), 64)
+    block_w = min(_power_of_two(columns), BLOCK)
     return block_w, min(_power_of_two(x.shape[1]), TILE // block_w)
 
 
@@ -123,6 +141,7 @@ def _triton_kernels() -> ModuleType:
     return triton_kernels
 
 
+@torch.compiler.assume_constant_result
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot be had for maps of this type; found out once a process by running one, and reported."""
     return _obstacle(device, dtype)
@@ -135,7 +154,9 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         _check(device, dtype)
     except Exception as error:  # whatever a compiler or driver comes up with: operators do the same
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-        kernels.report(f"training statistics of {kind}: by torch's operators, which are slower: {reason}", logging.WARNING)
+        kernels.report(
+            f"training statistics of {kind}: by torch's operators, which are slower: {reason}", logging.WARNING
+        )
         return reason
     kernels.report(f'training statistics of {kind}: by Triton kernels', logging.INFO)
     return None
@@ -163,7 +184,11 @@ def _check(device: torch.device, dtype: torch.dtype) -> None:
         raise ArithmeticError('the kernels compute something else than they should')
 
 
+@torch.compiler.assume_constant_result
+def _refuse_large() -> None:
+    _report_large()
+
+
 @cache
-def _too_large() -> bool:
+def _report_large() -> None:
     kernels.report("training statistics of maps of 2^31 values or more: by torch's operators", logging.WARNING)
-    return False

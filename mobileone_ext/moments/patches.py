@@ -15,6 +15,9 @@ from . import kernels
 CHUNK_VALUES = 2**21
 # Patches summed up at a time on CPU: few enough for the cache, and to lose no digits.
 CHUNK_PATCHES = 2048
+# Values of the matrices of products that are held at once on a GPU.
+PART_VALUES = 2**21
+HALF = (torch.float16, torch.bfloat16)
 
 
 def count_patches(x: Tensor, stride: int) -> int:
@@ -34,14 +37,17 @@ def chunks(x: Tensor) -> Sequence[Tensor]:
 
 
 def patch_moments(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Tensor]:
-    """m (1, T) and C (1, T, T) of dense patches.
+    """m (1, T) and C (1, T, T) of dense patches, in float32 at least.
 
     Subtracting the channel's mean from every tap first keeps the digits where the
     mean is large against the deviation; a shift changes no covariance. Sums in float64
     keep them where a kernel, as one that finds edges, sees little of that covariance.
     """
+    if kernel_size == stride == 1 and x.dtype in HALF:
+        return _pixel_moments(x)
     if kernel_size == 3 and stride == 2 and x.shape[1] <= 3 and kernels.usable(x, any_layout=True):
         return _stem_moments(x)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     sum_type = x.dtype if x.device.type == 'mps' else torch.float64  # which Metal lacks
     shift = near_mean(x).repeat_interleave(kernel_size**2)[:, None]  # (T, 1)
     taps = len(shift)
@@ -61,6 +67,36 @@ def patch_moments(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Ten
     return (shift + sums).t().to(x), cov[None].to(x)
 
 
+def _pixel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``patch_moments`` of single pixels of half precision on a GPU, in float32.
+
+    Products in the map's type, float32 sums over a few images, then float64 totals. The shift makes a copy of the map,
+    rounded as it is: what float32 sums would lose where the mean is large costs more than that does.
+    """
+    images, channels, height, width = x.shape
+    shift = near_mean(x)
+    # A view of a channels-last map.
+    pixels = (x - shift[:, None, None]).permute(0, 2, 3, 1).reshape(_parts(images, channels), -1, channels)
+    sums = pixels.sum(1, dtype=torch.float32).double().sum(0) / count_patches(x, 1)
+    squares = gram(pixels).double().sum(0) / count_patches(x, 1)
+    cov = squares - sums[:, None] * sums
+    return (shift + sums).float()[None], cov.float()[None]
+
+
+def _parts(images: int, channels: int) -> int:
+    """Into how many parts of equal size the images go: many for short sums, few for small matrices (C, C) of them."""
+    most = max(PART_VALUES // channels**2, 1)
+    return next(parts for parts in range(min(images, most), 0, -1) if images % parts == 0)
+
+
+def gram(rows: Tensor) -> Tensor:
+    """X^T X (n, C, C) in float32 of X (n, P, C) in half precision, by products in that type where the device can."""
+    if rows.device.type == 'cuda':
+        return torch.bmm(rows.transpose(1, 2), rows, out_dtype=torch.float32)
+    rows = rows.float()
+    return rows.transpose(1, 2) @ rows
+
+
 def near_mean(x: Tensor) -> Tensor:
     """(I,): about the mean of every channel, of a few images; a shift by it leaves variances their digits."""
     return x[:: max(len(x) // 4, 1)].mean((0, 2, 3))
@@ -77,17 +113,27 @@ def _stem_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean[None], (squares - sums[:, None] * sums)[None]
 
 
-def add_patch_grad(dx: Tensor, x: Tensor, kernel_size: int, stride: int, slope: Tensor, offset: Tensor) -> None:
-    """Add ``slope`` (T, T) @ patch + ``offset`` (T,) of every patch to ``dx``, where the patch lies."""
-    slope, offset = slope.to(x), offset.to(x)
+def add_patch_grad(
+    dx: Tensor, x: Tensor, kernel_size: int, stride: int, slope: Tensor, mean: Tensor, offset: Tensor
+) -> None:
+    """Add ``slope`` (T, T) @ (patch - ``mean`` (T,)) + ``offset`` (T,) of every patch to ``dx``, where the patch lies."""
+    scale = None
+    if x.dtype == torch.float16:  # whose range is too small for slopes
+        scale = slope.abs().sum(1).amax().clamp_min(torch.finfo(slope.dtype).tiny)
+        slope, offset = slope / scale, offset / scale
+    factor = slope.to(x.dtype)
+    # Of the slope as it is after rounding, or the mean would not cancel.
+    offset = (offset - factor.to(slope) @ mean).to(x.dtype)
     if kernel_size == stride == 1:
         for target, images in zip(chunks(dx), chunks(x)):
-            target += F.conv2d(images, slope[:, :, None, None], offset)
+            found = F.conv2d(images, factor[:, :, None, None], offset)
+            target += found if scale is None else found * scale
         return
     geometry = dict(kernel_size=kernel_size, padding=kernel_size // 2, stride=stride)
     for target, images in zip(few_patches(dx, stride), few_patches(x, stride)):
         patches = F.unfold(images, **geometry)  # (n, T, H_out * W_out)
-        target += F.fold(slope @ patches + offset[:, None], images.shape[2:], **geometry)
+        found = F.fold(factor @ patches + offset[:, None], images.shape[2:], **geometry)
+        target += found if scale is None else found * scale
 
 
 def _patches(x: Tensor, kernel_size: int, stride: int) -> Tensor:

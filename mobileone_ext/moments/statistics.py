@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from ..reparam import Affine, Kernel, norm_affine, pad_kernel
-from . import depthwise, kernels
+from . import depthwise, gpu, kernels
 from .patches import add_patch_grad, count_patches, patch_moments
 
 # The lags cost about as much as two branches by themselves.
@@ -109,10 +109,12 @@ class _BatchStatistics(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weights: Tensor, stride: int, groups: int):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        matrix = _to_matrix(weights, groups).to(wide.dtype)
+        sum_type = torch.promote_types(x.dtype, torch.float32)
+        matrix = _to_matrix(weights, groups).to(sum_type)
         center = _center_taps(weights)
-        compiled = groups > 1 and kernels.usable(wide)
+        on_gpu = gpu.usable(x)  # whose kernels take half precision as it is
+        wide = x if on_gpu else x.to(sum_type)
+        compiled = groups > 1 and (on_gpu or kernels.usable(wide))
         if groups > 1 and not compiled and (stride > 1 or len(weights) < _LAGS_FROM_BRANCHES):
             mean, q, pixel_var = depthwise.branch_moments(wide, matrix, stride)
         else:
@@ -125,14 +127,14 @@ class _BatchStatistics(Function):
             matrix = matrix.to(cov)
             q = matrix @ cov
             pixel_var = cov.diagonal(0, 1, 2)[:, center].flatten()
-        ctx.save_for_backward(x, weights, mean.to(wide), q.to(wide))
+        ctx.save_for_backward(x, weights, mean.to(sum_type), q.to(sum_type))
         ctx.geometry = stride, groups
         ctx.set_materialize_grads(False)
         branch_mean = (matrix @ mean[..., None])[..., 0]
         branch_var = (matrix * q).sum(2).clamp_(min=0)
         branch_mean, branch_var = (_to_branches(value, len(weights)) for value in (branch_mean, branch_var))
         statistics = branch_mean, branch_var, mean[:, center].flatten(), pixel_var
-        return x.view_as(x), *(value.to(wide) for value in statistics)
+        return x.view_as(x), *(value.to(sum_type) for value in statistics)
 
     @staticmethod
     def backward(ctx, dx: Tensor | None, *grads: Tensor | None):
@@ -157,14 +159,14 @@ class _BatchStatistics(Function):
         with torch.autocast(x.device.type, enabled=False):
             slope = matrix.transpose(1, 2) @ (2 * grad_var[..., None] * matrix)
             slope.diagonal(0, 1, 2)[:, center] += 2 * grad_pixel_var.reshape(groups, -1)
-            offset = (grad_mean[:, None] @ matrix)[:, 0] - (slope @ mean[..., None])[..., 0]
+            offset = (grad_mean[:, None] @ matrix)[:, 0]
             offset[:, center] += grad_pixel_mean.reshape(groups, -1)
             slope, offset = slope / count_patches(x, stride), offset / count_patches(x, stride)
             dx = torch.zeros_like(x) if dx is None else dx
             if groups == 1:
-                add_patch_grad(dx, x, kernel_size, stride, slope[0], offset[0])
+                add_patch_grad(dx, x, kernel_size, stride, slope[0], mean[0], offset[0])
             else:
-                depthwise.add_grad(dx, x, slope, offset, stride)
+                depthwise.add_grad(dx, x, slope, offset - (slope @ mean[..., None])[..., 0], stride)
         return dx, dw, None, None
 
 

@@ -1,0 +1,155 @@
+"""The Triton kernels under Triton's interpreter, on CPU; test_gpu.py runs this file in a process of its own.
+
+The truth is unfolded patches in float64.
+"""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_kernels import covariance, unfolded
+from test_train_impl import BLOCKS, assert_same, pair, step
+
+from mobileone_ext.moments import depthwise, gpu, kernels, patches
+
+pytestmark = pytest.mark.filterwarnings('ignore::RuntimeWarning')  # numpy's, of what a mask leaves out
+EPS = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 3e-6, torch.float16: 3e-6}
+# N, C, H, W, layout: odd and even planes, lines, a pixel, several tiles of columns and blocks of channels.
+MAPS = {
+    'odd': (2, 3, 3, 5, 'nhwc'),
+    'even': (3, 2, 4, 6, 'nhwc'),
+    'contiguous': (1, 3, 3, 5, 'nchw'),
+    'part of a larger one': (1, 2, 4, 3, 'view'),
+    'row': (1, 1, 1, 3, 'nhwc'),
+    'column': (1, 2, 5, 1, 'nhwc'),
+    'pixel': (2, 1, 1, 1, 'nhwc'),
+    'two by two': (1, 1, 2, 2, 'nhwc'),
+}
+every_map = pytest.mark.parametrize('shape', MAPS.values(), ids=MAPS)
+every_stride = pytest.mark.parametrize('stride', [1, 2])
+
+
+@pytest.fixture(autouse=True)
+def small_programs(request, monkeypatch):
+    """Several of them even for tiny maps: 8 values a tile, two channels at most."""
+    if 'shape' in request.fixturenames:
+        monkeypatch.setattr(gpu, 'TILE', 8)
+        monkeypatch.setattr(gpu, 'BLOCK', 2)
+        monkeypatch.setattr(gpu, 'PROGRAMS', 2)
+
+
+def make_map(shape, dtype):
+    *size, layout = shape
+    x = (torch.randn(size, dtype=torch.float64) + 0.5).to(dtype)
+    if layout == 'view':
+        return F.pad(x, (1, 2, 3, 1))[:, :, 3:-1, 1:-2]
+    return x.contiguous(memory_format=torch.channels_last if layout == 'nhwc' else torch.contiguous_format)
+
+
+def check_moments(x, stride):
+    assert depthwise.kernels_for(x) is gpu
+    for one, other in zip(depthwise.compiled_moments(x, stride), covariance(unfolded(x, stride))):
+        torch.testing.assert_close(one, other, rtol=EPS[x.dtype], atol=EPS[x.dtype])
+
+
+def check_gradient(x, stride):
+    channels, eps = x.shape[1], EPS[x.dtype]
+    slope, offset = torch.randn(channels, 9, 9, dtype=torch.float64), torch.randn(channels, 9, dtype=torch.float64)
+    slope = slope + slope.transpose(1, 2)
+    start = torch.randn(x.shape, dtype=torch.float64).to(x)  # contiguous, as x need not be
+    taps = (slope @ unfolded(x, stride) + offset[..., None]).flatten(0, 1).unflatten(1, (len(x), -1)).transpose(0, 1)
+    expected = start.double() + F.fold(taps, x.shape[2:], 3, padding=1, stride=stride)
+    found = start.clone()
+    sum_type = torch.promote_types(x.dtype, torch.float32)
+    depthwise.add_grad(found, x, slope.to(sum_type), offset.to(sum_type), stride)
+    # The interpreter cuts off digits where a GPU rounds.
+    rounding = torch.finfo(x.dtype).eps if x.dtype in patches.HALF else 0
+    torch.testing.assert_close(found.double(), expected, rtol=10 * eps + rounding, atol=50 * eps)
+
+
+@every_map
+@every_stride
+def test_moments_and_their_gradient(shape, stride):
+    x = make_map(shape, torch.float64)
+    check_moments(x, stride)
+    check_gradient(x, stride)
+
+
+@every_stride
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_other_types(dtype, stride):
+    """Half precision is read as it is; sums are as exact as those of float32."""
+    x = make_map((2, 2, 3, 4, 'nhwc'), dtype)
+    check_moments(x, stride)
+    check_gradient(x, stride)
+
+
+@pytest.mark.parametrize('dtype', patches.HALF, ids=str)
+def test_covariance_of_pixels_keeps_the_digits_of_a_large_mean(dtype):
+    """A mean of 300 deviations, as far as the type resolves it."""
+    x = (torch.randn(4, 6, 9, 8) + 300 * torch.arange(6)[:, None, None] % 700).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    mean, cov = patches.patch_moments(x, 1, 1)
+    expected_mean, expected = covariance(x.double().transpose(0, 1).flatten(1))
+    assert mean.dtype == cov.dtype == torch.float32
+    torch.testing.assert_close(mean[0].double(), expected_mean, rtol=1e-5, atol=1e-3)
+    scale = expected.diagonal().sqrt()
+    rounding = 4 * torch.finfo(dtype).eps
+    assert ((cov[0] - expected) / (scale[:, None] * scale)).abs().max() < rounding
+
+
+TYPICAL = ('depthwise k=4', 'depthwise stride 2 k=1', 'pointwise k=4')
+
+
+@pytest.mark.parametrize('name', TYPICAL)
+def test_a_block_trains_as_its_branches(name):
+    moments, branches = pair(BLOCKS[name])
+    x = torch.randn(2, 6, 4, 3, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    assert_same(step(moments, x), step(branches, x))
+
+
+@pytest.mark.parametrize('name', TYPICAL)
+@pytest.mark.parametrize('dtype', patches.HALF, ids=str)
+def test_autocast_is_as_near_to_float64_as_the_branches(name, dtype):
+    """Output, running statistics and gradients of a map in half precision; the kernels get it as it is."""
+    moments, branches = pair(BLOCKS[name], torch.float32)
+    x = (torch.randn(8, 6, 3, 4) + 0.5).to(dtype).contiguous(memory_format=torch.channels_last)
+    expected = step(copy.deepcopy(branches).double(), x.double())
+    with torch.autocast('cpu', dtype):
+        found, allowed = step(moments, x), step(branches, x)
+    for key, value in expected.items():
+        if not value.is_floating_point():
+            assert torch.equal(found[key], value)
+            continue
+        error, limit = (float((result[key].double() - value).abs().max()) for result in (found, allowed))
+        scale = max(1, float(value.abs().max()))
+        assert error <= 2 * limit + 2 * torch.finfo(dtype).eps * scale, key
+        if 'running' in key:
+            assert found[key].dtype == torch.float32
+
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.slow] * (n != 'depthwise k=4')) for n in TYPICAL])
+def test_compiles_around_the_kernels(name):
+    moments, _ = pair(BLOCKS[name])
+    plain = copy.deepcopy(moments)
+    x = torch.randn(2, 6, 3, 2, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    torch._dynamo.reset()
+    compiled = torch.compile(moments, fullgraph=True, backend='aot_eager')
+    results = []
+    for block in (compiled, plain):
+        inputs = x.clone().requires_grad_()
+        block(inputs).square().sum().backward()
+        results.append(inputs.grad)
+    assert_same(*({name: p.grad for name, p in block.named_parameters()} for block in (moments, plain)))
+    assert_same(dict(moments.named_buffers()), dict(plain.named_buffers()))
+    torch.testing.assert_close(*results)
+
+
+def test_the_log_says_so(monkeypatch):
+    said = []
+    monkeypatch.setattr(kernels, 'report', lambda message, level: said.append(message))
+    gpu._obstacle.cache_clear()
+    for _ in range(2):
+        assert gpu.usable(torch.ones(1, 1, 2, 2))
+    assert said == ['training statistics of float32: by Triton kernels']
