@@ -8,6 +8,7 @@ atomics, so the same map gives the same bits.
 Legend: v[dy][dx] the pixel at (y + dy, w + dx), 0 outside the plane; steps: strides of the map in values.
 """
 
+# mypy: disable-error-code="assignment"
 import triton
 import triton.language as tl
 

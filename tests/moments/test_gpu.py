@@ -81,8 +81,8 @@ def fail(error):
     return raising
 
 
-class Capability:
-    """A GPU of 2018."""
+class OldGPU:
+    """Stands for a torch.device."""
 
     type = 'cuda'
     index = 0
@@ -129,7 +129,7 @@ def test_a_gpu_without_bfloat16(said, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Turing')
     with pytest.raises(TypeError, match='Turing has no bfloat16'):
-        gpu._check(Capability, torch.bfloat16)
+        gpu._check(OldGPU, torch.bfloat16)
 
 
 def test_maps_of_too_many_values(said, monkeypatch):
