@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .arguments import check_bool, check_callable, check_integer
-from .moments import kernels
+from .moments import gpu, kernels
 from .moments.guard import input_obstacle, norm_obstacle, process_obstacle, sequence_obstacle
 from .moments.patches import count_patches
 from .moments.statistics import batch_kernel, batch_statistics, is_covered, is_faster, pool_processes
@@ -261,8 +261,16 @@ class MobileOneBlock(nn.Module):
         obstacle = self.moments_obstacle()
         if obstacle:
             return f'train_impl={self.train_impl}, takes the branches: {obstacle}'
-        how = '' if self.train_impl == 'branches' or self.kernel_size == 1 else f', statistics by {kernels.status()}'
+        how = (
+            ''
+            if self.train_impl == 'branches' or self.kernel_size == 1
+            else f', statistics by {self._kernels_status()}'
+        )
         return f'train_impl={self.train_impl}{how}'
+
+    def _kernels_status(self) -> str:
+        device = self._weight().device
+        return gpu.status(device) if device.type == 'cuda' or gpu.INTERPRETED else kernels.status()
 
     def fused_kernel(self) -> Kernel:
         """The one kernel that computes what the branches do in eval mode."""

@@ -41,10 +41,14 @@ def usable(*maps: Tensor) -> bool:
     return obstacle(x.device, x.dtype) is None
 
 
-def status(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """Which of both runs, in words."""
-    found = obstacle(device, dtype)
-    return 'Triton kernels' if found is None else f"torch's operators ({found})"
+def status(device: torch.device) -> str:
+    """Which of both runs, in words; compiles nothing."""
+    reasons = {reason for (place, _), reason in _found.items() if place == device}
+    if None in reasons:
+        return 'Triton kernels'
+    if reasons:
+        return f"torch's operators ({reasons.pop()})"
+    return "Triton kernels where they can be had, else torch's operators"
 
 
 # torch.compile does not look into these: it calls them.
@@ -144,11 +148,15 @@ def _triton_kernels() -> ModuleType:
 @torch.compiler.assume_constant_result
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot be had for maps of this type; found out once a process by running one, and reported."""
-    return _obstacle(device, dtype)
+    if (device, dtype) not in _found:
+        _found[device, dtype] = _find_obstacle(device, dtype)
+    return _found[device, dtype]
 
 
-@cache
-def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+_found: dict[tuple[torch.device, torch.dtype], str | None] = {}
+
+
+def _find_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     kind = str(dtype).removeprefix('torch.')
     try:
         _check(device, dtype)

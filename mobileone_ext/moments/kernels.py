@@ -127,7 +127,7 @@ def library() -> ctypes.CDLL | None:
 def _load() -> ctypes.CDLL:
     compiler = _compiler()
     name = f'kernels-{_key(compiler)}.so'
-    for folder in (_cache_folder(), None):
+    for folder in (cache_folder(), None):
         try:
             if folder is None:  # no cache can be written: a copy for this process alone
                 with tempfile.TemporaryDirectory() as own:
@@ -190,5 +190,6 @@ def _processor() -> str:
     return '\n'.join([*words, *(found[name] for name in keys if name in found)])
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Of this user, for what is made once and kept."""
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mobileone_ext'

@@ -116,7 +116,7 @@ def _stem_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def add_patch_grad(
     dx: Tensor, x: Tensor, kernel_size: int, stride: int, slope: Tensor, mean: Tensor, offset: Tensor
 ) -> None:
-    """Add ``slope`` (T, T) @ (patch - ``mean``) + ``offset`` (both T) of every patch to ``dx``, where the patch lies."""
+    """Add ``slope`` (T, T) @ (patch - ``mean``) + ``offset`` (both T) of every patch to ``dx``, where it lies."""
     scale = None
     if x.dtype == torch.float16:  # whose range is too small for slopes
         scale = slope.abs().sum(1).amax().clamp_min(torch.finfo(slope.dtype).tiny)

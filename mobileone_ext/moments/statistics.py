@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from ..reparam import Affine, Kernel, norm_affine, pad_kernel
-from . import depthwise, gpu, kernels
+from . import depthwise, gpu, kernels, pays
 from .patches import add_patch_grad, count_patches, patch_moments
 
 # The lags cost about as much as two branches by themselves.
@@ -60,11 +60,15 @@ def is_faster(
 ) -> bool:
     """Whether moments of x (N, I, H, W) are expected to be faster than ``branches`` convolutions and their norms.
 
-    A rule of thumb from the blocks of s0 .. s4 on CPU in float32, see docs/results/fused_training.md;
-    elsewhere the answer is no. ``skip``: whether there is a branch of batch norm alone.
+    On CPU in float32 a rule of thumb from the blocks of s0 .. s4, see docs/results/fused_training.md; elsewhere what a
+    table of this device says, and no where there is none. ``skip``: whether there is a branch of batch norm alone.
     """
-    if x.device.type != 'cpu' or x.dtype != torch.float32 or torch.is_autocast_enabled('cpu'):
-        return False
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
+    if device != 'cpu' or x.dtype != torch.float32 or autocast:
+        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        kind = x.shape[1], out_channels, kernel_size, stride, groups, branches, skip, str(dtype).removeprefix('torch.')
+        return pays.is_measured_faster(device, x.device.index, kind, count_patches(x, stride))
     patches = count_patches(x, stride)
     if groups > 1:
         if kernels.usable(x):

@@ -149,7 +149,9 @@ def test_compiles_around_the_kernels(name):
 def test_the_log_says_so(monkeypatch):
     said = []
     monkeypatch.setattr(kernels, 'report', lambda message, level: said.append(message))
-    gpu._obstacle.cache_clear()
+    monkeypatch.setattr(gpu, '_found', {})
+    assert 'where they can be had' in gpu.status(torch.device('cpu'))
     for _ in range(2):
         assert gpu.usable(torch.ones(1, 1, 2, 2))
     assert said == ['training statistics of float32: by Triton kernels']
+    assert gpu.status(torch.device('cpu')) == 'Triton kernels'

@@ -1,0 +1,117 @@
+"""Where moments were measured to be faster than branches: a table for each device, in the user's cache.
+
+``tools/benchmark.py train --device cuda --amp bf16`` writes it. A row is a kind of block, a number of patches (output
+pixels of the batch) and the time of its training step both ways. For another number of patches the nearest row counts,
+if it is not further away than a factor of ``REACH``. What nobody has measured takes the branches.
+"""
+
+import json
+import logging
+import math
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..files import write_json
+from ..provenance import processor
+from . import kernels
+
+REACH = 4
+
+
+class Kind(NamedTuple):
+    """A block as the table knows it."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: int
+    stride: int
+    groups: int
+    branches: int
+    skip: bool
+    dtype: str
+    compiled: bool
+
+
+class Row(NamedTuple):
+    """A measurement: milliseconds of forward and backward pass."""
+
+    kind: Kind
+    patches: int
+    branches_ms: float
+    moments_ms: float
+
+
+@torch.compiler.assume_constant_result
+def is_measured_faster(device: str, index: int | None, kind: tuple, patches: int) -> bool:
+    """Whether moments are, for a ``Kind`` but for its last field, on this device."""
+    return is_faster(_rows(_name(device, index)), Kind._make((*kind, torch.compiler.is_compiling())), patches)
+
+
+def is_faster(rows: tuple[Row, ...], kind: Kind, patches: int) -> bool:
+    """What the nearest row says; no if there is none."""
+    near = [(abs(math.log(row.patches / patches)), row) for row in rows if row.kind == kind]
+    distance, row = min(near, default=(math.inf, None))
+    return row is not None and distance <= math.log(REACH) + 1e-9 and row.moments_ms < row.branches_ms
+
+
+def path(device_name: str) -> Path:
+    """Where the table of a device lies."""
+    return kernels.cache_folder() / f'pays-{re.sub("[^A-Za-z0-9]+", "-", device_name)}.json'
+
+
+def write(rows: list[Row], device_name: str, versions: dict[str, str], file: Path) -> None:
+    """The table as a file: whole or not at all."""
+    dicts = [dict(row.kind._asdict(), **{name: getattr(row, name) for name in _MEASURED}) for row in rows]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(dict(device=device_name, versions=versions, rows=dicts), file)
+
+
+_MEASURED = {'patches': int, 'branches_ms': float, 'moments_ms': float}
+_FIELDS = {**Kind.__annotations__, **_MEASURED}
+
+
+def read(file: Path, device_name: str) -> tuple[Row, ...]:
+    """The rows of a table.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no such table, or another device's.
+    """
+    table = json.loads(file.read_text(encoding='utf-8'))
+    if not isinstance(table, dict) or not isinstance(table.get('rows'), list):
+        raise ValueError('it has no rows')
+    if table.get('device') != device_name:
+        raise ValueError(f'it is of {table.get("device")!r}')
+    return tuple(_row(value, number) for number, value in enumerate(table['rows'], 1))
+
+
+def _row(value: Any, number: int) -> Row:
+    if not isinstance(value, dict) or value.keys() != _FIELDS.keys():
+        raise ValueError(f'row {number} has other fields than {", ".join(_FIELDS)}')
+    for name, kind in _FIELDS.items():
+        if type(value[name]) is not kind or (kind in (int, float) and not 0 < value[name] < math.inf):
+            raise ValueError(f'row {number}: {name}={value[name]!r}')
+    return Row(Kind(*(value[name] for name in Kind._fields)), *(value[name] for name in _MEASURED))
+
+
+@cache
+def _name(device: str, index: int | None) -> str:
+    return torch.cuda.get_device_name(index) if device == 'cuda' else processor()
+
+
+@cache
+def _rows(device_name: str) -> tuple[Row, ...]:
+    """Of the device's table, read once a process; what is wrong with it is reported."""
+    file = path(device_name)
+    try:
+        return read(file, device_name)
+    except FileNotFoundError:
+        reason, level = 'nobody has measured it; tools/benchmark.py train does', logging.INFO
+    except (OSError, ValueError, RecursionError) as error:  # among them wrong JSON and characters
+        reason, level = f'{file}: {" ".join(str(error).split())[:200]}', logging.WARNING
+    kernels.report(f"train_impl='auto' on {device_name} takes the branches where no rule is known: {reason}", level)
+    return ()

@@ -1,0 +1,191 @@
+"""The table of what pays on a device, and `auto` under autocast."""
+
+import json
+import logging
+
+import pytest
+import torch
+from conftest import randomize_norms
+from torch import nn
+
+from mobileone_ext.block import MobileOneBlock
+from mobileone_ext.moments import kernels, pays
+from mobileone_ext.moments.pays import Kind, Row
+from mobileone_ext.provenance import processor
+
+KIND = Kind(48, 48, 3, 1, 48, 4, True, 'bfloat16', False)
+ROWS = [Row(KIND, 1000, 2.0, 1.0), Row(KIND, 32000, 1.0, 2.0)]
+BLOCKS = {
+    'depthwise': dict(in_channels=48, out_channels=48, kernel_size=3, groups=48, num_conv_branches=4),
+    'strided': dict(in_channels=48, out_channels=48, kernel_size=3, groups=48, stride=2, num_conv_branches=4),
+    'pointwise': dict(in_channels=48, out_channels=48, kernel_size=1, num_conv_branches=4),
+    'stem': dict(in_channels=3, out_channels=48, kernel_size=3, stride=2, num_conv_branches=1),
+}
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path):
+    """``table(rows or text)`` is the one of this processor; what the log is told."""
+    said = []
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr(kernels, 'report', lambda message, level: said.append((level, message)))
+
+    def put(content):
+        pays._rows.cache_clear()
+        file = pays.path(processor())
+        if isinstance(content, list):
+            pays.write(content, processor(), {'torch': '2'}, file)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        return said
+
+    yield put
+    pays._rows.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ('patches', 'expected'),
+    [
+        (1000, True),
+        (4000, True),
+        (4001, True),
+        (250, True),
+        (249, False),
+        (8000, False),
+        (32000, False),
+        (10**6, False),
+    ],
+)
+def test_the_nearest_row_counts(patches, expected):
+    """4001 is nearer to 1000 than to 32000, and too far from both."""
+    assert pays.is_faster(tuple(ROWS), KIND, patches) == (expected and patches != 4001)
+
+
+@pytest.mark.parametrize('field', [name for name in Kind._fields if name != 'dtype'])
+def test_another_kind_is_not_known(field):
+    other = KIND._replace(**{field: 7 if field not in ('skip', 'compiled') else not getattr(KIND, field)})
+    assert not pays.is_faster(tuple(ROWS), other, 1000)
+
+
+def test_a_table_reads_as_it_was_written(table, tmp_path):
+    table(ROWS)
+    assert pays.read(pays.path(processor()), processor()) == tuple(ROWS)
+
+
+def row(**change):
+    names = ('patches', 'branches_ms', 'moments_ms')
+    return dict(KIND._asdict(), **dict(zip(names, (1000, 2.0, 1.0))), **change) if not change else dict(row(), **change)
+
+
+def as_bytes(**change):
+    return json.dumps(dict(dict(device=processor(), versions={}, rows=[row()]), **change)).encode()
+
+
+BAD = {
+    'empty': (b'', 'Expecting value'),
+    'no JSON': (b'{"rows": [', 'Expecting value'),
+    'no text': (b'\xff\xfe\x00', 'codec'),
+    'a list': (b'[]', 'no rows'),
+    'nested': (b'[' * 100000, 'recursion'),
+    'other device': (as_bytes(device='H100'), "it is of 'H100'"),
+    'a field less': (as_bytes(rows=[{k: v for k, v in row().items() if k != 'skip'}]), 'row 1 has other fields'),
+    'a field more': (as_bytes(rows=[row(), dict(row(), more=1)]), 'row 2 has other fields'),
+    'text for a number': (as_bytes(rows=[row(stride='1')]), "row 1: stride='1'"),
+    'NaN': (as_bytes(rows=[row(moments_ms=float('nan'))]), 'row 1: moments_ms=nan'),
+    'no time': (as_bytes(rows=[row(branches_ms=0.0)]), 'row 1: branches_ms=0.0'),
+    'no patches': (as_bytes(rows=[row(patches=-5)]), 'row 1: patches=-5'),
+}
+
+
+def block_and_map(name='depthwise', impl='auto'):
+    torch.manual_seed(0)
+    block = randomize_norms(MobileOneBlock(**BLOCKS[name], act=nn.SiLU, train_impl=impl)).train()
+    block = block.to(memory_format=torch.channels_last)
+    x = (torch.randn(10, block.in_channels, 10, 10) + 0.5).to(memory_format=torch.channels_last)
+    return block, x
+
+
+@pytest.mark.parametrize(('content', 'reason'), BAD.values(), ids=BAD)
+def test_bad_tables_give_one_line_and_branches(table, content, reason):
+    said = table(content)
+    block, x = block_and_map()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not block.takes_moments(x) and not block.takes_moments(x)
+    ((level, message),) = said
+    assert level == logging.WARNING and '\n' not in message and reason in message
+    assert 'takes the branches' in message and '.json' in message
+
+
+def test_a_table_that_is_a_folder(table):
+    said = table(ROWS)
+    pays.path(processor()).unlink()
+    pays.path(processor()).mkdir()
+    block, x = block_and_map()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not block.takes_moments(x)
+    assert len(said) == 1
+
+
+def test_auto_under_autocast_follows_the_table(table):
+    block, x = block_and_map()
+    said = table([])
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not block.takes_moments(x)
+        table(ROWS)
+        assert block.takes_moments(x) and block.takes_moments(x.bfloat16())
+        assert not block.takes_moments(x.repeat(32, 1, 1, 1))  # 32000 patches
+    with torch.autocast('cpu', torch.float16):
+        assert not block.takes_moments(x)
+    assert not block.takes_moments(x.double()) and not said
+
+
+def test_without_a_table_the_log_says_what_to_do(table):
+    said = table(ROWS)
+    pays.path(processor()).unlink()
+    block, x = block_and_map()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not block.takes_moments(x)
+    ((level, message),) = said
+    assert level == logging.INFO and 'tools/benchmark.py train' in message
+
+
+def test_a_compiled_block_reads_the_table(table):
+    table([row._replace(kind=KIND._replace(compiled=True)) for row in ROWS])
+    block, x = block_and_map()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not block.takes_moments(x)
+
+    @torch.compile(backend='eager', fullgraph=True)
+    def asks(x):
+        return x + 1 if block.takes_moments(x) else x - 1
+
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(asks(x), x + 1)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('name', BLOCKS)
+def test_autocast_is_as_near_to_float64_as_the_branches(name, dtype):
+    """Root of the mean square of what the step gives, and running statistics of float32."""
+    results = {}
+    for impl in ('exact', 'moments', 'branches'):
+        block, x = block_and_map(name, 'branches' if impl == 'exact' else impl)
+        x = x if name == 'stem' else x.to(dtype).float()
+        x = (x.double() if impl == 'exact' else x).requires_grad_()
+        block = block.double() if impl == 'exact' else block
+        with torch.autocast('cpu', dtype, enabled=impl != 'exact'):
+            assert block.takes_moments(x) == (impl == 'moments')
+            out = block(x if impl == 'exact' or name == 'stem' else x.to(dtype))
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        (out.to(x.dtype) * weight.to(x.dtype)).sum().backward()
+        gradients = {key: parameter.grad for key, parameter in block.named_parameters()}
+        results[impl] = dict(out=out.detach(), x=x.grad, **gradients, **dict(block.named_buffers()))
+    for key, exact in results['exact'].items():
+        found, branches = results['moments'][key], results['branches'][key]
+        assert found.dtype == branches.dtype
+        if exact.is_floating_point():
+            error, allowed = (float((value - exact).square().mean().sqrt()) for value in (found, branches))
+            assert error <= 1.5 * allowed + 1e-4 * float(exact.abs().max()), key
+        if 'running' in key:
+            assert found.dtype == torch.float32
