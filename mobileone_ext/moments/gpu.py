@@ -1,10 +1,10 @@
-"""The Triton kernels of triton_kernels.py: tried at first use, launched; or why there are none.
+"""The Triton kernels of triton_kernels.py and triton_dense.py: tried at first use, launched; or why there are none.
 
 They take float16, bfloat16, float32 and float64 maps on a GPU, in any layout, channels-last ones best; under Triton's
 interpreter (``TRITON_INTERPRET=1``) also maps on a CPU. Where they cannot be had, or are not wanted
 (``MOBILEONE_KERNELS=0``), torch's operators do the same, slower; a line in the log says so.
 
-Functions are those of kernels.py, with the same sums in the same order.
+Functions are those of kernels.py, with the same sums in the same order; ``pixel_sums`` and its adjoint are more.
 """
 
 import logging
@@ -17,14 +17,19 @@ from torch import Tensor
 from torch.library import custom_op
 
 from . import kernels
-from .kernels import PLANE_SUMS, STRIDED_SUMS
+from .kernels import PLANE_SUMS, STEM_TAPS, STRIDED_SUMS
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 OLDEST_TRITON = (3, 3)
 MAX_VALUES = 2**31 - 1  # of a map; offsets within an image are of 32 bits
-TILE = 256  # values that a program works on at once: no registers are spilled on sm_80 and sm_90
-BLOCK = 64  # of them at most along what is next to each other in memory
+# Values that a program works on at once, and of them at most along what is next to each other in memory. On sm_80 and
+# sm_90 they fit the registers; an interpreter's time goes by programs.
+TILE, BLOCK = (256, 64) if not INTERPRETED else (2**15, 2**10)
 PROGRAMS = 1024  # that sums are spread over: enough for any GPU, few enough for what they write to be small
+PIXEL_CHANNELS = 128  # whose products fit the registers; beyond, cuBLAS multiplies
+PIXEL_PROGRAMS = 264  # each of which writes products of its own
+PIXEL_BLOCK, STEM_BLOCK = 64, 32  # pixels, patches
+HALF = (torch.float16, torch.bfloat16)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -86,6 +91,64 @@ def strided_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
     _grad('strided_grad', dx, x, -(-x.shape[3] // 2), slope, offset)
 
 
+@custom_op('mobileone_ext::stem_sums', mutates_args=())
+def stem_sums(x: Tensor, shift: Tensor) -> Tensor:
+    """Sums (32, 32) in float64 over dense 3x3 patches at stride 2 of x (N, C, H, W), C < 4, in any layout."""
+    images, channels, height, width = x.shape
+    patches = images * -(-height // 2) * -(-width // 2)
+    programs, share = _shares(patches, STEM_BLOCK)
+    out = torch.empty(programs, STEM_TAPS, STEM_TAPS, device=x.device)
+    sizes = patches, channels, height, width, *x.stride(), share
+    with _on(x.device):
+        _dense_kernels().stem_sums[(programs,)](x, shift.float(), out, *sizes, _language(out.dtype), STEM_BLOCK)
+    return out.sum(0, dtype=torch.float64)
+
+
+@stem_sums.register_fake
+def _(x, shift):
+    return x.new_empty(STEM_TAPS, STEM_TAPS, dtype=torch.float64)
+
+
+def takes_pixels(*maps: Tensor) -> bool:
+    """Whether ``pixel_sums`` and ``pixel_grad`` do: of half precision, few channels, laid out channels-last."""
+    fits = (x.dtype in HALF and x.shape[1] <= PIXEL_CHANNELS and x.permute(0, 2, 3, 1).is_contiguous() for x in maps)
+    return all(fits) and usable(*maps)
+
+
+@custom_op('mobileone_ext::pixel_sums', mutates_args=())
+def pixel_sums(x: Tensor, shift: Tensor) -> Tensor:
+    """(C + 1, C) in float64: products of the channels of x (N, C, H, W) less shift, and in the last row its sums."""
+    channels, pixels = x.shape[1], x.numel() // x.shape[1]
+    programs, share = _shares(pixels, PIXEL_BLOCK, PIXEL_PROGRAMS)
+    out = torch.empty(programs, channels + 1, channels, device=x.device)
+    sizes = pixels, channels, share, _factor(x), PIXEL_BLOCK, max(_power_of_two(channels), 16)
+    with _on(x.device):
+        _dense_kernels().pixel_sums[(programs,)](x, shift.float(), out, *sizes, num_warps=8)
+    return out.sum(0, dtype=torch.float64)
+
+
+@pixel_sums.register_fake
+def _(x, shift):
+    return x.new_empty(x.shape[1] + 1, x.shape[1], dtype=torch.float64)
+
+
+@custom_op('mobileone_ext::pixel_grad', mutates_args=('dx',))
+def pixel_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor, scale: Tensor) -> None:
+    """Add scale * (slope @ pixel + offset) to every pixel of dx; slope (C, C) of the map's type, offset (C,)."""
+    channels, pixels = x.shape[1], x.numel() // x.shape[1]
+    weights = slope.t().contiguous(), offset.float(), scale.float()
+    sizes = pixels, channels, _factor(x), PIXEL_BLOCK, max(_power_of_two(channels), 16)
+    with _on(x.device):
+        _dense_kernels().pixel_grad[(-(-pixels // PIXEL_BLOCK),)](x, dx, *weights, *sizes, num_warps=8)
+
+
+def _shares(count: int, block: int, most: int | None = None) -> tuple[int, int]:
+    """How many programs, and how much of ``count`` for each: whole blocks."""
+    blocks = -(-count // block)
+    share = -(-blocks // (most or PROGRAMS))
+    return -(-blocks // share), share * block
+
+
 def _sums(name: str, x: Tensor, shift: Tensor, count: int, columns: int) -> Tensor:
     images, channels, height, width = x.shape
     block_w, block_c = _blocks(x, columns)
@@ -132,11 +195,21 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 def _language(dtype: torch.dtype):
     import triton.language as tl
 
-    return tl.float64 if dtype == torch.float64 else tl.float32
+    return getattr(tl, str(dtype).removeprefix('torch.'))
+
+
+def _factor(x: Tensor):
+    return _language(torch.float32 if INTERPRETED else x.dtype)
 
 
 def _on(device: torch.device):
     return torch.cuda.device(device if device.type == 'cuda' else -1)
+
+
+def _dense_kernels() -> ModuleType:
+    from . import triton_dense
+
+    return triton_dense
 
 
 def _triton_kernels() -> ModuleType:
@@ -186,9 +259,12 @@ def _check(device: torch.device, dtype: torch.dtype) -> None:
     if device.type == 'cuda' and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         raise TypeError(f'{torch.cuda.get_device_name(device)} has no bfloat16')
     x = torch.ones(1, 1, 3, 3, dtype=dtype, device=device)
-    plane, strided = plane_sums(x, x.new_zeros(1)), strided_sums(x, x.new_zeros(1))
+    shift = x.new_zeros(1)
+    plane, strided = plane_sums(x, shift), strided_sums(x, shift)
+    stem = stem_sums(x, shift) if dtype != torch.float64 else strided
     # Of 9 pixels; the center taps of four patches.
-    if (float(plane[0, 31]), float(plane[0, 2]), float(strided[0, 49])) != (9, 9, 4):
+    found = plane[0, 31], plane[0, 2], strided[0, 49], stem[4, 4] if dtype != torch.float64 else 4
+    if tuple(map(float, found)) != (9, 9, 4, 4):
         raise ArithmeticError('the kernels compute something else than they should')
 
 

@@ -3,13 +3,14 @@
 Legend: N images, I channels, T = I * K * K taps of a patch, P = N * H_out * W_out patches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels
+from . import gpu, kernels
+from .gpu import HALF
 
 # Values of a map worked on at a time on CPU: few enough for the cache, which the passes over them then read.
 CHUNK_VALUES = 2**21
@@ -17,7 +18,6 @@ CHUNK_VALUES = 2**21
 CHUNK_PATCHES = 2048
 # Values of the matrices of products that are held at once on a GPU.
 PART_VALUES = 2**21
-HALF = (torch.float16, torch.bfloat16)
 
 
 def count_patches(x: Tensor, stride: int) -> int:
@@ -45,8 +45,11 @@ def patch_moments(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Ten
     """
     if kernel_size == stride == 1 and x.dtype in HALF:
         return _pixel_moments(x)
-    if kernel_size == 3 and stride == 2 and x.shape[1] <= 3 and kernels.usable(x, any_layout=True):
-        return _stem_moments(x)
+    if kernel_size == 3 and stride == 2 and x.shape[1] <= 3:
+        if gpu.usable(x) and x.dtype != torch.float64:
+            return _stem_moments(x, gpu.stem_sums)
+        if kernels.usable(x, any_layout=True):
+            return _stem_moments(x, kernels.stem_sums)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     sum_type = x.dtype if x.device.type == 'mps' else torch.float64  # which Metal lacks
     shift = near_mean(x).repeat_interleave(kernel_size**2)[:, None]  # (T, 1)
@@ -70,15 +73,20 @@ def patch_moments(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Ten
 def _pixel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """``patch_moments`` of single pixels of half precision on a GPU, in float32.
 
-    Products in the map's type, float32 sums over a few images, then float64 totals. The shift makes a copy of the map,
-    rounded as it is: what float32 sums would lose where the mean is large costs more than that does.
+    Products in the map's type, float32 sums over a few images, then float64 totals. Without kernels for it, the shift
+    makes a copy of the map, rounded as it is: float32 sums would lose more where the mean is large.
     """
     images, channels, height, width = x.shape
-    shift = near_mean(x)
+    shift, count = near_mean(x), count_patches(x, 1)
+    if gpu.takes_pixels(x):
+        totals = gpu.pixel_sums(x, shift) / count
+        sums = totals[-1]
+        cov = totals[:-1] - sums[:, None] * sums
+        return (shift + sums).float()[None], cov.float()[None]
     # A view of a channels-last map.
     pixels = (x - shift[:, None, None]).permute(0, 2, 3, 1).reshape(_parts(images, channels), -1, channels)
-    sums = pixels.sum(1, dtype=torch.float32).double().sum(0) / count_patches(x, 1)
-    squares = gram(pixels).double().sum(0) / count_patches(x, 1)
+    sums = pixels.sum(1, dtype=torch.float32).double().sum(0) / count
+    squares = gram(pixels).double().sum(0) / count
     cov = squares - sums[:, None] * sums
     return (shift + sums).float()[None], cov.float()[None]
 
@@ -102,11 +110,11 @@ def near_mean(x: Tensor) -> Tensor:
     return x[:: max(len(x) // 4, 1)].mean((0, 2, 3))
 
 
-def _stem_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``patch_moments`` of 3x3 patches at stride 2 of images, in float64, by the compiled kernels."""
+def _stem_moments(x: Tensor, stem_sums: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """``patch_moments`` of 3x3 patches at stride 2 of images, in float64, by kernels."""
     shift = near_mean(x)
     taps, count = 9 * x.shape[1], count_patches(x, 2)
-    totals = kernels.stem_sums(x, shift).triu() / count
+    totals = stem_sums(x, shift).triu() / count
     sums, squares = totals[:taps, taps], totals[:taps, :taps]
     squares = squares + squares.triu(1).t()
     mean = shift.double().repeat_interleave(9) + sums
@@ -123,16 +131,19 @@ def add_patch_grad(
         slope, offset = slope / scale, offset / scale
     factor = slope.to(x.dtype)
     # Of the slope as it is after rounding, or the mean would not cancel.
-    offset = (offset - factor.to(slope) @ mean).to(x.dtype)
+    offset = offset - factor.to(slope) @ mean
+    if kernel_size == stride == 1 and gpu.takes_pixels(dx, x):
+        gpu.pixel_grad(dx, x, factor, offset, scale if scale is not None else offset.new_ones(()))
+        return
     if kernel_size == stride == 1:
         for target, images in zip(chunks(dx), chunks(x)):
-            found = F.conv2d(images, factor[:, :, None, None], offset)
+            found = F.conv2d(images, factor[:, :, None, None], offset.to(x.dtype))
             target += found if scale is None else found * scale
         return
     geometry = dict(kernel_size=kernel_size, padding=kernel_size // 2, stride=stride)
     for target, images in zip(few_patches(dx, stride), few_patches(x, stride)):
         patches = F.unfold(images, **geometry)  # (n, T, H_out * W_out)
-        found = F.fold(factor @ patches + offset[:, None], images.shape[2:], **geometry)
+        found = F.fold(factor @ patches + offset[:, None].to(x.dtype), images.shape[2:], **geometry)
         target += found if scale is None else found * scale
 
 

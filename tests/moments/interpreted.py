@@ -85,11 +85,16 @@ def test_other_types(dtype, stride):
     check_gradient(x, stride)
 
 
+every_layout = pytest.mark.parametrize('memory_format', [torch.channels_last, torch.contiguous_format], ids=str)
+
+
+@every_layout
 @pytest.mark.parametrize('dtype', patches.HALF, ids=str)
-def test_covariance_of_pixels_keeps_the_digits_of_a_large_mean(dtype):
-    """A mean of 300 deviations, as far as the type resolves it."""
+def test_covariance_of_pixels_keeps_the_digits_of_a_large_mean(dtype, memory_format):
+    """Up to 300 deviations, as far as the type resolves it; by a kernel, and by products of a shifted copy."""
     x = (torch.randn(4, 6, 9, 8) + 300 * torch.arange(6)[:, None, None] % 700).to(dtype)
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=memory_format)
+    assert gpu.takes_pixels(x) == (memory_format == torch.channels_last)
     mean, cov = patches.patch_moments(x, 1, 1)
     expected_mean, expected = covariance(x.double().transpose(0, 1).flatten(1))
     assert mean.dtype == cov.dtype == torch.float32
@@ -97,6 +102,41 @@ def test_covariance_of_pixels_keeps_the_digits_of_a_large_mean(dtype):
     scale = expected.diagonal().sqrt()
     rounding = 4 * torch.finfo(dtype).eps
     assert ((cov[0] - expected) / (scale[:, None] * scale)).abs().max() < rounding
+
+
+@every_layout
+@pytest.mark.parametrize('scale', [1.0, 1e-9])
+@pytest.mark.parametrize('dtype', patches.HALF, ids=str)
+def test_gradient_of_pixels(dtype, scale, memory_format):
+    """Of a large mean too, and of slopes below what float16 can hold."""
+    x = (torch.randn(3, 5, 4, 7) + 30).to(dtype).contiguous(memory_format=memory_format)
+    slope, mean, offset = torch.randn(5, 5), x.double().mean((0, 2, 3)).float(), scale * torch.randn(5)
+    slope = scale * (slope + slope.t())
+    size = 1 if scale == 1 else 2**-16
+    start = (size * torch.randn(x.shape)).to(x).contiguous(memory_format=memory_format)
+    found = start.clone()
+    assert gpu.takes_pixels(found) == (memory_format == torch.channels_last)
+    patches.add_patch_grad(found, x, 1, 1, slope, mean, offset)
+    rest = x.double() - mean.double()[:, None, None]
+    more = torch.einsum('ij,njyx->niyx', slope.double(), rest) + offset.double()[:, None, None]
+    eps = torch.finfo(dtype).eps
+    smallest = 2 * 2**-24 if dtype == torch.float16 else 0
+    atol = eps * (4 * float(more.abs().max()) + 30 * float(slope.abs().sum(1).max()) + size * 4) + smallest
+    torch.testing.assert_close(found.double(), start.double() + more, rtol=eps, atol=atol)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(('channels', 'plane'), [(3, (5, 6)), (1, (4, 3)), (2, (1, 1))], ids=str)
+def test_moments_of_the_stem(channels, plane, dtype, monkeypatch):
+    monkeypatch.setattr(gpu, 'PROGRAMS', 2)
+    x = (torch.randn(9, channels, *plane) + 0.5).to(dtype)
+    taps = F.unfold(x.double(), 3, padding=1, stride=2).transpose(0, 1).flatten(1)
+    monkeypatch.setattr(kernels, 'usable', lambda *maps, **options: False)
+    calls = []
+    monkeypatch.setattr(gpu, 'stem_sums', lambda *args, f=gpu.stem_sums: calls.append(1) or f(*args))
+    for one, other in zip(patches.patch_moments(x, 3, 2), covariance(taps)):
+        torch.testing.assert_close(one[0].double(), other, rtol=3e-6, atol=3e-6)
+    assert calls
 
 
 TYPICAL = ('depthwise k=4', 'depthwise stride 2 k=1', 'pointwise k=4')

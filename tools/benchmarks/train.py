@@ -3,8 +3,8 @@
 A step is whole: forward, cross entropy, backward, SGD. All networks take turns in one process, so that a slow minute
 of the machine slows all of them; the peak memory of each is that of a process of its own.
 
-mmpretrain's network can't train in channels_last on CPU as it is (a strided 1x1 convolution over the image corrupts
-memory in its backward pass); for the comparison in that format the stem's scale branch picks its pixels first.
+With ``--device cuda`` or ``--amp`` it measures in mixed precision, block by block too, also under torch.compile, and
+writes the table that ``train_impl='auto'`` follows on that device: gpu.py.
 """
 
 import argparse
@@ -21,13 +21,14 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
-from torch import nn
 
 from mobileone_ext.cli import silence_imports
 from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
 from mobileone_ext.provenance import machine
 
-from .classifier import CLASSES, Classifier
+from . import gpu
+from .classifier import CLASSES
+from .networks import NETWORKS
 
 PUBLISHED_ARCHS = ('s0', 's1', 's2', 's3', 's4')
 
@@ -49,12 +50,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--networks',
         nargs='+',
         choices=tuple(NETWORKS),
-        default=DEFAULT,
         metavar='NAME',
-        help=f'some of {", ".join(NETWORKS)} (all but moments)',
+        help=f'some of {", ".join(NETWORKS)} (all but moments, with --device cuda or --amp all but auto)',
     )
-    parser.add_argument('--batch', type=int, default=32, metavar='N', help='images a step (32)')
+    parser.add_argument(
+        '--batch-size', '--batch', dest='batch', type=int, default=32, metavar='N', help='images a step (32)'
+    )
     parser.add_argument('--size', type=int, default=224, metavar='PX', help='(224)')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='(cpu)')
+    parser.add_argument('--amp', choices=('bf16', 'fp16'), help='mixed precision of this type')
+    parser.add_argument(
+        '--no-compile', action='store_true', help='with --device cuda or --amp: not under torch.compile'
+    )
+    parser.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='all of --device cuda on a CPU, where its times mean nothing; its kernels if TRITON_INTERPRET=1 is set',
+    )
     parser.add_argument('--threads', type=int, default=2, metavar='N', help='(2)')
     parser.add_argument('--steps', type=int, default=7, metavar='N', help='measured steps of each network (7)')
     parser.add_argument(
@@ -66,6 +78,14 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print the table and write it with its picture to ``args.out``."""
     if min(args.batch, args.size, args.threads, args.steps) < 1:
         raise ValueError('--batch, --size, --threads and --steps: at least 1')
+    if args.dry_run and args.device == 'cuda':
+        raise ValueError('--dry-run is for a CPU: leave out --device cuda')
+    if args.device == 'cuda' or args.amp or args.dry_run:
+        args.networks = args.networks or gpu.DEFAULT
+        torch.set_num_threads(args.threads)
+        gpu.run(args)
+        return
+    args.networks = args.networks or DEFAULT
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out / 'training.csv')
@@ -102,45 +122,6 @@ def run(args: argparse.Namespace) -> None:
     print(f'written: {out}/training.csv, .md, .png')
 
 
-def _own(**options) -> Callable[[str], nn.Module]:
-    def build(arch: str) -> nn.Module:
-        from mobileone_ext.backbone import MobileOne
-
-        net = Classifier(MobileOne(arch, **options), arch)
-        return net.to(memory_format=torch.channels_last)
-
-    return build
-
-
-def _mmpretrain(arch: str) -> nn.Module:
-    from mmpretrain.models import MobileOne as Reference
-
-    return Classifier(Reference(arch), arch)
-
-
-def _mmpretrain_channels_last(arch: str) -> nn.Module:
-    net = _mmpretrain(arch).to(memory_format=torch.channels_last)
-    branch = net.backbone.stage0.branch_scale
-    branch.conv.stride = (1, 1)
-    branch.register_forward_pre_hook(lambda module, inputs: inputs[0][:, :, ::2, ::2])
-    return net
-
-
-def _timm(arch: str) -> nn.Module:
-    import timm
-
-    return timm.create_model(f'mobileone_{arch}')
-
-
-NETWORKS: dict[str, Callable[[str], nn.Module]] = {
-    'branches': _own(train_impl='branches'),
-    'moments': _own(train_impl='moments'),
-    'auto': _own(train_impl='auto'),
-    'fused': _own(deploy=True),
-    'mmpretrain': _mmpretrain,
-    'mmpretrain channels_last': _mmpretrain_channels_last,
-    'timm': _timm,
-}
 DEFAULT = tuple(name for name in NETWORKS if name != 'moments')
 
 
