@@ -295,15 +295,24 @@ def _by_channel(values: Tensor) -> Tensor:
     return values.transpose(0, 1).flatten(1)
 
 
-# torch.compile takes what these return as it is, and does not follow how it is made.
-@torch.compiler.assume_constant_result
 def _sum_table(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _tables(dtype, device)[0]
+    return _sum_constant(device).to(dtype) if torch.compiler.is_compiling() else _tables(dtype, device)[0]
+
+
+def _square_table(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _square_constant(device).to(dtype) if torch.compiler.is_compiling() else _tables(dtype, device)[1]
+
+
+# torch.compile takes what these return as it is, and does not follow how it is made. It knows them by their names, so
+# that a graph can hold one result of each.
+@torch.compiler.assume_constant_result
+def _sum_constant(device: torch.device) -> Tensor:
+    return _tables(torch.float32, device)[0]
 
 
 @torch.compiler.assume_constant_result
-def _square_table(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _tables(dtype, device)[1]
+def _square_constant(device: torch.device) -> Tensor:
+    return _tables(torch.float32, device)[1]
 
 
 @torch.compiler.assume_constant_result

@@ -171,9 +171,10 @@ def test_autocast_is_as_near_to_float64_as_the_branches(name, dtype):
 
 @pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.slow] * (n != 'depthwise k=4')) for n in TYPICAL])
 def test_compiles_around_the_kernels(name):
-    moments, _ = pair(BLOCKS[name])
+    """In float32, whose sums are added up in float64; a graph holds constants of both."""
+    moments, _ = pair(BLOCKS[name], torch.float32)
     plain = copy.deepcopy(moments)
-    x = torch.randn(2, 6, 3, 2, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 6, 3, 2).contiguous(memory_format=torch.channels_last)
     torch._dynamo.reset()
     compiled = torch.compile(moments, fullgraph=True, backend='aot_eager')
     results = []
@@ -181,9 +182,9 @@ def test_compiles_around_the_kernels(name):
         inputs = x.clone().requires_grad_()
         block(inputs).square().sum().backward()
         results.append(inputs.grad)
-    assert_same(*({name: p.grad for name, p in block.named_parameters()} for block in (moments, plain)))
-    assert_same(dict(moments.named_buffers()), dict(plain.named_buffers()))
-    torch.testing.assert_close(*results)
+    assert_same(*({name: p.grad for name, p in block.named_parameters()} for block in (moments, plain)), tolerance=1e-4)
+    assert_same(dict(moments.named_buffers()), dict(plain.named_buffers()), tolerance=1e-6)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
 def test_the_log_says_so(monkeypatch):

@@ -62,12 +62,12 @@ def excess(geometry: Geometry, batch: int, precision: Precision) -> float:
 
     Against float64 by branches. Errors below an eighth of the type's resolution count as that.
     """
-    x = make_map(geometry, batch, precision)
-    exact = _results(make_block(geometry, 'branches', precision.device).double(), x.detach().double(), None)
+    x = make_map(geometry, batch, precision).detach()
+    blocks = (make_block(geometry, impl, precision.device) for impl in ('branches', 'moments'))
+    allowed, found = (_results(block, x, precision, precision.dtype) for block in blocks)
+    exact_block = make_block(geometry, 'branches', precision.device).double()
+    exact = _results(exact_block, x.double(), precision._replace(dtype=torch.float32), precision.dtype)
     scores = []
-    found, allowed = (
-        _results(make_block(geometry, impl, precision.device), x.detach(), precision) for impl in IMPLS[:2]
-    )
     for name, value in exact.items():
         floor = torch.finfo(precision.dtype).eps / 8 * _rms(value)
         error, limit = (_rms(results[name].double() - value) for results in (found, allowed))
@@ -75,15 +75,13 @@ def excess(geometry: Geometry, batch: int, precision: Precision) -> float:
     return max(scores, key=lambda score: float('inf') if score != score else score)
 
 
-def _results(block: MobileOneBlock, x: Tensor, precision: Precision | None) -> dict[str, Tensor]:
-    x.requires_grad_(block.in_channels != 3)
-    if precision is None:
+def _results(block: MobileOneBlock, x: Tensor, precision: Precision, grad_dtype: torch.dtype) -> dict[str, Tensor]:
+    """Output and gradients of a step; what arrives from behind is rounded to ``grad_dtype``."""
+    x = x.clone().requires_grad_(block.in_channels != 3)
+    with precision.autocast():
         out = block(x)
-    else:
-        with precision.autocast():
-            out = block(x)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
-    out.backward(weight)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(grad_dtype)
+    out.backward(grad.to(out))
     gradients = {name: parameter.grad for name, parameter in block.named_parameters()}
     return dict(out=out.detach(), **({} if x.grad is None else {'x': x.grad}), **gradients)
 

@@ -1,0 +1,52 @@
+"""The traffic model: literal sums for one block, and the networks' figures."""
+
+import pytest
+from benchmarks.traffic import IMPLS, Geometry, block_bytes, blocks, network_bytes
+
+# I = 2 images of 4 channels, 6 x 6, 2 bytes; O the same, at stride 2 a quarter of it.
+MAP = 2 * 4 * 36 * 2
+POINTWISE = Geometry(4, 4, 1, 1, 1, 2, False, True, 6)
+STRIDED = Geometry(4, 4, 3, 2, 4, 1, True, False, 6)
+
+
+def test_a_pointwise_block():
+    """Activation 5; convolution 3 + 3; norm 8; two sums forward, two backward, 3 each."""
+    assert block_bytes(POINTWISE, 2, 'fused') == (5 + 6) * MAP
+    assert block_bytes(POINTWISE, 2, 'moments') == (5 + 6 + 1 + 3) * MAP
+    assert block_bytes(POINTWISE, 2, 'moments in neighbors') == (5 + 6 + 1 + 1) * MAP
+    assert block_bytes(POINTWISE, 2, 'branches') == (5 + 2 * (6 + 8) + 8 + 2 * 3 + 2 * 3) * MAP
+    assert block_bytes(POINTWISE, 2, 'fused', value_bytes=4) == 2 * (5 + 6) * MAP
+
+
+def test_a_strided_block():
+    """In quarters of a map: I is 4, O is 1. The scale branch copies its pixels, and spreads their gradient."""
+    assert block_bytes(STRIDED, 2, 'fused') == (5 + 3 * (4 + 1)) * MAP // 4
+    scale = 3 * (1 + 1) + 8 + 2 + (1 + 4)
+    assert block_bytes(STRIDED, 2, 'branches') == (5 + 3 * 5 + 8 + scale + 3 + 3 * 4) * MAP // 4
+
+
+def test_images_want_no_gradient():
+    stem = Geometry(3, 8, 3, 2, 1, 1, True, False, 6)
+    images, out = 2 * 3 * 36 * 2, 2 * 8 * 9 * 2
+    assert block_bytes(stem, 2, 'fused') == 5 * out + 2 * (images + out)
+    assert block_bytes(stem, 2, 'moments') == 5 * out + 2 * (images + out) + images
+
+
+# GB a step of 256 images of 224 px in two bytes.
+NETWORKS = {'s0': (181.0, 28.8, 25.0, 21.1), 's1': (127.8, 47.8, 41.4, 35.0)}
+
+
+@pytest.mark.parametrize(('arch', 'expected'), NETWORKS.items())
+def test_networks(arch, expected):
+    geometries = blocks(arch, 224)
+    found = [network_bytes(geometries, 256, impl) / 1e9 for impl in IMPLS]
+    assert found == [pytest.approx(value, abs=0.05) for value in expected]
+
+
+def test_blocks_of_a_network():
+    found = blocks('s0', 224)
+    assert len(found) == 43 and found[0] == Geometry(3, 48, 3, 2, 1, 1, True, False, 224)
+    assert found[1] == Geometry(48, 48, 3, 2, 48, 4, True, False, 112)
+    assert found[2] == Geometry(48, 48, 1, 1, 1, 4, False, True, 56)
+    assert found[-1] == Geometry(256, 1024, 1, 1, 1, 4, False, False, 7)
+    assert [found[i].name for i in range(4)] == ['stem', 'depthwise, stride 2', 'pointwise', 'depthwise, stride 1']
