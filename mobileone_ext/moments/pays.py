@@ -48,7 +48,18 @@ class Row(NamedTuple):
 @torch.compiler.assume_constant_result
 def is_measured_faster(device: str, index: int | None, kind: tuple, patches: int) -> bool:
     """Whether moments are, for a ``Kind`` but for its last field, on this device."""
-    return is_faster(_rows(_name(device, index)), Kind._make((*kind, torch.compiler.is_compiling())), patches)
+    return _decide(device, index, Kind._make((*kind, torch.compiler.is_compiling())), patches)
+
+
+@cache
+def _decide(device: str, index: int | None, kind: Kind, patches: int) -> bool:
+    return is_faster(_rows(_name(device, index)), kind, patches)
+
+
+def forget() -> None:
+    """Read the tables anew when next asked."""
+    _decide.cache_clear()
+    _rows.cache_clear()
 
 
 def is_faster(rows: tuple[Row, ...], kind: Kind, patches: int) -> bool:
@@ -68,6 +79,16 @@ def write(rows: list[Row], device_name: str, versions: dict[str, str], file: Pat
     dicts = [dict(row.kind._asdict(), **{name: getattr(row, name) for name in _MEASURED}) for row in rows]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(dict(device=device_name, versions=versions, rows=dicts), file)
+
+
+def merge(rows: list[Row], file: Path, device_name: str) -> list[Row]:
+    """``rows``, and what else ``file`` holds if it is a table of this device."""
+    try:
+        old = read(file, device_name)
+    except (OSError, ValueError, RecursionError):
+        old = ()
+    new = {row[:2] for row in rows}
+    return [*(row for row in old if row[:2] not in new), *rows]
 
 
 _MEASURED = {'patches': int, 'branches_ms': float, 'moments_ms': float}

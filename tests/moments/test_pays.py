@@ -31,7 +31,7 @@ def table(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, 'report', lambda message, level: said.append((level, message)))
 
     def put(content):
-        pays._rows.cache_clear()
+        pays.forget()
         file = pays.path(processor())
         if isinstance(content, list):
             pays.write(content, processor(), {'torch': '2'}, file)
@@ -40,8 +40,9 @@ def table(monkeypatch, tmp_path):
             file.write_bytes(content)
         return said
 
+    pays.forget()
     yield put
-    pays._rows.cache_clear()
+    pays.forget()
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,18 @@ def test_another_kind_is_not_known(field):
 def test_a_table_reads_as_it_was_written(table, tmp_path):
     table(ROWS)
     assert pays.read(pays.path(processor()), processor()) == tuple(ROWS)
+
+
+def test_new_rows_replace_those_of_the_same_kind_and_size(table):
+    table(ROWS)
+    new = [ROWS[0]._replace(moments_ms=9.0), ROWS[0]._replace(patches=5)]
+    file = pays.path(processor())
+    assert pays.merge(new, file, processor()) == [ROWS[1], *new]
+    assert pays.merge(new, file, 'another') == new
+    file.write_text('[')
+    assert pays.merge(new, file, processor()) == new
+    file.unlink()
+    assert pays.merge(new, file, processor()) == new
 
 
 def row(**change):

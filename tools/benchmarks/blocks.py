@@ -151,6 +151,8 @@ def pays_rows(rows: list[dict], batch: int, dtype: torch.dtype) -> list[Row]:
         found.setdefault((Geometry(*(row[name] for name in Geometry._fields)), row['way']), {})[row['impl']] = row
     table = []
     for (geometry, way), impls in found.items():
+        if way not in ('eager', 'compiled'):  # CUDA graphs, of which a block doesn't know
+            continue
         branches, moments = impls['branches'], impls['moments']
         if branches['note'] or moments['note'] or not moments['excess'] <= MOST_EXCESS:
             continue

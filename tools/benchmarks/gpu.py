@@ -19,13 +19,14 @@ from mobileone_ext.moments import pays
 from mobileone_ext.provenance import machine, processor, versions
 
 from . import report
-from .blocks import MOST_EXCESS, Precision, measure_blocks, pays_rows
+from .blocks import Precision, measure_blocks, pays_rows
 from .classifier import CLASSES
 from .networks import NETWORKS
 from .traffic import blocks, network_bytes
 from .turns import Contestant, measure
 
 DEFAULT = ('branches', 'moments', 'fused', 'mmpretrain', 'mmpretrain channels_last', 'timm')
+WAYS = ('eager', 'compiled', 'graphs')
 TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, None: torch.float32}
 
 
@@ -44,10 +45,7 @@ def run(args: argparse.Namespace) -> None:
         head = f'dry run, whose times mean nothing: {head}'
     print(head)
 
-    wraps: dict[str, Callable] = {'eager': lambda module: module}
-    if not args.no_compile:
-        backend = 'aot_eager' if args.dry_run else 'inductor'
-        wraps['compiled'] = partial(torch.compile, backend=backend, dynamic=False)
+    wraps = {way: _wrap(way, args.dry_run) for way in args.ways}
     console = Console(stderr=True)
     geometries = {arch: blocks(arch, args.size) for arch in args.archs}
     distinct = [*dict.fromkeys(geometry for found in geometries.values() for geometry in found)]
@@ -70,8 +68,17 @@ def run(args: argparse.Namespace) -> None:
     pays.write(table, name, versions('torch'), out / 'pays.json')
     print(f'written: {out}/training.csv, blocks.csv, training.md, training.png, pays.json')
     if not args.dry_run:
-        pays.write(table, name, versions('torch'), pays.path(name))
+        pays.write(pays.merge(table, pays.path(name), name), name, versions('torch'), pays.path(name))
         print(f"{pays.path(name)}: from now on train_impl='auto' follows it on {name}")
+
+
+def _wrap(way: str, dry_run: bool) -> Callable:
+    """What a module becomes; a dry run generates no code."""
+    if way == 'eager':
+        return lambda module: module
+    if dry_run:
+        return partial(torch.compile, backend='aot_eager', dynamic=False)
+    return partial(torch.compile, mode='reduce-overhead' if way == 'graphs' else 'default', dynamic=False)
 
 
 def check_device(precision: Precision) -> None:
@@ -121,6 +128,3 @@ def make_step(name: str, arch: str, batch: int, size: int, precision: Precision,
         scaler.update()
 
     return step
-
-
-__all__ = ['DEFAULT', 'MOST_EXCESS', 'run']

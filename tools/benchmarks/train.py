@@ -44,7 +44,11 @@ class Setting(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--archs', nargs='+', choices=PUBLISHED_ARCHS, default=PUBLISHED_ARCHS, metavar='ARCH', help='(s0 s1 s2 s3 s4)'
+        '--archs',
+        nargs='+',
+        choices=PUBLISHED_ARCHS,
+        metavar='ARCH',
+        help='(s0 s1 s2 s3 s4; with --device cuda or --amp s0)',
     )
     parser.add_argument(
         '--networks',
@@ -60,7 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='(cpu)')
     parser.add_argument('--amp', choices=('bf16', 'fp16'), help='mixed precision of this type')
     parser.add_argument(
-        '--no-compile', action='store_true', help='with --device cuda or --amp: not under torch.compile'
+        '--ways',
+        nargs='+',
+        choices=gpu.WAYS,
+        default=gpu.WAYS[:2],
+        help='with --device cuda or --amp: eager, compiled, graphs, which are CUDA graphs of the compiled (the first two)',
     )
     parser.add_argument(
         '--dry-run',
@@ -81,11 +89,11 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run and args.device == 'cuda':
         raise ValueError('--dry-run is for a CPU: leave out --device cuda')
     if args.device == 'cuda' or args.amp or args.dry_run:
-        args.networks = args.networks or gpu.DEFAULT
+        args.networks, args.archs = args.networks or gpu.DEFAULT, args.archs or ('s0',)
         torch.set_num_threads(args.threads)
         gpu.run(args)
         return
-    args.networks = args.networks or DEFAULT
+    args.networks, args.archs = args.networks or DEFAULT, args.archs or PUBLISHED_ARCHS
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out / 'training.csv')
