@@ -121,7 +121,9 @@ def test_gradient_of_pixels(dtype, scale, memory_format):
     more = torch.einsum('ij,njyx->niyx', slope.double(), rest) + offset.double()[:, None, None]
     eps = torch.finfo(dtype).eps
     smallest = 2 * 2**-24 if dtype == torch.float16 else 0
-    atol = eps * (4 * float(more.abs().max()) + 30 * float(slope.abs().sum(1).max()) + size * 4) + smallest
+    # A kernel subtracts the mean in float32, operators in the map's type.
+    mean_left = 0 if memory_format == torch.channels_last else 30 * float(slope.abs().sum(1).max())
+    atol = eps * (float(more.abs().max()) + mean_left + size) + smallest
     torch.testing.assert_close(found.double(), start.double() + more, rtol=eps, atol=atol)
 
 

@@ -307,6 +307,28 @@ def test_compiles_without_a_graph_break(options):
     assert_same(dict(moments.named_buffers()), dict(plain.named_buffers()))
 
 
+def whole_step(net, x):
+    """Forward, loss and backward pass in one graph; gradients."""
+    torch._dynamo.reset()
+    torch.compile(net, fullgraph=True, backend='aot_eager', dynamic=False)(x).square().mean().backward()
+    return {name: parameter.grad for name, parameter in net.named_parameters()}
+
+
+def test_the_fused_network_compiles_without_a_graph_break():
+    from mobileone_ext.backbone import MobileOne
+
+    net = nn.Sequential(MobileOne('s0', deploy=True), Last()).train()
+    assert all(grad is not None for grad in whole_step(net, torch.randn(2, 3, 32, 32)).values())
+
+
+@pytest.mark.slow
+def test_a_network_by_moments_compiles_without_a_graph_break():
+    x = torch.randn(3, 3, 18, 15, dtype=torch.float64)
+    net, branches = small_net('moments'), small_net('branches')
+    branches(x).square().mean().backward()
+    assert_same(whole_step(net, x), {name: parameter.grad for name, parameter in branches.named_parameters()})
+
+
 @every_block
 def test_maps_are_laid_out_as_they_come(options):
     block = pair(options, torch.float32)[0]

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         choices=gpu.WAYS,
         default=gpu.WAYS[:2],
-        help='with --device cuda or --amp: eager, compiled, graphs, which are CUDA graphs of the compiled (the first two)',
+        help='with --device cuda or --amp: eager, compiled, graphs (CUDA graphs of the compiled); the first two',
     )
     parser.add_argument(
         '--dry-run',
