@@ -80,7 +80,10 @@ def _pixel_var(x: Tensor, mean: Tensor, stride: int) -> Tensor:
 
 def kernels_for(*maps: Tensor) -> ModuleType | None:
     """What has kernels for these maps: gpu.py, kernels.py, or nothing."""
-    return next((module for module in (gpu, kernels) if module.usable(*maps)), None)
+    for module in (gpu, kernels):
+        if module.usable(*maps):
+            return module
+    return None
 
 
 def compiled_moments(x: Tensor, stride: int) -> tuple[Tensor, Tensor]:

@@ -38,8 +38,11 @@ def usable(*maps: Tensor) -> bool:
     x = maps[0]
     if x.device.type != 'cuda' and not (INTERPRETED and x.device.type == 'cpu'):
         return False
-    if x.dtype not in _DTYPES or not x.numel() or any(y.dtype != x.dtype or y.device != x.device for y in maps):
+    if x.dtype not in _DTYPES or not x.numel():
         return False
+    for y in maps:  # no generator, which torch.compile cannot always follow
+        if y.dtype != x.dtype or y.device != x.device:
+            return False
     if x.numel() > MAX_VALUES:
         _refuse_large()
         return False
@@ -110,14 +113,19 @@ def _(x, shift):
 
 
 def takes_pixels(*maps: Tensor) -> bool:
-    """Whether ``pixel_sums`` and ``pixel_grad`` do: of half precision, few channels, laid out channels-last."""
-    fits = (x.dtype in HALF and x.shape[1] <= PIXEL_CHANNELS and x.permute(0, 2, 3, 1).is_contiguous() for x in maps)
-    return all(fits) and usable(*maps)
+    """Whether ``pixel_sums`` and ``pixel_grad`` do: of half precision and few channels, in any layout."""
+    return usable(*maps) and maps[0].dtype in HALF and maps[0].shape[1] <= PIXEL_CHANNELS
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """x itself, or a copy of it laid out so. Asked here, out of torch.compile's sight: there strides aren't known."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 @custom_op('mobileone_ext::pixel_sums', mutates_args=())
 def pixel_sums(x: Tensor, shift: Tensor) -> Tensor:
     """(C + 1, C) in float64: products of the channels of x (N, C, H, W) less shift, and in the last row its sums."""
+    x = _channels_last(x)
     channels, pixels = x.shape[1], x.numel() // x.shape[1]
     programs, share = _shares(pixels, PIXEL_BLOCK, PIXEL_PROGRAMS)
     out = torch.empty(programs, channels + 1, channels, device=x.device)
@@ -136,10 +144,13 @@ def _(x, shift):
 def pixel_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor, scale: Tensor) -> None:
     """Add scale * (slope @ pixel + offset) to every pixel of dx; slope (C, C) of the map's type, offset (C,)."""
     channels, pixels = x.shape[1], x.numel() // x.shape[1]
+    x, target = _channels_last(x), _channels_last(dx)
     weights = slope.t().contiguous(), offset.float(), scale.float()
     sizes = pixels, channels, _factor(x), PIXEL_BLOCK, max(_power_of_two(channels), 16)
     with _on(x.device):
-        _dense_kernels().pixel_grad[(-(-pixels // PIXEL_BLOCK),)](x, dx, *weights, *sizes, num_warps=8)
+        _dense_kernels().pixel_grad[(-(-pixels // PIXEL_BLOCK),)](x, target, *weights, *sizes, num_warps=8)
+    if target.data_ptr() != dx.data_ptr():
+        dx.copy_(target)
 
 
 def _shares(count: int, block: int, most: int | None = None) -> tuple[int, int]:

@@ -45,20 +45,37 @@ class Row(NamedTuple):
     moments_ms: float
 
 
-@torch.compiler.assume_constant_result
 def is_measured_faster(device: str, index: int | None, kind: tuple, patches: int) -> bool:
     """Whether moments are, for a ``Kind`` but for its last field, on this device."""
-    return _decide(device, index, Kind._make((*kind, torch.compiler.is_compiling())), patches)
+    return any(low <= patches <= high for low, high in _ranges_of(device, index, kind))
+
+
+@torch.compiler.assume_constant_result
+def _ranges_of(device: str, index: int | None, kind: tuple) -> tuple[tuple[float, float], ...]:
+    return _ranges(device, index, Kind._make((*kind, torch.compiler.is_compiling())))
 
 
 @cache
-def _decide(device: str, index: int | None, kind: Kind, patches: int) -> bool:
-    return is_faster(_rows(_name(device, index)), kind, patches)
+def _ranges(device: str, index: int | None, kind: Kind) -> tuple[tuple[float, float], ...]:
+    return ranges(_rows(_name(device, index)), kind)
+
+
+def ranges(rows: tuple[Row, ...], kind: Kind) -> tuple[tuple[float, float], ...]:
+    """From how many to how many patches moments are faster: around each row that says so, half way to the next."""
+    known = sorted((row for row in rows if row.kind == kind), key=lambda row: row.patches)
+    found: list[tuple[float, float]] = []
+    for before, row, after in zip([None, *known], known, [*known[1:], None]):
+        low, high = row.patches / REACH, float(row.patches * REACH)
+        low = max(low, math.sqrt(before.patches * row.patches)) if before else low
+        high = min(high, math.sqrt(row.patches * after.patches)) if after else high
+        if row.moments_ms < row.branches_ms:
+            found.append((low, high))
+    return tuple(found)
 
 
 def forget() -> None:
     """Read the tables anew when next asked."""
-    _decide.cache_clear()
+    _ranges.cache_clear()
     _rows.cache_clear()
 
 

@@ -85,16 +85,19 @@ def test_other_types(dtype, stride):
     check_gradient(x, stride)
 
 
-every_layout = pytest.mark.parametrize('memory_format', [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.fixture(params=['kernel', 'kernel, nchw', 'operators'])
+def memory_format(request, monkeypatch):
+    """By a kernel in two layouts, and as maps of more channels than kernels take."""
+    if request.param == 'operators':
+        monkeypatch.setattr(gpu, 'PIXEL_CHANNELS', 4)
+    return torch.contiguous_format if 'nchw' in request.param else torch.channels_last
 
 
-@every_layout
 @pytest.mark.parametrize('dtype', patches.HALF, ids=str)
 def test_covariance_of_pixels_keeps_the_digits_of_a_large_mean(dtype, memory_format):
     """Up to 300 deviations, as far as the type resolves it; by a kernel, and by products of a shifted copy."""
     x = (torch.randn(4, 6, 9, 8) + 300 * torch.arange(6)[:, None, None] % 700).to(dtype)
     x = x.contiguous(memory_format=memory_format)
-    assert gpu.takes_pixels(x) == (memory_format == torch.channels_last)
     mean, cov = patches.patch_moments(x, 1, 1)
     expected_mean, expected = covariance(x.double().transpose(0, 1).flatten(1))
     assert mean.dtype == cov.dtype == torch.float32
@@ -104,7 +107,6 @@ def test_covariance_of_pixels_keeps_the_digits_of_a_large_mean(dtype, memory_for
     assert ((cov[0] - expected) / (scale[:, None] * scale)).abs().max() < rounding
 
 
-@every_layout
 @pytest.mark.parametrize('scale', [1.0, 1e-9])
 @pytest.mark.parametrize('dtype', patches.HALF, ids=str)
 def test_gradient_of_pixels(dtype, scale, memory_format):
@@ -115,14 +117,13 @@ def test_gradient_of_pixels(dtype, scale, memory_format):
     size = 1 if scale == 1 else 2**-16
     start = (size * torch.randn(x.shape)).to(x).contiguous(memory_format=memory_format)
     found = start.clone()
-    assert gpu.takes_pixels(found) == (memory_format == torch.channels_last)
     patches.add_patch_grad(found, x, 1, 1, slope, mean, offset)
     rest = x.double() - mean.double()[:, None, None]
     more = torch.einsum('ij,njyx->niyx', slope.double(), rest) + offset.double()[:, None, None]
     eps = torch.finfo(dtype).eps
     smallest = 2 * 2**-24 if dtype == torch.float16 else 0
     # A kernel subtracts the mean in float32, operators in the map's type.
-    mean_left = 0 if memory_format == torch.channels_last else 30 * float(slope.abs().sum(1).max())
+    mean_left = 0 if gpu.takes_pixels(x) else 30 * float(slope.abs().sum(1).max())
     atol = eps * (float(more.abs().max()) + mean_left + size) + smallest
     torch.testing.assert_close(found.double(), start.double() + more, rtol=eps, atol=atol)
 
@@ -187,6 +188,23 @@ def test_compiles_around_the_kernels(name):
     assert_same(*({name: p.grad for name, p in block.named_parameters()} for block in (moments, plain)), tolerance=1e-4)
     assert_same(dict(moments.named_buffers()), dict(plain.named_buffers()), tolerance=1e-6)
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.slow] * (n != 'pointwise k=4')) for n in TYPICAL])
+def test_compiles_under_autocast_for_any_batch_size(name):
+    moments, _ = pair(BLOCKS[name], torch.float32)
+    plain = copy.deepcopy(moments)
+    torch._dynamo.reset()
+    compiled = torch.compile(moments, fullgraph=True, backend='aot_eager')
+    for images in (2, 3, 5):  # from the second on a symbolic number
+        x = torch.randn(images, 6, 3, 2).bfloat16().contiguous(memory_format=torch.channels_last)
+        results = []
+        for block in (compiled, plain):
+            inputs = x.clone().requires_grad_()
+            with torch.autocast('cpu', torch.bfloat16):
+                block(inputs).float().square().sum().backward()
+            results.append(inputs.grad)
+        torch.testing.assert_close(*results, rtol=0.05, atol=0.05)
 
 
 def test_the_log_says_so(monkeypatch):
