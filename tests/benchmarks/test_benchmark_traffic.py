@@ -1,7 +1,12 @@
 """The traffic model: literal sums for one block, and the networks' figures."""
 
 import pytest
+import torch
 from benchmarks.traffic import IMPLS, Geometry, block_bytes, blocks, network_bytes
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mobileone_ext.block import MobileOneBlock
 
 # I = 2 images of 4 channels, 6 x 6, 2 bytes; O the same, at stride 2 a quarter of it.
 MAP = 2 * 4 * 36 * 2
@@ -50,3 +55,54 @@ def test_blocks_of_a_network():
     assert found[2] == Geometry(48, 48, 1, 1, 1, 4, False, True, 56)
     assert found[-1] == Geometry(256, 1024, 1, 1, 1, 4, False, False, 7)
     assert [found[i].name for i in range(4)] == ['stem', 'depthwise, stride 2', 'pointwise', 'depthwise, stride 1']
+
+
+class Counter(TorchDispatchMode):
+    """Values that the operators of a step move: what each reads and writes, batch norms as they are known to run."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        name = operator.overloadpacket.__name__
+        if name in ('convolution', 'relu'):
+            self.values += args[0].numel() + result.numel()
+        elif name == 'threshold_backward' or (name == 'add' and isinstance(args[1], Tensor)):
+            self.values += args[0].numel() + args[1].numel() + result.numel()
+        elif 'batch_norm_backward' in name:  # twice both maps, for two sums and for the gradient
+            self.values += 2 * (args[0].numel() + args[1].numel()) + result[0].numel()
+        elif 'batch_norm' in name:  # for the statistics and for the output
+            self.values += 2 * args[0].numel() + result[0].numel()
+        elif name == 'convolution_backward':
+            gradient, x = args[:2]
+            self.values += gradient.numel() + x.numel()  # of the weight
+            if result[0] is not None:
+                self.values += gradient.numel() + result[0].numel()
+        return result
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(in_channels=3, out_channels=8, kernel_size=3, stride=2),
+        dict(in_channels=8, out_channels=8, kernel_size=3, groups=8, num_conv_branches=4),
+        dict(in_channels=8, out_channels=8, kernel_size=3, stride=2, groups=8),
+        dict(in_channels=8, out_channels=12, kernel_size=1, num_conv_branches=4),
+        dict(in_channels=8, out_channels=8, kernel_size=1),
+    ],
+)
+def test_values_that_branches_move(options):
+    """Against what torch's operators are called with."""
+    block = MobileOneBlock(train_impl='branches', **options).train()
+    stem = options['in_channels'] == 3
+    x = torch.randn(2, options['in_channels'], 16, 16, requires_grad=not stem)
+    with Counter() as counter:
+        y = block(x)
+        y.backward(torch.ones_like(y))
+    names = 'in_channels', 'out_channels', 'kernel_size', 'stride', 'groups'
+    kinds = len(block.branch_conv_list), block.branch_scale is not None, block.branch_norm is not None
+    expected = block_bytes(Geometry(*(getattr(block, name) for name in names), *kinds, 16), 2, 'branches', 1)
+    # With stride 2 the copies of the scale branch are no operators that the counter knows.
+    assert counter.values == pytest.approx(expected, rel=0.2 if options.get('stride') == 2 else 1e-9)

@@ -1,16 +1,13 @@
 """What 300 epochs of ImageNet cost, calculated from the bytes that each step moves; nothing is measured here.
 
 Kernels of these networks wait for memory on a GPU, so that a step takes at least as long as its maps take to be
-written and read. Counted are the maps in 2 bytes a value, each operator of its own: a convolution reads its input
-and writes its output, batch normalization reads twice and writes once, forward, and reads four maps and writes one
-backward, and so on. Weights, launches, the optimizer and the head are left out.
+written and read (traffic.py), in 2 bytes a value. Weights, launches, the optimizer and the head are left out.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from functools import cache
 
-from mobileone_ext.arch import ARCHS, stage_widths
+from .traffic import blocks, network_bytes
 
 VARIANTS = ('s0', 's1', 's2', 's3', 's4')
 PHOTOS, EPOCHS = 1_281_167, 300
@@ -23,75 +20,19 @@ CORES = 64  # of a machine with eight GPUs, for the hours that decoding takes
 RATES = {'640 x 500': {160: 381, 224: 347}, '500 x 375': {160: 670, 224: 631}, '389 x 292': {160: 894, 224: 863}}
 
 
-class Block(NamedTuple):
-    """Values of a block's input and output for one image, and what it is made of."""
-
-    read: float
-    written: float
-    convolutions: int
-    skip: bool
-    se: bool
-    stem: bool
-
-
-def blocks(arch: str, size: int) -> Iterator[Block]:
-    """The blocks of a variant for images of ``size`` pixels."""
-    table = ARCHS[arch]
-    stem, *widths = stage_widths(table)
-    pixels, channels = (size / 2) ** 2, stem
-    yield Block(3 * size**2, stem * pixels, 2, False, False, True)  # one 3x3 and the scale branch
-    for width, count, branches, with_se in zip(
-        widths, table['num_blocks'], table['num_conv_branches'], table['num_se_blocks']
-    ):
-        for number in range(count):
-            se, stride = number >= count - with_se, 2 if number == 0 else 1
-            before, pixels = channels * pixels, pixels / stride**2
-            yield Block(before, channels * pixels, branches + 1, stride == 1, se, False)
-            yield Block(channels * pixels, width * pixels, branches, channels == width, se, False)
-            channels = width
-
-
-def by_one_convolution(block: Block) -> float:
-    """Values that the fused network's step moves."""
-    x, y, inner = block.read, block.written, not block.stem
-    forward = x + y + 2 * y  # convolution, ReLU
-    backward = 3 * y + x + y + (x + y if inner else 0)  # ReLU, gradients of weight and input
-    # Squeeze-and-excitation: pooled, multiplied; and back.
-    return forward + backward + (7 * y if block.se else 0)
-
-
-def by_branches(block: Block) -> float:
-    """Values that a step moves where each branch is a convolution and a batch normalization of its own."""
-    x, y, inner = block.read, block.written, not block.stem
-    norms = block.convolutions + block.skip
-    forward = block.convolutions * (x + y) + norms * 3 * y + (norms - 1) * 3 * y + 2 * y
-    backward = 3 * y + norms * 5 * y + block.convolutions * (x + y)
-    if inner:
-        backward += block.convolutions * (x + y) + (norms - 1) * 3 * x
-    return forward + backward + (7 * y if block.se else 0)
-
-
-def by_moments(block: Block) -> float:
-    """Values that a step by moments moves, with kernels of its own for statistics (a read) and gradient."""
-    return by_one_convolution(block) + (1 if block.stem else 4) * block.read
-
-
-def by_fused_moments(block: Block) -> float:
-    """The same with these kernels fused into their neighbors, which hold one of the two maps already."""
-    return by_one_convolution(block) + (0 if block.stem else 2) * block.read
-
-
-METHODS: dict[str, Callable[[Block], float]] = {
-    'branches': by_branches,
-    'moments': by_moments,
-    'moments, fused kernels': by_fused_moments,
-    'fused network': by_one_convolution,
+# Ways to train, and what traffic.py calls them.
+METHODS = {
+    'branches': 'branches',
+    'moments': 'moments',
+    'moments, fused kernels': 'moments in neighbors',
+    'fused network': 'fused',
 }
 
 
-def traffic(arch: str, method: str, size: int, batch: int) -> float:
-    """Bytes that one training step moves."""
-    return BYTES_A_VALUE * batch * sum(map(METHODS[method], blocks(arch, size)))
+@cache
+def bytes_of_an_image(arch: str, method: str, size: int) -> int:
+    """Bytes that one image of ``size`` pixels moves in a training step."""
+    return network_bytes(blocks(arch, size), 1, METHODS[method], BYTES_A_VALUE)
 
 
 def shares() -> dict[int, float]:
@@ -102,7 +43,7 @@ def shares() -> dict[int, float]:
 
 def images_per_second(arch: str, method: str, size: int, bandwidth: float) -> float:
     """Of one GPU that moves ``bandwidth`` bytes a second."""
-    return bandwidth / traffic(arch, method, size, 1)
+    return bandwidth / bytes_of_an_image(arch, method, size)
 
 
 def hours(rates: dict[int, float]) -> float:
@@ -145,7 +86,7 @@ def as_markdown(gpus: int, batch: int, bandwidth: float) -> str:
     sizes = [size for size, _ in STAGES]
     for arch in VARIANTS:
         for method in METHODS:
-            moved = traffic(arch, method, sizes[-1], batch)
+            moved = batch * bytes_of_an_image(arch, method, sizes[-1])
             rates = {size: gpus * images_per_second(arch, method, size, bandwidth) for size in sizes}
             lines.append(
                 f'| {arch} | {method} | {moved / 1e9:.0f} | {moved / bandwidth * 1e3:.1f} | {rates[sizes[0]]:,.0f} '

@@ -8,6 +8,7 @@ bytes of its input and O those of its output:
     batch norm        3 O (reads to sum, reads to normalize, writes);       backward 5 O (reads two maps twice, writes)
     sum of terms      3 O for each term but the first;      backward: gradients of the input, 3 I likewise
     activation        2 O;          backward 3 O
+    SE                3 O (reads to pool, reads to multiply, writes);       backward 4 O
     moments           I;            backward 3 I (reads the map, reads and writes the gradient)
 
 Nobody asks for a gradient of the images, which saves the stem's share of those.
@@ -36,6 +37,7 @@ class Geometry(NamedTuple):
     scale: bool
     skip: bool
     size: int
+    se: bool = False
 
     @property
     def out_size(self) -> int:
@@ -58,7 +60,8 @@ def blocks(arch: str | dict, size: int) -> list[Geometry]:
         if isinstance(block, MobileOneBlock):
             names = 'in_channels', 'out_channels', 'kernel_size', 'stride', 'groups'
             kinds = len(block.branch_conv_list), block.branch_scale is not None, block.branch_norm is not None
-            found.append(Geometry(*(getattr(block, name) for name in names), *kinds, size))
+            se = not isinstance(block.se, torch.nn.Identity)
+            found.append(Geometry(*(getattr(block, name) for name in names), *kinds, size, se))
             size = found[-1].out_size
     return found
 
@@ -68,7 +71,7 @@ def block_bytes(block: Geometry, batch: int, impl: str, value_bytes: int = 2) ->
     source = batch * block.in_channels * block.size**2 * value_bytes
     out = batch * block.out_channels * block.out_size**2 * value_bytes
     wanted = block.in_channels != 3  # whether the input's gradient is
-    activation = 5 * out
+    activation = (12 if block.se else 5) * out
     if impl == 'branches':
         return activation + _branches(block, source, out, wanted)
     one_convolution = _convolution(source, out, wanted)
