@@ -22,7 +22,16 @@ from ..files import check_writable, naming, staging_folder
 from ..provenance import origin
 from . import DEFAULT_OPSET, DEFAULT_SIZE, fuse
 from .compare import Difference
-from .formats.base import FORMAT_OF_SUFFIX, FORMATS, OUTPUT_NAME, MissingPackage, Network, Request, load_format
+from .formats.base import (
+    FORMAT_OF_SUFFIX,
+    FORMATS,
+    OUTPUT_NAME,
+    MissingPackage,
+    Network,
+    Request,
+    first_line,
+    load_format,
+)
 from .formats.onnx import OPSETS, onnx_proto, write_onnx
 
 SUFFIX = {name: form.suffixes[0] for name, form in FORMATS.items()}
@@ -154,15 +163,9 @@ def export(
         except (MissingPackage, OSError):
             raise
         except Exception as error:
-            raise ValueError(f'{form} cannot hold this network: {_first_line(error)}') from error
+            raise ValueError(f'{form} cannot hold this network: {first_line(error)}') from error
         report = check(part) if check else None
     return report
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of a message; exporters add pages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def check_request(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .formats import torchscript
-from .formats.base import FORMAT_OF_SUFFIX, MissingPackage, Network, load_format
+from .formats.base import FORMAT_OF_SUFFIX, MissingPackage, Network, first_line, load_format
 
 __all__ = ['Network', 'is_exported', 'open_network']
 
@@ -41,5 +41,4 @@ def open_network(path: str | Path, threads: int | None = None, batch: int | None
     except MissingPackage as error:
         raise MissingPackage(f'{path}: {error}') from error
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f'{path}: not a network that the runtime reads ({lines[0][:200]})') from error
+        raise ValueError(f'{path}: not a network that the runtime reads ({first_line(error)})') from error

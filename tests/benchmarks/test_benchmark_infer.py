@@ -107,6 +107,32 @@ def test_own_files_are_timed(tmp_path):
         run('--files', tmp_path / 'none.onnx', *arguments)
 
 
+def test_forms_that_cannot_hold_a_network_are_left_out(tmp_path, monkeypatch, capsys):
+    """One that refuses it, one whose file computes something else."""
+    import torch
+
+    from mobileone_ext.deploy.formats.base import load_format
+
+    def refuse(net, path, request):
+        raise RuntimeError('no layer for it\nand pages more')
+
+    class Other(torch.nn.Module):
+        def forward(self, image):
+            return image.mean((2, 3)) * 2
+
+    torchscript = load_format('torchscript').write
+    monkeypatch.setattr(infer, 'build', lambda name: torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1)).eval())
+    monkeypatch.setattr(infer, 'fold', lambda name, net: torch.nn.Sequential(net, torch.nn.Flatten()))
+    assert set(infer.prepare('peer', ['torchscript'], tmp_path)) == {'torchscript'}
+    for write, message in (
+        (refuse, 'peer: not timed as torchscript, which cannot hold it: no layer for it\n'),
+        (lambda net, path, request: torchscript(Other().eval(), path, request), 'outputs differ by'),
+    ):
+        monkeypatch.setattr(load_format('torchscript'), 'write', write)
+        assert infer.prepare('peer', ['torchscript'], tmp_path) == {}
+        assert message in capsys.readouterr().out
+
+
 def test_closed_cases_leave_no_memory_behind():
     """Blocks that were freed in pieces go back to the system."""
     from pathlib import Path

@@ -11,7 +11,9 @@ from PIL import Image
 from mobileone_ext import cli
 from mobileone_ext.data.pixels import Normalize
 from mobileone_ext.deploy import export
-from mobileone_ext.deploy.formats.base import FORMATS
+from mobileone_ext.deploy.exported import ExportedClassifier
+from mobileone_ext.deploy.formats.base import FORMATS, quiet
+from mobileone_ext.deploy.formats.onnx import write_ort
 
 TINY = 'tests/configs/tiny_digits.py'
 SIZE = 32
@@ -69,7 +71,7 @@ def test_every_file_has_the_checkpoints_metrics(trained, checkpoint_metrics, for
     assert f'against {trained[0]}: 0 predictions changed' in text
 
 
-@pytest.mark.parametrize('form', [form for form in FORMS if form not in PACKAGES])
+@pytest.mark.parametrize('form', FORMS)
 def test_predict_takes_every_file(trained, form, run_tool, tmp_path):
     file = write(trained, form, tmp_path / f'net{FORMATS[form].suffixes[0]}', inside=form == 'openvino')
     Image.radial_gradient('L').convert('RGB').save(tmp_path / 'photo.png')
@@ -104,6 +106,45 @@ def test_what_a_silent_file_takes_can_be_told(trained, checkpoint_metrics, run_t
     assert 'assumed' not in text
     assert told == found
     assert metrics_of(run_tool, trained, file, '--input', 'pixels')[0] != found
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_file_of_another_class_count_or_size_is_refused(trained, form, tmp_path):
+    file = write(trained, form, tmp_path / f'net{FORMATS[form].suffixes[0]}')
+    config = cli.load_config(TINY)
+    exported = ExportedClassifier(config, file)
+    assert exported.logits(torch.zeros(1, 3, SIZE, SIZE)).shape == (1, 10)
+    if form != 'torchscript':  # which takes any size
+        with pytest.raises(
+            ValueError, match=r'net\.\w+: the network takes images of 32 x 32 pixels, these have 40 x 40'
+        ):
+            exported.logits(torch.zeros(1, 3, 40, 40))
+    config.model.head.num_classes = 7
+    with pytest.raises(ValueError, match=r'net\.\w+: has 10 classes, the config has 7'):
+        ExportedClassifier(config, file).logits(torch.zeros(1, 3, SIZE, SIZE))
+
+
+@pytest.mark.parametrize('form', ['ort', 'openvino', 'litert'])
+def test_int8_file_of_another_tool_has_to_be_explained(trained, form, tmp_path):
+    """Made of an ONNX file, or of a float file of LiteRT, by the tools of these formats."""
+    file, config = tmp_path / f'int8{FORMATS[form].suffixes[0]}', cli.load_config(TINY)
+    if form == 'litert':
+        model = write(trained, form, tmp_path / 'net.tflite', metadata=False).read_bytes()
+        from ai_edge_quantizer import quantizer, recipe
+
+        with quiet():
+            file.write_bytes(quantizer.Quantizer(model, recipe.dynamic_wi8_afp32()).quantize().quantized_model)
+    else:
+        with_int8_operators(write(trained, 'onnx', tmp_path / 'net.onnx', metadata=False))
+        if form == 'ort':
+            write_ort(onnx.load(tmp_path / 'net.onnx'), file, {})
+        else:
+            import openvino
+
+            openvino.save_model(openvino.convert_model(tmp_path / 'net.onnx'), file)
+    with pytest.raises(ValueError, match='an int8 file without metadata; --input normalized or pixels'):
+        ExportedClassifier(config, file)
+    assert ExportedClassifier(config, file, 'normalized').takes == 'normalized'
 
 
 def with_int8_operators(path):

@@ -1,6 +1,7 @@
 """Every format: the file computes what PyTorch does, says what it is, and what is wrong with it is said in a line."""
 
 import json
+import subprocess
 import sys
 import zipfile
 
@@ -14,7 +15,7 @@ from mobileone_ext import cli
 from mobileone_ext.data.pixels import Normalize
 from mobileone_ext.deploy import export, fuse
 from mobileone_ext.deploy.formats.base import FORMATS
-from mobileone_ext.deploy.runtime import is_exported, open_network
+from mobileone_ext.deploy.runtime import Network, is_exported, open_network
 
 TINY = 'tests/configs/tiny_digits.py'
 SIZE = 32
@@ -131,14 +132,17 @@ def test_other_operators_are_right_or_refused(form, backbone, tmp_path):
         _, model = classifier(**backbone)
         model = fuse.fuse(model)
     out = tmp_path / f'net{FORMATS[form].suffixes[0]}'
+    older = {path: f'older {path.suffix}'.encode() for path in (out, *export.companions(out))}
+    for path, content in older.items():
+        path.write_bytes(content)
     net = export.DeployNet(model)
     try:
         export.export(net, out, form, SIZE, check=lambda path: export.compare_on_noise(net, open_network(path), SIZE))
     except ValueError as error:
         assert len(str(error).splitlines()) == 1
-        assert list(tmp_path.iterdir()) == []
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == older
     else:
-        assert out.exists()
+        assert not {path.read_bytes() for path in tmp_path.iterdir()} & set(older.values())
 
 
 @pytest.mark.parametrize('form', ['litert', 'executorch', 'ncnn', 'mnn'])
@@ -178,6 +182,43 @@ def test_file_that_is_none_is_refused_in_a_line(tiny, form, suffix, content, tmp
     with pytest.raises(ValueError, match=f'bad{suffix}: not a network that the runtime reads') as caught:
         open_network(bad)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize('digest', ['whole', 'gone'])
+def test_damaged_file_of_mnn_does_not_end_the_process(tiny, digest, tmp_path):
+    """MNN itself crashes on most of these: they are opened by a process of their own here."""
+    write(tiny, tmp_path / 'net.mnn', 'mnn')
+    whole = (tmp_path / 'net.mnn').read_bytes()
+    if digest == 'gone':  # as in a file of another tool
+        whole = whole.replace(b'file_sha256', b'file_digest')
+        (tmp_path / 'net.mnn').write_bytes(whole)
+    assert open_network(tmp_path / 'net.mnn').metadata['output'] == 'logits'
+    for number, places in enumerate(([0], [len(whole) // 3], range(8, len(whole) // 2, 97))):
+        content = bytearray(whole)
+        for place in places:
+            content[place] ^= 0x55
+        (tmp_path / f'{number}.mnn').write_bytes(content)
+    code = (
+        'import sys; from mobileone_ext.deploy.runtime import open_network\n'
+        'for path in sys.argv[1:]:\n'
+        '    try: open_network(path)\n'
+        '    except ValueError as error: print(error)'
+    )
+    bad = sorted(tmp_path.glob('?.mnn'))
+    done = subprocess.run([sys.executable, '-c', code, *bad], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    if digest == 'whole':
+        said = [line for line in done.stdout.splitlines() if 'damaged: its content is not what its sha256 says' in line]
+        assert len(said) == len(bad)
+
+
+def test_failure_inside_a_runtime_is_one_line():
+    def call(images):
+        raise RuntimeError('\nException from src/place.cpp:84:\nshapes do not fit\nand a page of it')
+
+    network = Network(call, False, None, {})
+    with pytest.raises(ValueError, match=r'^the runtime fails on images 3 x 4 x 5 \(shapes do not fit\)$'):
+        network(np.zeros((1, 3, 4, 5), np.float32))
 
 
 @pytest.mark.parametrize('form', ['openvino', 'ncnn'])

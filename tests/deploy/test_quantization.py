@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import data_options, only_line
 from mmengine.config import Config
+from PIL import Image
 
 from mobileone_ext import (
     backbone,  # noqa: F401  registers it
@@ -384,6 +385,19 @@ def test_tool_on_digits(digits, run_tool, tmp_path):
     code, text = run_tool('quantize', *arguments, '--calib', calibration, '--num-calib', 10**6, *options)
     assert (code, text.count('\n')) == (1, 1)
     assert '--num-calib asks for 1000000' in text
+
+
+def test_other_photos_stand_in_for_unreadable_ones(tmp_path):
+    config = cli.load_config('tests/configs/tiny_digits.py')
+    for number in range(6):
+        Image.new('RGB', (32, 32), (number, 0, 0)).save(tmp_path / f'{number}.png')
+    for number in (0, 5):  # the ends are taken first
+        (tmp_path / f'{number}.png').write_text('no picture')
+    images, skipped = pipeline.read_calibration(config, str(tmp_path), 3)
+    assert len(images) == 3 and len({float(image[0, 0, 0]) for image in images}) == 3
+    assert [message.split(':')[0][-5:] for message in skipped] == ['0.png', '5.png']
+    with pytest.raises(ValueError, match='4 of 6 files are readable images, --num-calib asks for 5'):
+        pipeline.read_calibration(config, str(tmp_path), 5)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import gc
 import itertools
+import sys
 import tempfile
 import time
 import warnings
@@ -25,8 +26,15 @@ import torch
 from torch import Tensor, nn
 
 from mobileone_ext.backbone import MobileOne
-from mobileone_ext.deploy.compare import with_progress
-from mobileone_ext.deploy.formats.base import FORMAT_OF_SUFFIX, FORMATS, Request, load_format
+from mobileone_ext.deploy.compare import Difference, with_progress
+from mobileone_ext.deploy.formats.base import (
+    FORMAT_OF_SUFFIX,
+    FORMATS,
+    MissingPackage,
+    Request,
+    first_line,
+    load_format,
+)
 from mobileone_ext.deploy.formats.onnx import onnx_proto, write_onnx
 from mobileone_ext.deploy.runtime import open_network
 from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
@@ -39,6 +47,11 @@ PHONE = ('litert', 'executorch', 'ncnn', 'mnn')
 FORMS = (*PYTORCH, 'onnx', 'int8', 'openvino', 'torchscript', *PHONE)
 ALWAYS = ('branched', 'fused', 'onnx', 'int8', 'openvino')  # measured where nothing else is asked for
 SIZE = 224
+# What runs a form, by import name, for the versions in the report.
+RUNTIMES = {
+    **dict.fromkeys(('onnx', 'int8', 'ort'), 'onnxruntime'),
+    **dict(openvino='openvino', litert='ai_edge_litert', executorch='executorch', ncnn='ncnn', mnn='MNN'),
+}
 QUICK = ('mobileone_s0', 'mobileone_s1', 'mobilenetv2_100', 'mobilenetv3_small_100', 'efficientnet_b0')
 
 # Published ImageNet top-1 and whose number it is.
@@ -108,8 +121,6 @@ def run(args: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out / 'latency.csv')
 
-    head = f'{machine("torch", "onnxruntime", "openvino", "timm")}; {SIZE} px'
-    print(head)
     with tempfile.TemporaryDirectory() as folder:
         openers = {}
         for file in args.files:
@@ -123,13 +134,27 @@ def run(args: argparse.Namespace) -> None:
             for form, opener in prepare(name, args.forms, Path(folder)).items():
                 for batch, threads in itertools.product(args.batches, args.threads):
                     openers[Case(name, form, batch, threads)] = functools.partial(opener, threads, batch)
+        packages = dict.fromkeys(RUNTIMES[case.form] for case in openers if case.form in RUNTIMES)
+        head = f'{machine("torch", *["timm"] * bool(networks), *packages)}; {SIZE} px'
+        print(head)
         rows = summarize(measure(openers, turns, seconds))
-    report = f'{head}\n\n{as_markdown(rows)}'
+    report = f'{head}; {peak_memory()}\n\n{as_markdown(rows)}'
     print(report)
     write_text(as_csv(rows), out / 'latency.csv')
     write_text(report, out / 'latency.md')
     draw(rows, out / 'latency.png')
     print(f'written: {out}/latency.csv, .md, .png')
+
+
+def peak_memory() -> str:
+    """The most memory that this process and the largest of its children held."""
+    import resource
+
+    unit = 1 if sys.platform == 'darwin' else 1024
+    own, child = (
+        resource.getrusage(who).ru_maxrss * unit / 1e9 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return f'{own:.1f} GB of memory at most, {child:.1f} GB in a child'
 
 
 def measure(openers: dict[Case, Callable[[], Callable]], turns: int, seconds: float) -> dict[Case, list[float]]:
@@ -212,12 +237,27 @@ def prepare(name: str, forms: Sequence[str], folder: Path) -> dict[str, Callable
         openers['openvino'] = functools.partial(open_network, openvino_file)
     for form in (form for form in ('torchscript', *PHONE) if form in forms):
         file = folder / f'{name}_{form}{FORMATS[form].suffixes[0]}'
-        image = torch.zeros(1 if form in PHONE else 2, 3, size, size)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            load_format(form).write(net.to(memory_format=torch.contiguous_format), file, Request(image, format=form))
-        openers[form] = functools.partial(open_network, file)
+        try:
+            _write_checked(net.to(memory_format=torch.contiguous_format), file, form, size)
+        except MissingPackage:
+            raise
+        except Exception as error:
+            print(f'{name}: not timed as {form}, which cannot hold it: {first_line(error)}', flush=True)
+        else:
+            openers[form] = functools.partial(open_network, file)
     return openers
+
+
+@torch.inference_mode()
+def _write_checked(net: nn.Module, file: Path, form: str, size: int) -> None:
+    """Write ``net`` and run the file on an image; raises an error if it is not the same function."""
+    image = torch.zeros(1 if form in PHONE else 2, 3, size, size)
+    with warnings.catch_warnings(), torch.inference_mode(False):
+        warnings.simplefilter('ignore')
+        load_format(form).write(net, file, Request(image, format=form))
+    noise, difference = torch.randn(1, 3, size, size), Difference()
+    difference.add(net(noise), torch.from_numpy(open_network(file, 1)(noise.numpy())))
+    difference.check(None, 1e-2)
 
 
 def build(name: str) -> nn.Module:

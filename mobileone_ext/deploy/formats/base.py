@@ -115,7 +115,8 @@ class Network:
         int8: some of it computes in integers.
 
     Raises:
-        ValueError: for an input that is not one image or a batch of images.
+        ValueError: for an input that is not one image or a batch of images; when called, for images that the file does
+            not take or that the runtime fails on.
     """
 
     def __init__(
@@ -148,7 +149,12 @@ class Network:
         if self.channels_last:
             images = images.transpose(0, 2, 3, 1)
         batches = np.split(images, len(images)) if self.fixed_batch else [images]
-        outputs = [np.array(self._call(np.ascontiguousarray(batch)), np.float32) for batch in batches]
+        try:
+            outputs = [np.array(self._call(np.ascontiguousarray(batch)), np.float32) for batch in batches]
+        except Exception as error:
+            raise ValueError(
+                f'the runtime fails on images {" x ".join(map(str, images.shape[1:]))} ({first_line(error)})'
+            ) from error
         return np.concatenate([output.reshape(len(output), -1) for output in outputs])
 
     def _check(self, images: np.ndarray) -> None:
@@ -181,6 +187,13 @@ def half_precision(net: nn.Module) -> nn.Module:
     net = copy.deepcopy(net)
     normalize, net.normalize = net.normalize, nn.Identity()
     return nn.Sequential(normalize, Half(net.half())).eval()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message that says something, or the error's name; runtimes and exporters add pages."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith('Exception from ')]  # a place in OpenVINO's source
+    return said[0][:200] if said else type(error).__name__
 
 
 @contextmanager

@@ -1,6 +1,14 @@
-"""MNN: ``*.mnn``, any number of images at a time."""
+"""MNN: ``*.mnn``, any number of images at a time.
 
+MNN believes what it reads and ends the process on a damaged file. Files of this project hold their own digest,
+which is checked before MNN sees them; others are read by another process first.
+"""
+
+import hashlib
 import json
+import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,6 +17,11 @@ from torch import nn
 
 from .base import Network, Request, needed_for, quiet
 from .onnx import onnx_proto
+
+_DIGEST = 'file_sha256'  # in the metadata: of the file with zeros in the digest's place
+_ZEROS = b'0' * 64
+_MARK = re.compile(rb'"file_sha256": "([0-9a-f]{64})"')
+_LOAD = 'import sys, MNN.nn; MNN.nn.load_module_from_file(sys.argv[1], [], [])'
 
 
 def write(net: nn.Module, path: Path, request: Request) -> None:
@@ -22,12 +35,31 @@ def write(net: nn.Module, path: Path, request: Request) -> None:
         source = Path(folder, 'net.onnx')
         onnx.save(onnx_proto(net, request.image, request.opset, request.dynamic_batch, request.input_name), source)
         # The one string that a file of MNN has for its user is called bizCode.
+        about = json.dumps({**request.metadata, _DIGEST: _ZEROS.decode()})
         command = ['mnnconvert', '-f', 'ONNX', '--modelFile', str(source), '--MNNModel', str(path)]
-        command += ['--bizCode', json.dumps(request.metadata), *(['--fp16'] if request.half else [])]
+        command += ['--bizCode', about, *(['--fp16'] if request.half else [])]
         with quiet():
             _tools.mnnconvert(command)
     if not path.is_file():
         raise ValueError('MNN cannot convert this network')
+    content = path.read_bytes()
+    path.write_bytes(_with_digest(content, hashlib.sha256(content).hexdigest().encode()))
+
+
+def _with_digest(content: bytes, digest: bytes) -> bytes:
+    mark = _MARK.search(content)
+    return content[: mark.start(1)] + digest + content[mark.end(1) :]
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Raise ValueError for a file that is not what was written, or that MNN cannot read."""
+    content = path.read_bytes()
+    mark = _MARK.search(content)
+    if mark:
+        if hashlib.sha256(_with_digest(content, _ZEROS)).hexdigest().encode() != mark[1]:
+            raise ValueError('damaged: its content is not what its sha256 says')
+    elif subprocess.run([sys.executable, '-c', _LOAD, path], capture_output=True).returncode:
+        raise ValueError('not a file of MNN')
 
 
 def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
@@ -35,6 +67,7 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
         import MNN.expr
         import MNN.nn
 
+    _refuse_damaged(path)
     with quiet():
         settings = {'backend': 'CPU', 'precision': 'high', 'numThread': threads or 4}
         runtime = MNN.nn.create_runtime_manager((settings,))
@@ -45,10 +78,7 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
     information = net.get_info()
     if len(information['inputNames']) != 1:
         raise ValueError(f'it has {len(information["inputNames"])} inputs, not one image')
-    try:
-        metadata = json.loads(information['bizCode'])
-    except ValueError:
-        metadata = {}
+    metadata = _metadata(information['bizCode'])
 
     def call(images: np.ndarray) -> np.ndarray:
         image = MNN.expr.placeholder(list(images.shape), MNN.expr.NCHW)
@@ -59,3 +89,14 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
     size = json.loads(metadata['size']) if 'size' in metadata else (None, None)
     channels = len(json.loads(metadata['mean'])) if 'mean' in metadata else None
     return Network(call, False, None, metadata, (None, channels, *size))
+
+
+def _metadata(text: str) -> dict[str, str]:
+    """What :func:`write` put into the file; empty for a file of another tool."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    found = found if isinstance(found, dict) else {}
+    found.pop(_DIGEST, None)
+    return found

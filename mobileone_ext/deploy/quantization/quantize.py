@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -164,19 +165,23 @@ def steps_to(options: Options) -> Iterator[tuple[str, Options]]:
 
 
 def read_calibration(config: Config, folder: str, count: int) -> tuple[Tensor, list[str]]:
-    """``count`` normalized images (N, C, H, W), spread evenly over ``folder``, and messages about unreadable files.
+    """``count`` normalized images (N, C, H, W), spread evenly over ``folder``, and messages about unreadable files, in
+    whose place others are taken.
 
     Raises:
-        ValueError: if there are fewer files than asked for, or none can be read.
+        ValueError: if there are fewer readable images than asked for.
     """
     if count < 1:
         raise ValueError(f'--num-calib {count}: at least one image is needed')
     files, skipped = find_images([folder]), []
     if len(files) < count:
         raise ValueError(f'{folder}: holds {len(files)} images, --num-calib asks for {count}')
-    pixels = [image for _, image in read_images(config, spread(files, count), skipped)]
-    if not pixels:
-        raise ValueError(f'{folder}: none of {count} files is a readable image')
+    chosen = dict.fromkeys([*spread(files, count), *files])
+    pixels = [image for _, image in islice(read_images(config, list(chosen), skipped), count)]
+    if len(pixels) < count:
+        raise ValueError(
+            f'{folder}: {len(pixels)} of {len(files)} files are readable images, --num-calib asks for {count}'
+        )
     sizes = {tuple(image.shape[1:]) for image in pixels}
     if len(sizes) > 1:
         raise ValueError(f"{folder}: the config's test pipeline gives images of several sizes: {sorted(sizes)[:4]}")
