@@ -16,6 +16,7 @@ def parse_args():
     parser.add_argument('weights')
     parser.add_argument('out', type=Path)
     parser.add_argument('--suffixes', nargs='+', metavar='SUFFIX', help='some of the files, such as .tflite (all)')
+    parser.add_argument('--size', type=int, default=224, help='height and width of the images in pixels (224)')
     return parser.parse_args()
 
 
@@ -28,7 +29,7 @@ def main():
 
     args.out.mkdir(parents=True, exist_ok=True)
     use_work_dir(config, str(args.out / 'log'), 'test')
-    rows = study.measure_all(config, args.weights, args.out, args.suffixes or study.SUFFIXES)
+    rows = study.measure_all(config, args.weights, args.out, args.suffixes or study.SUFFIXES, args.size)
     table = study.table(rows)
     write_text(table, args.out / 'table.md')
     print(table)

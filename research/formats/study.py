@@ -13,7 +13,7 @@ import numpy as np
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from mobileone_ext.deploy import export
+from mobileone_ext.deploy import DEFAULT_SIZE, export
 from mobileone_ext.deploy.exported import ExportedClassifier
 from mobileone_ext.deploy.formats.base import FORMAT_OF_SUFFIX, Network
 from mobileone_ext.deploy.runtime import open_network
@@ -22,7 +22,6 @@ from mobileone_ext.files import csv_text, write_text
 
 SUFFIXES = [suffix for suffix, form in FORMAT_OF_SUFFIX.items() if form != 'coreml']
 COLUMNS = ('file', 'precision', 'top1', 'top5', 'changed', 'abs', 'rel', 'bytes', 'cpu_ms', 'images')
-SIZE = 224
 
 
 class Remembered(nn.Module):
@@ -56,7 +55,9 @@ class Timed:
             self.seconds += time.process_time() - start
 
 
-def measure_all(config: Config, weights: str, out: Path, suffixes: Sequence[str]) -> list[dict]:
+def measure_all(
+    config: Config, weights: str, out: Path, suffixes: Sequence[str] = SUFFIXES, size: int = DEFAULT_SIZE
+) -> list[dict]:
     """A row with ``COLUMNS`` for each file, kept in ``out/runs.csv`` as they come; those that are there are kept."""
     runs = out / 'runs.csv'
     rows = list(csv.DictReader(runs.read_text().splitlines())) if runs.exists() else []
@@ -66,28 +67,28 @@ def measure_all(config: Config, weights: str, out: Path, suffixes: Sequence[str]
     for precision in ('float32', 'float16'):
         for suffix in suffixes:
             if (suffix, precision) not in done:
-                rows.append(measure(config, weights, model, reference, out, suffix, precision == 'float16'))
+                rows.append(measure(config, weights, model, reference, out, suffix, precision == 'float16', size))
                 write_text(csv_text(rows, COLUMNS), runs)
     return rows
 
 
 def measure(
-    config: Config, weights: str, model: nn.Module, reference: nn.Module, out: Path, suffix: str, half: bool
+    config: Config, weights: str, model: nn.Module, reference: nn.Module, out: Path, suffix: str, half: bool, size: int
 ) -> dict:
     """Export the fused ``model`` of the file ``weights`` and measure the file against ``reference``, the same net."""
     form, path = FORMAT_OF_SUFFIX[suffix], out / f'{"half" if half else "float"}{suffix.replace(".", "_")}{suffix}'
     net = export.DeployNet(model)
     metadata = export.file_metadata(config, weights, False, False, model.classes)
-    metadata.update(export.facts(form, SIZE, half))
+    metadata.update(export.facts(form, size, half))
 
     def check(part: Path) -> None:
-        export.compare_on_noise(net, open_network(part), SIZE, half)
+        export.compare_on_noise(net, open_network(part), size, half)
 
-    export.export(net, path, form, SIZE, metadata=metadata, check=check, half=half)
+    export.export(net, path, form, size, metadata=metadata, check=check, half=half)
     classifier = ExportedClassifier(config, path, reference=reference, threads=1)
     classifier.network = Timed(classifier.network)
     found = evaluate_file(config, classifier)
-    size = sum(file.stat().st_size for file in (path, *export.companions(path)))
+    weight = sum(file.stat().st_size for file in (path, *export.companions(path)))
     return dict(
         file=suffix,
         precision='float16' if half else 'float32',
@@ -96,7 +97,7 @@ def measure(
         changed=found['changed_predictions'],
         abs=found['max_abs_logit_diff'],
         rel=found['max_rel_logit_diff'],
-        bytes=size,
+        bytes=weight,
         cpu_ms=1e3 * classifier.network.seconds / found['num_images'],
         images=found['num_images'],
     )

@@ -47,6 +47,23 @@ def test_calls_are_timed_after_a_warm_up(seconds, counted, monkeypatch):
     assert infer.time_calls(call, None, seconds) == [125.0] * counted
 
 
+def test_processor_time_leaves_out_what_others_took(monkeypatch):
+    """Each call takes 2 s by the clock on the wall, and a quarter of a second of the processor."""
+    wall, processor = [0.0], [0.0]
+    monkeypatch.setattr(infer.time, 'perf_counter', lambda: wall[0])
+    monkeypatch.setattr(infer.time, 'process_time', lambda: processor[0])
+
+    def call(_):
+        wall[0] += 2
+        processor[0] += 0.25
+
+    assert infer.time_calls(call, None, 1, 'cpu') == [250.0] * 4
+    assert infer.time_calls(call, None, 3) == [2000.0] * 2
+    case = infer.Case('mobileone_s0', 'onnx', 1, 1)
+    assert infer.measure({case: lambda: call}, 2, 0, 'cpu')[case] == [250.0] * 4
+    assert 'Milliseconds of processor time a call' in infer.as_markdown(infer.summarize({case: [250.0]}), 'cpu')
+
+
 def test_statistics_and_tables():
     times = {
         infer.Case('mobileone_s0', 'onnx', 1, 1): [float(value) for value in range(1, 102)],

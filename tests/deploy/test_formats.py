@@ -262,6 +262,15 @@ def test_images_of_another_size_are_refused(tiny, form, suffix, tmp_path):
         network(np.zeros((1, 1, 32, 32), np.float32))
 
 
+def test_executorch_takes_the_threads_that_are_asked_for(tiny, tmp_path):
+    write(tiny, tmp_path / 'net.pte', 'executorch')
+    from executorch.extension.pybindings import portable_lib
+
+    for threads in (2, 1):
+        open_network(tmp_path / 'net.pte', threads)
+        assert portable_lib._threadpool_get_thread_count() == threads
+
+
 @pytest.mark.parametrize('opset', [10, 11, 12, 13, 17, 21])
 def test_opset_and_input_name(tiny, opset, tmp_path):
     write(tiny, tmp_path / 'net.onnx', 'onnx', opset=opset, input_name='serving:0')

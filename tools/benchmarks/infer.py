@@ -76,6 +76,9 @@ PUBLISHED = {
 }
 # Pixels of the published figure, where they are not SIZE.
 PIXELS = {'fastvit_t8': 256}
+# Of the module time.
+CLOCKS = dict(wall='perf_counter', cpu='process_time')
+UNITS = dict(wall='milliseconds', cpu='milliseconds of processor time')
 NETWORKS = tuple(PUBLISHED)
 
 
@@ -104,6 +107,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--threads', nargs='+', type=int, default=[1, 2], metavar='N', help='(1 2)')
     parser.add_argument('--turns', type=int, metavar='N', help='of each case (3; quick: 2)')
     parser.add_argument('--seconds', type=float, metavar='S', help='of a turn; at least two calls (0.3; quick: 0.1)')
+    parser.add_argument(
+        '--clock',
+        choices=CLOCKS,
+        default='wall',
+        help='cpu: processor time of all threads; on one thread, what a free core would take (wall)',
+    )
     parser.add_argument(
         '--out', default='work_dirs/benchmark_infer', metavar='DIR', help='for latency.csv, .md and .png'
     )
@@ -137,12 +146,12 @@ def run(args: argparse.Namespace) -> None:
         packages = dict.fromkeys(RUNTIMES[case.form] for case in openers if case.form in RUNTIMES)
         head = f'{machine("torch", *["timm"] * bool(networks), *packages)}; {SIZE} px'
         print(head)
-        rows = summarize(measure(openers, turns, seconds))
-    report = f'{head}; {peak_memory()}\n\n{as_markdown(rows)}'
+        rows = summarize(measure(openers, turns, seconds, args.clock))
+    report = f'{head}; {peak_memory()}\n\n{as_markdown(rows, args.clock)}'
     print(report)
     write_text(as_csv(rows), out / 'latency.csv')
     write_text(report, out / 'latency.md')
-    draw(rows, out / 'latency.png')
+    draw(rows, out / 'latency.png', args.clock)
     print(f'written: {out}/latency.csv, .md, .png')
 
 
@@ -157,7 +166,9 @@ def peak_memory() -> str:
     return f'{own:.1f} GB of memory at most, {child:.1f} GB in a child'
 
 
-def measure(openers: dict[Case, Callable[[], Callable]], turns: int, seconds: float) -> dict[Case, list[float]]:
+def measure(
+    openers: dict[Case, Callable[[], Callable]], turns: int, seconds: float, clock: str = 'wall'
+) -> dict[Case, list[float]]:
     """Milliseconds of each call of each case; one case is open at a time."""
     times = {case: [] for case in openers}
     for turn in range(turns):  # no progress bar: it would take its share of the processor
@@ -166,7 +177,7 @@ def measure(openers: dict[Case, Callable[[], Callable]], turns: int, seconds: fl
             call = opener()
             size = getattr(call, 'size', None) or (PIXELS.get(case.network, SIZE),) * 2
             images = np.random.default_rng(0).standard_normal((case.batch, 3, *size), np.float32)
-            times[case] += time_calls(call, images, seconds)
+            times[case] += time_calls(call, images, seconds, clock)
             del call, images
             release_memory()
     return times
@@ -180,18 +191,22 @@ def release_memory() -> None:
         ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 
-def time_calls(call: Callable[[np.ndarray], object], images: np.ndarray, seconds: float) -> list[float]:
+def time_calls(
+    call: Callable[[np.ndarray], object], images: np.ndarray, seconds: float, clock: str = 'wall'
+) -> list[float]:
     """Milliseconds of each call for ``seconds``, at least two, after warming up for a fifth of it."""
-    _repeat(call, images, seconds / 5, 1)
-    return _repeat(call, images, seconds, 2)
+    _repeat(call, images, seconds / 5, 1, CLOCKS[clock])
+    return _repeat(call, images, seconds, 2, CLOCKS[clock])
 
 
-def _repeat(call: Callable[[np.ndarray], object], images: np.ndarray, seconds: float, least: int) -> list[float]:
-    times = []
+def _repeat(
+    call: Callable[[np.ndarray], object], images: np.ndarray, seconds: float, least: int, clock: str
+) -> list[float]:
+    now, times = getattr(time, clock), []
     while len(times) < least or sum(times) < seconds * 1e3:
-        start = time.perf_counter()
+        start = now()
         call(images)
-        times.append((time.perf_counter() - start) * 1e3)
+        times.append((now() - start) * 1e3)
     return times
 
 
@@ -329,11 +344,11 @@ def as_csv(rows: list[dict]) -> str:
     return csv_text(lines, COLUMNS)
 
 
-def as_markdown(rows: list[dict]) -> str:
+def as_markdown(rows: list[dict], clock: str = 'wall') -> str:
     """A table with a line for each network and form, a column for each batch and thread count."""
     settings = sorted({(row['batch'], row['threads']) for row in rows})
     lines = [
-        'Milliseconds a call: median (5th to 95th percentile).',
+        f'{UNITS[clock].capitalize()} a call: median (5th to 95th percentile).',
         '',
         '| network | form | ' + ' | '.join(f'batch {batch}, {threads} thr.' for batch, threads in settings) + ' |',
         '|---' * (2 + len(settings)) + '|',
@@ -346,7 +361,7 @@ def as_markdown(rows: list[dict]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def draw(rows: list[dict], path: Path) -> None:
+def draw(rows: list[dict], path: Path, clock: str = 'wall') -> None:
     """The paper's picture for each form: published top-1 over the latency of one image on one thread."""
     import matplotlib
 
@@ -372,7 +387,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axes.remove()
     for axes, form in zip(panels.flat, forms):
         _draw_form(axes, rows, form)
-        axes.set(xscale='log', xlabel=f'milliseconds, batch {batch}, {threads} thread(s)', title=form)
+        axes.set(xscale='log', xlabel=f'{UNITS[clock]}, batch {batch}, {threads} thread(s)', title=form)
         axes.set_ylabel('published ImageNet top-1, %')
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter('{x:g}')

@@ -33,8 +33,11 @@ def write(net: nn.Module, path: Path, request: Request) -> None:
 def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
     logging.getLogger('torch.utils._pytree').setLevel(logging.ERROR)
     with needed_for('executorch'), quiet():
+        from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 
+    if threads:
+        portable_lib._unsafe_reset_threadpool(threads)  # of the process: unsafe while a network runs
     with quiet():
         program = Runtime.get().load_program(path)
         method = program.load_method('forward')
