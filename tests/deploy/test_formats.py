@@ -94,6 +94,23 @@ def test_file_computes_what_the_branched_model_does(tiny, form, suffix, inside, 
     assert written == {out.name, *(f'net{companion}' for companion in FORMATS[form].companions)}
 
 
+@pytest.mark.parametrize('half', [False, True])
+@pytest.mark.parametrize(('form', 'suffix'), FILES)
+def test_weights_in_channels_last_are_written_as_others(form, suffix, half, tmp_path):
+    """As a network has them that was measured before."""
+    if form in PACKAGES:
+        pytest.importorskip(PACKAGES[form], reason=f'format {form} is not installed')
+    net = export.DeployNet(fuse.fuse(classifier()[1])).to(memory_format=torch.channels_last)
+    weight = net.backbone.stage0.branch_reparam.weight
+    out = tmp_path / f'net{suffix}'
+    export.export(net, out, form, SIZE, half=half)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    _, images = pixels_and_images()
+    with torch.no_grad():
+        expected = net(images).numpy()
+    np.testing.assert_allclose(open_network(out)(images.numpy()), expected, atol=(2e-2 if half else 1e-4))
+
+
 @pytest.mark.parametrize(('form', 'suffix'), FILES)
 def test_weights_in_half_take_half_the_room(tiny, form, suffix, tmp_path):
     weights = '.bin' if '.bin' in FORMATS[form].companions else suffix
@@ -182,6 +199,19 @@ def test_file_that_is_none_is_refused_in_a_line(tiny, form, suffix, content, tmp
     with pytest.raises(ValueError, match=f'bad{suffix}: not a network that the runtime reads') as caught:
         open_network(bad)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_half_file_of_mnn_has_the_nearest_weights(tiny, tmp_path):
+    write(tiny, tmp_path / 'net.mnn', 'mnn', half=True)
+    config, _, checkpoint = tiny
+    net = export.DeployNet(export.load_fused(config, str(checkpoint)))
+    for parameter in net.parameters():
+        parameter.data = torch.from_numpy(parameter.numpy().astype(np.float16).astype(np.float32))
+    _, images = pixels_and_images()
+    expected = net(images).detach().numpy()
+    np.testing.assert_allclose(
+        open_network(tmp_path / 'net.mnn')(images.numpy()), expected, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize('digest', ['whole', 'gone'])

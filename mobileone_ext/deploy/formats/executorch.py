@@ -1,5 +1,6 @@
 """ExecuTorch: ``*.pte``, all of it for XNNPACK, one image at a time."""
 
+import copy
 import json
 import logging
 import warnings
@@ -19,7 +20,8 @@ def write(net: nn.Module, path: Path, request: Request) -> None:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-    net = half_precision(net) if request.half else net
+    net = half_precision(net) if request.half else copy.deepcopy(net)
+    net.to(memory_format=torch.contiguous_format)  # it takes no weights in channels_last
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         program = to_edge_transform_and_lower(
