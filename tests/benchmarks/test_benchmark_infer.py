@@ -139,7 +139,7 @@ def test_forms_that_cannot_hold_a_network_are_left_out(tmp_path, monkeypatch, ca
 
     torchscript = load_format('torchscript').write
     monkeypatch.setattr(infer, 'build', lambda name: torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1)).eval())
-    monkeypatch.setattr(infer, 'fold', lambda name, net: torch.nn.Sequential(net, torch.nn.Flatten()))
+    monkeypatch.setattr(infer, 'fold', lambda name, net: torch.nn.Sequential(net, torch.nn.Flatten()).eval())
     assert set(infer.prepare('peer', ['torchscript'], tmp_path)) == {'torchscript'}
     for write, message in (
         (refuse, 'peer: not timed as torchscript, which cannot hold it: no layer for it\n'),

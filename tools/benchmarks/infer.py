@@ -263,11 +263,11 @@ def prepare(name: str, forms: Sequence[str], folder: Path) -> dict[str, Callable
     return openers
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _write_checked(net: nn.Module, file: Path, form: str, size: int) -> None:
     """Write ``net`` and run the file on an image; raises an error if it is not the same function."""
     image = torch.zeros(1 if form in PHONE else 2, 3, size, size)
-    with warnings.catch_warnings(), torch.inference_mode(False):
+    with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         load_format(form).write(net, file, Request(image, format=form))
     noise, difference = torch.randn(1, 3, size, size), Difference()

@@ -38,9 +38,9 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 
-    if threads:
-        portable_lib._unsafe_reset_threadpool(threads)  # of the process: unsafe while a network runs
     with quiet():
+        if threads:
+            portable_lib._unsafe_reset_threadpool(threads)  # of the process: unsafe while a network runs
         program = Runtime.get().load_program(path)
         method = program.load_method('forward')
         metadata = {}
