@@ -31,7 +31,7 @@ def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext.data.pixels import Normalize
-    from mobileone_ext.deploy import export
+    from mobileone_ext.deploy import cost, export
     from mobileone_ext.deploy.runtime import open_network
     from mobileone_ext.files import printable
 
@@ -64,6 +64,7 @@ def main():
         args.input_name,
     )
     print(f'{args.out}: written')
+    print(cost.describe(model, args.size))
     if args.format == 'coreml':
         print('CoreML runs on macOS alone: compare it with PyTorch there')
     if report:

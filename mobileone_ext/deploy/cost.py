@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from fvcore.nn import FlopCountAnalysis
-from torch import nn
+from mmpretrain.models.utils import SELayer
+from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 
@@ -20,6 +21,51 @@ def count_multiply_adds(model: nn.Module, size: int | Sequence[int]) -> int:
     features = nn.Sequential(model.backbone, model.neck)
     image = torch.zeros(1, model.backbone.in_channels, *sides(size), device=model_device(model))
     return int(FlopCountAnalysis(features, image).unsupported_ops_warnings(False).total())
+
+
+@torch.no_grad()
+def count_as_thop(model: nn.Module, size: int | Sequence[int]) -> int:
+    """What thop counts for one image of ``size`` pixels in a fused classifier, without the pooling inside SE.
+
+    A convolution or linear layer counts a multiplication for each weight at each output; average pooling, an addition
+    for each input and a division for each output; biases and activations, nothing.
+    """
+    counts: list[int] = []
+
+    def count_weights(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        counts.append(output.numel() * layer.weight[0].numel())
+
+    def count_pooling(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        counts.append(inputs[0].numel() + output.numel())
+
+    inside_se = {part for module in model.modules() if isinstance(module, SELayer) for part in module.modules()}
+    handles = []
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            handles.append(module.register_forward_hook(count_weights))
+        elif isinstance(module, nn.AdaptiveAvgPool2d) and module not in inside_se:
+            handles.append(module.register_forward_hook(count_pooling))
+    try:
+        model(torch.zeros(1, model.backbone.in_channels, *sides(size), device=model_device(model)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(counts)
+
+
+def vendor_gflops(thop_count: int) -> float:
+    """The column "FLOPs (G)" of model zoos that print twice :func:`count_as_thop` over 0.9e9, to three decimals."""
+    return round(2 * thop_count / 0.9e9, 3)
+
+
+def describe(model: nn.Module, size: int | Sequence[int]) -> str:
+    """One line: parameters, multiply-adds and the vendors' column of a fused classifier."""
+    height, width = sides(size)
+    return (
+        f'{count_parameters(model):,} parameters, {count_multiply_adds(model, size):,} multiply-adds '
+        f'at {height} x {width}; FLOPs (G) as vendors print them, 2 x thop / 0.9e9: '
+        f'{vendor_gflops(count_as_thop(model, size)):.3f}'
+    )
 
 
 def model_device(model: nn.Module) -> torch.device:

@@ -1,0 +1,149 @@
+"""Which toolchains does a network survive, raw, prepared, snapped? The study behind ``python -m research.toolchains``.
+
+A network is prepared as ``tools/quantize.py --prepare`` does it, snapped as ``--snap`` does (with ``--per-tensor`` for
+quantizers of one scale), and then given to a quantizer that knows nothing of it, with that one's own defaults.
+"""
+
+import importlib.metadata
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mobileone_ext.data.pixels import Normalize, Preprocessing
+from mobileone_ext.deploy.compare import Difference, top_accuracies
+from mobileone_ext.deploy.export import load_fused
+from mobileone_ext.deploy.quantization.calibrate import Options
+from mobileone_ext.deploy.quantization.prepare import prepare
+from mobileone_ext.deploy.quantization.quantize import read_calibration
+from mobileone_ext.files import csv_text, write_text
+from research.training import read_rows
+
+from .quantizers import QUANTIZERS, Predict, Quantizer
+
+NETWORKS = ('raw', 'prepared', 'snapped')
+COLUMNS = ('network', 'quantizer', 'scales', 'top1', 'top5', 'flips', 'num_images', 'num_photos', 'version')
+BATCH = 50
+
+Arm = tuple[str, str, str]  # network, quantizer, scales
+
+
+def arms(networks: Sequence[str] | None = None, parts: Sequence[str] | None = None) -> list[Arm]:
+    """What is to be run: ``networks``, and the quantizers whose names hold one of ``parts``.
+
+    Raises:
+        ValueError: for a name that is none.
+    """
+    for network in networks or ():
+        if network not in NETWORKS:
+            raise ValueError(f'--networks {network}: allowed are {", ".join(NETWORKS)}')
+    for part in parts or ():
+        if not any(part.lower() in name.lower() for name in QUANTIZERS):
+            raise ValueError(f'--quantizers {part}: part of none of these names: {", ".join(QUANTIZERS)}')
+    return [
+        (network, name, scales)
+        for name, quantizer in QUANTIZERS.items()
+        if parts is None or any(part.lower() in name.lower() for part in parts)
+        for scales in quantizer.scales
+        for network in networks or NETWORKS
+    ]
+
+
+class TestSet:
+    """The config's test set in memory: ``pixels`` uint8 (N, C, H, W), ``labels`` (N,), the float outputs."""
+
+    def __init__(self, config: Config, model: nn.Module):
+        self.normalize = Normalize(config)
+        flip = Preprocessing(config).to_rgb
+        pixels, labels = [], []
+        for batch in Runner.build_dataloader(config.test_dataloader):
+            images = torch.stack(list(batch['inputs']))
+            pixels.append(images.flip(1) if flip else images)
+            labels.extend(sample.gt_label for sample in batch['data_samples'])
+        self.pixels, self.labels = torch.cat(pixels), torch.cat(labels)
+        self.expected = self.outputs(model)
+
+    @torch.no_grad()
+    def outputs(self, predict: Predict) -> Tensor:
+        return torch.cat([predict(self.normalize(chunk.float())) for chunk in self.pixels.split(BATCH)])
+
+    def measure(self, predict: Predict) -> dict:
+        """``top1``, ``top5`` (percent), ``flips`` (predictions unlike the float network's), ``num_images``."""
+        found = self.outputs(predict)
+        difference = Difference()
+        difference.add(self.expected, found, ('the float network', 'the quantized one'))
+        top1, top5 = top_accuracies(found, self.labels)
+        flips = difference.changed_predictions
+        return dict(top1=f'{top1:.2f}', top5=f'{top5:.2f}', flips=flips, num_images=len(found))
+
+
+def build(quantizer: Quantizer, name: str, model: nn.Module, photos: Tensor, scales: str, folder: Path) -> Predict:
+    """The network as ``quantizer`` makes it.
+
+    Raises:
+        ValueError: if it is not installed; the message has the command.
+    """
+    try:
+        return quantizer.build(model, photos, scales == 'channel', folder)
+    except ImportError as error:
+        raise ValueError(f'{name} is not installed ({error}): pip install {quantizer.package}') from error
+
+
+def run(config: Config, weights: str, folder: str, count: int, todo: Iterable[Arm], path: Path) -> list[dict]:
+    """Run what has no row in the CSV file ``path`` yet; all rows. What is not installed is named and passed over."""
+    rows = read_rows(path) if path.exists() else []
+    done = {(row['network'], row['quantizer'], row['scales']) for row in rows}
+    todo = [arm for arm in todo if arm not in done]
+    if not todo:
+        return rows
+    torch.set_num_threads(1)
+    model = load_fused(config, weights)
+    photos, _ = read_calibration(config, folder, count)
+    test = TestSet(config, model)
+
+    def add(arm: Arm, predict: Predict, version: str) -> None:
+        rows.append({**dict(zip(COLUMNS, arm)), **test.measure(predict), 'num_photos': len(photos), 'version': version})
+        write_text(csv_text(rows, COLUMNS), path)
+        print(*rows[-1].values(), flush=True)
+
+    if ('float', '', '') not in done:
+        add(('float', '', ''), model, f'torch {torch.__version__}')
+    networks = {('raw', 'channel'): model, ('raw', 'tensor'): model, ('raw', 'none'): model}
+    for arm in todo:
+        network, name, scales = arm
+        if (network, scales) not in networks:
+            options = Options(per_channel=scales != 'tensor')
+            networks[network, scales] = prepare(model, photos, options, snap=network == 'snapped')[0]
+        quantizer = QUANTIZERS[name]
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                predict = build(quantizer, name, networks[network, scales], photos, scales, Path(scratch))
+            except ValueError as error:
+                if not isinstance(error.__cause__, ImportError):
+                    raise
+                print(error, flush=True)
+                continue
+            versions = [f'{package} {importlib.metadata.version(package)}' for package in quantizer.package.split()]
+            add(arm, predict, ', '.join(versions))
+    return rows
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Markdown: a line a quantizer and kind of scales; top-1 and flips of each network."""
+    found = {(row['network'], row['quantizer'], row['scales']): row for row in rows}
+    reference = found['float', '', '']
+    lines = [
+        f'Float: {reference["top1"]} of {reference["num_images"]} images. Top-1 (flips).',
+        '',
+        f'| quantizer | weights: a scale for each | {" | ".join(NETWORKS)} |',
+        f'|---|---|{"---|" * len(NETWORKS)}',
+    ]
+    for name, scales in dict.fromkeys((name, scales) for _, name, scales in found if name):
+        cells = [found.get((network, name, scales)) for network in NETWORKS]
+        text = ' | '.join(f'{cell["top1"]} ({cell["flips"]})' if cell else '' for cell in cells)
+        lines.append(f'| {name} | {scales} | {text} |')
+    return '\n'.join(lines)

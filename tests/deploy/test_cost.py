@@ -1,0 +1,40 @@
+"""What a network costs: a vendor's column of literal numbers."""
+
+import pytest
+import torch
+from torch import nn
+
+from mobileone_ext import (
+    backbone,  # noqa: F401  registers it
+    cli,
+)
+from mobileone_ext.deploy import cost, fuse
+
+VENDOR = dict(s0=0.611, s1=1.834, s2=2.886, s3=4.213, s4=6.621)
+
+
+@pytest.mark.parametrize('variant', VENDOR)
+def test_vendor_column(variant):
+    model = fuse.build_model(cli.load_config(f'configs/mobileone_{variant}_8xb32.py'), 'fused').eval()
+    count = cost.count_as_thop(model, 224)
+    assert cost.vendor_gflops(count) == VENDOR[variant]
+    assert count == 275_161_600 or variant != 's0'
+    assert f'0.9e9: {VENDOR[variant]:.3f}' in cost.describe(model, 224)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_thop_counts():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
+            self.backbone.in_channels = 4
+            self.rest = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+
+        def forward(self, image):
+            return self.rest(self.backbone(image))
+
+    # 6 x 4 x 2 outputs of 2 x 3 x 3 weights; 48 additions and 6 divisions; 5 outputs of 6 weights.
+    assert cost.count_as_thop(Net(), (8, 4)) == 48 * 18 + 48 + 6 + 5 * 6
+    assert cost.vendor_gflops(450_123_456) == 1.0
+    assert torch.is_grad_enabled()
