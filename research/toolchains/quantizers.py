@@ -167,11 +167,11 @@ class Quantizer(NamedTuple):
 
 QUANTIZERS = {
     'onnxruntime quantize_static': Quantizer(onnxruntime_static, 'onnxruntime'),
-    'OpenVINO NNCF': Quantizer(openvino_nncf, 'nncf'),
-    'torchao PT2E, x86': Quantizer(torchao_x86, 'torchao', ('channel',)),
-    'ExecuTorch PT2E, XNNPACK': Quantizer(executorch_xnnpack, 'executorch'),
     'LiteRT ai-edge-quantizer': Quantizer(litert_ai_edge, 'ai-edge-quantizer litert-torch'),
+    'ExecuTorch PT2E, XNNPACK': Quantizer(executorch_xnnpack, 'executorch'),
+    'OpenVINO NNCF': Quantizer(openvino_nncf, 'nncf'),
     'CoreML weights (simulated)': Quantizer(coreml_weights, 'torch'),
+    'torchao PT2E, x86': Quantizer(torchao_x86, 'torchao', ('channel',)),
     'min-max activations alone (simulated)': Quantizer(activations_alone('minmax'), 'torch', ('none',)),
     'least-squares activations alone (simulated)': Quantizer(activations_alone('mse'), 'torch', ('none',)),
 }

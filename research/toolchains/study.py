@@ -46,9 +46,9 @@ def arms(networks: Sequence[str] | None = None, parts: Sequence[str] | None = No
             raise ValueError(f'--quantizers {part}: part of none of these names: {", ".join(QUANTIZERS)}')
     return [
         (network, name, scales)
+        for scales in ('channel', 'tensor', 'none')
         for name, quantizer in QUANTIZERS.items()
-        if parts is None or any(part.lower() in name.lower() for part in parts)
-        for scales in quantizer.scales
+        if scales in quantizer.scales and (parts is None or any(part.lower() in name.lower() for part in parts))
         for network in networks or NETWORKS
     ]
 

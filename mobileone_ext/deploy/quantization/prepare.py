@@ -44,7 +44,8 @@ def prepare(model: nn.Module, images: Tensor, options: Options, snap: bool = Fal
     layers_of(model)  # refuses what int8 does not know
     if snap:
         # All of the grid's 127 steps: the next quantizer takes the largest weight of a channel for the grid's end.
-        prepared = quantize(model, images, dataclasses.replace(options, weight_bits=8)).model
+        # Biases for the coarse steps of min-max ranges, which most quantizers take; tighter ranges differ less.
+        prepared = quantize(model, images, dataclasses.replace(options, weight_bits=8, ranges='minmax')).model
     else:
         prepared = copy.deepcopy(model).eval()
         if options.equalize:

@@ -1,0 +1,100 @@
+"""The study of other quantizers: what is run, what is kept, what a missing one says, and the simulated ones."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, data_options, only_line
+
+sys.path.insert(0, str(ROOT / 'tests' / 'deploy'))
+
+from test_prepare import tiny_checkpoint
+from test_quantization import images, small_classifier
+
+from mobileone_ext.deploy.quantization.chain import layers_of
+from mobileone_ext.deploy.quantization.qdq import insert_qdq
+from research.integers import study as integers
+from research.toolchains import quantizers, study
+from research.training import read_rows
+
+
+def test_every_network_meets_every_quantizer():
+    arms = study.arms()
+    assert len(set(arms)) == len(arms) == 3 * sum(len(item.scales) for item in quantizers.QUANTIZERS.values())
+    assert study.arms(['raw'], ['nncf']) == [('raw', 'OpenVINO NNCF', 'channel'), ('raw', 'OpenVINO NNCF', 'tensor')]
+    with pytest.raises(ValueError, match='--quantizers tensorrt: part of none of these names'):
+        study.arms(None, ['tensorrt'])
+    with pytest.raises(ValueError, match='--networks cooked: allowed are raw, prepared, snapped'):
+        study.arms(['cooked'])
+
+
+def test_missing_quantizer_is_named_with_its_command(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'nncf', None)
+    quantizer = quantizers.QUANTIZERS['OpenVINO NNCF']
+    with pytest.raises(ValueError, match=r'NNCF is not installed .*: pip install nncf$'):
+        study.build(quantizer, 'OpenVINO NNCF', small_classifier(), images(2), 'channel', tmp_path)
+
+
+@pytest.mark.parametrize('per_channel', [True, False])
+def test_simulated_weights_have_127_steps(per_channel, tmp_path):
+    model = small_classifier()
+    rounded = quantizers.coreml_weights(model, images(2), per_channel, tmp_path)
+    weight = np.asarray(model.head.fc.weight.detach())
+    steps = np.abs(weight).max(1, keepdims=True) / 127 if per_channel else np.abs(weight).max() / 127
+    np.testing.assert_allclose(rounded.fc.weight.numpy(), np.round(weight / steps) * steps, rtol=1e-5, atol=1e-7)
+
+
+def test_activations_alone_leave_the_weights(tmp_path):
+    model = small_classifier()
+    simulated = quantizers.activations_alone('minmax')(model, images(4), True, tmp_path)
+    for ours, theirs in zip(layers_of(simulated.model), layers_of(model)):
+        torch.testing.assert_close(ours.linear.weight, theirs.linear.weight, rtol=0, atol=0)
+    assert len(simulated.grids) == len(layers_of(model)) + 1  # the image, each map, the pooled one
+    assert 0 < (simulated(images(4)) - model(images(4))).abs().max() < 0.3 * model(images(4)).abs().max()
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_rows_are_kept_and_the_table_has_them(digits, run_tool, tmp_path):
+    tiny_checkpoint(tmp_path / 'net.pth')
+    folder = next(path for path in digits.rglob('*') if path.is_dir() and list(path.glob('*/*.png')))
+    arguments = ('research.toolchains', TINY, tmp_path / 'net.pth', folder, tmp_path / 'out', '--num-photos', 20)
+    options = ('--cfg-options', *data_options(digits))
+    code, text = run_tool(*arguments, '--quantizers', 'coreml', '--networks', 'raw', 'snapped', *options)
+    assert code == 0, text
+    rows = read_rows(tmp_path / 'out' / 'rows.csv')
+    assert [(row['network'], row['scales']) for row in rows] == [
+        ('float', ''),
+        *((network, scales) for scales in ('channel', 'tensor') for network in ('raw', 'snapped')),
+    ]
+    assert rows[0]['flips'] == '0' and rows[0]['num_images'] == rows[-1]['num_images']
+    assert f'| CoreML weights (simulated) | channel | {rows[1]["top1"]} ({rows[1]["flips"]}) |  |' in text
+    (tmp_path / 'net.pth').unlink()  # nothing is computed again
+    assert run_tool(*arguments, '--quantizers', 'coreml', '--networks', 'raw', *options)[0] == 0
+    code, text = run_tool(*arguments, '--quantizers', 'tensorrt', *options)
+    assert code == 1 and '--quantizers tensorrt' in only_line(text)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_other_integers_are_the_same_numbers():
+    from mobileone_ext.deploy import export
+    from mobileone_ext.deploy.quantization.calibrate import Options, quantize
+
+    int8 = quantize(small_classifier(), images(8), Options())
+    net = export.DeployNet(int8.model)
+    proto = insert_qdq(export.onnx_proto(net, torch.zeros(2, 3, 64, 64), 19, dynamic_batch=True), int8)
+    unsigned, signed = integers.with_unsigned_weights(proto), integers.with_signed_activations(proto)
+
+    def types(content):
+        return {item.data_type for item in content.graph.initializer}
+
+    assert 3 not in types(unsigned) and 2 not in types(signed) and {2, 3} <= types(proto)  # INT8, UINT8
+    import onnx.reference
+
+    image = images(1).numpy()
+    expected, *found = (
+        onnx.reference.ReferenceEvaluator(content).run(None, {'image': image})[0]
+        for content in (proto, unsigned, signed)
+    )
+    for outputs in found:
+        np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
