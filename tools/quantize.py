@@ -7,7 +7,9 @@ def parse_args():
     parser = cli.Parser(description=__doc__)
     cli.add_config_arguments(parser)
     cli.add_checkpoint_arguments(parser)
-    parser.add_argument('out', nargs='?', help='the int8 ONNX file to write; may be left out with --prepare')
+    parser.add_argument(
+        'out', nargs='?', help='the int8 file to write, *.onnx or OpenVINO *.xml; may be left out with --prepare'
+    )
     parser.add_argument('--calib', metavar='DIR', required=True, help='calibration images, not those to be measured on')
     parser.add_argument(
         '--num-calib', type=cli.positive, default=200, metavar='N', help='how many of them, spread evenly (200)'

@@ -1,14 +1,18 @@
 """The float network for other quantizers: the same function, of even channels, in an ordinary file; bad requests."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, data_options, only_line
+from PIL import Image
 from test_quantization import SE_BLOCKS, images, small_classifier, unevenness
 
 from mobileone_ext import cli
+from mobileone_ext.block import MobileOneBlock
 from mobileone_ext.deploy import fuse
 from mobileone_ext.deploy.quantization.calibrate import Options
 from mobileone_ext.deploy.quantization.chain import layers_of
+from mobileone_ext.deploy.quantization.photos import check_photos
 from mobileone_ext.deploy.quantization.prepare import prepare
 from mobileone_ext.deploy.runtime import open_network
 
@@ -98,6 +102,8 @@ def test_tool_writes_an_ordinary_checkpoint_and_onnx(digits, run_tool, tmp_path)
         (['--prepare', 'out.pth', '--size', '64'], {}, 'images of 32 x 32 pixels'),
         (['out.onnx', '--keep', 'stage9'], {}, "keep: no layer 'stage9'"),
         (['out.onnx', '--weight-bits', '4'], {}, 'allowed are 7, 8'),
+        (['--prepare', 'net.pth'], {}, 'is what is read'),
+        (['--prepare', 'out.pt'], {}, 'out.pt: a float network is written to *.pth or *.onnx'),
         (['--prepare', 'out.pth'], dict(act_cfg=dict(type='GELU')), 'has the activation GELU; int8 knows ReLU'),
     ],
 )
@@ -115,3 +121,61 @@ def test_bad_requests_take_one_line_and_write_nothing(
     )
     assert code == 1 and message in only_line(text), text
     assert [path.name for path in tmp_path.iterdir()] == ['net.pth']
+
+
+def test_photos_that_cannot_calibrate_or_hardly():
+    draw = torch.Generator().manual_seed(0)
+    photos = 255 * torch.rand(10, 3, 8, 8, generator=draw)
+    sure = torch.eye(10) * 0.9 + 0.01
+    assert check_photos(photos, sure, 'x') == [] == check_photos(photos, None, 'x')
+    with pytest.raises(ValueError, match='^x: each of 10 photos is of one color'):
+        check_photos(torch.full((10, 3, 8, 8), 128.0) + torch.arange(3).reshape(3, 1, 1), sure, 'x')
+    (gray,) = check_photos(photos.mean(1, keepdim=True).expand(-1, 3, -1, -1), sure, 'x')
+    assert gray == 'x: all photos are gray; ranges for color need photos in color'
+    (unsure,) = check_photos(photos, torch.eye(10) * 0.1 + 0.09, 'x')
+    assert unsure.startswith('x: the network is unsure of these photos (mean probability of the best class 0.19)')
+    (one_sided,) = check_photos(photos, sure[[0] * 6 + [1, 2, 3, 4]], 'x')
+    assert one_sided.startswith('x: 60% of the photos are predicted as one class')
+    assert check_photos(photos, sure[[0] * 5 + [1, 2, 3, 4, 5]], 'x') == []
+    assert check_photos(photos, torch.tensor([[0.9, 0.1]] * 10), 'x') == []  # of two classes
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize(
+    ('value', 'code', 'message'),
+    [(128, 1, 'each of 4 photos is of one color'), (None, 0, 'WARNING: ')],
+    ids=['flat', 'another size, gray'],
+)
+def test_tool_looks_at_the_photos(value, code, message, digits, run_tool, tmp_path):
+    tiny_checkpoint(tmp_path / 'net.pth')
+    (tmp_path / 'photos').mkdir()
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (50, 70), np.uint8)
+        pixels = pixels if value is None else np.full_like(pixels, value + number)
+        Image.fromarray(pixels).save(tmp_path / 'photos' / f'{number}.png')
+    arguments = ('--calib', tmp_path / 'photos', '--num-calib', 4, '--size', 32)
+    out = tmp_path / 'out.pth'
+    found, text = run_tool(
+        *('quantize', TINY, tmp_path / 'net.pth', '--prepare', out, *arguments),
+        *('--cfg-options', *data_options(digits)),
+    )
+    assert found == code and message in (only_line(text) if code else text), text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['net.pth', *['out.pth'] * (1 - code), 'photos']
+
+
+@pytest.mark.parametrize(('groups', 'channels'), [(2, 16), (16, 32)])
+def test_groups_are_refused_by_name(groups, channels):
+    model = small_classifier()
+    model.backbone.stage1[0] = MobileOneBlock(16, channels, 3, groups=groups, deploy=True)
+    with pytest.raises(ValueError, match=f'backbone.stage1.0 has {groups} groups of 16 -> {channels} channels'):
+        prepare(model, images(2), Options())
+
+
+@torch.no_grad()
+def test_dilation_is_prepared_and_snapped():
+    model, x = small_classifier(), images()
+    for layer in layers_of(model)[1:3]:
+        if layer.is_depthwise:
+            layer.linear.dilation = layer.linear.padding = (2, 2)
+    assert prepare(model, x, Options())[1].max_rel_diff < 1e-4
+    assert prepare(model, x, Options(), snap=True)[1].max_rel_diff < 0.1

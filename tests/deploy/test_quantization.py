@@ -15,6 +15,7 @@ from mobileone_ext import (
     cli,
 )
 from mobileone_ext.deploy import export, fuse
+from mobileone_ext.deploy.formats.openvino import write_proto
 from mobileone_ext.deploy.quantization import quantize as pipeline
 from mobileone_ext.deploy.quantization import rounding
 from mobileone_ext.deploy.quantization.agreement import SUMS_FIT
@@ -240,6 +241,26 @@ def test_onnx_file_computes_what_the_simulation_does(se_blocks, keep, per_channe
         assert np.abs(found - model(calibration).numpy()).mean() / scale < 0.1
 
 
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize(('se_blocks', 'per_channel'), [([0] * 4, True), ([0] * 4, False), (SE_BLOCKS, True)])
+def test_openvino_file_computes_what_the_simulation_does(se_blocks, per_channel, tmp_path):
+    openvino = pytest.importorskip('openvino')
+    model, calibration = small_classifier(se_blocks), images()
+    int8 = quantize(model, calibration, Options(per_channel=per_channel))
+    write_proto(int8_file(model, int8, tmp_path / 'int8.onnx'), tmp_path / 'int8.xml', {'precision': 'int8'})
+    network = open_network(tmp_path / 'int8.xml')
+    assert network.int8 and network.metadata['precision'] == 'int8'
+    found, expected = network(calibration.numpy()), int8(calibration).numpy()
+    assert np.quantile(np.abs(found - expected) / np.abs(expected).max(), 0.9) < 0.02
+    stored = [
+        node.get_data()
+        for node in openvino.Core().read_model(tmp_path / 'int8.xml').get_ops()
+        if node.get_type_name() == 'Constant' and node.get_element_type() == openvino.Type.i8
+    ]
+    largest = sorted(float(np.abs(values).max()) for values in stored if values.size > 1)
+    assert len(largest) >= len(layers_of(model)) and largest[-1] == 127, largest
+
+
 def test_ranges_are_chosen_as_asked():
     x = torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     x[0, 0, 0, 0] = 10
@@ -377,6 +398,15 @@ def test_tool_on_digits(digits, run_tool, tmp_path):
     assert (metadata['precision'], metadata['sums']) == ('int8', SUMS_FIT)
     assert 'on this machine the file computes what was calibrated' in text and SUMS_FIT in text
     assert report['agreement']['num_images'] == 40 and report['agreement']['fits_16_bits']
+
+    code, text = run_tool(
+        *('quantize', *arguments[:2], tmp_path / 'int8.xml', '--size', 32, '--calib', calibration),
+        *('--num-calib', 20, *options),
+    )
+    assert code == 0 and 'on this machine the file computes what was calibrated' in text, text
+    assert open_network(tmp_path / 'int8.xml').metadata['sums'] == SUMS_FIT
+    code, text = run_tool('quantize', *arguments[:2], tmp_path / 'int8.bin', '--calib', calibration, *options)
+    assert code == 1 and only_line(text).endswith('int8.bin: an int8 file is named *.onnx or *.xml')
 
     code, text = run_tool('quantize', *arguments[:3], '--calib', calibration, '--num-calib', 4, *options)
     assert code == 1 and only_line(text).endswith(

@@ -16,17 +16,23 @@ _SECTION, _WEIGHTS = 'mobileone', 'mobileone_weights'
 
 
 def write(net: nn.Module, path: Path, request: Request) -> None:
+    proto = onnx_proto(net, request.image, request.opset, request.dynamic_batch, request.input_name)
+    write_proto(proto, path, request.metadata, request.half)
+
+
+def write_proto(proto, path: Path, metadata: dict[str, str], half: bool = False) -> None:
+    """An ONNX model, float or with quantization in it, as ``path`` and its weights beside it."""
     with needed_for('openvino'):
         import onnx
         import openvino
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, 'net.onnx')
-        onnx.save(onnx_proto(net, request.image, request.opset, request.dynamic_batch, request.input_name), source)
+        onnx.save(proto, source)
         converted = openvino.convert_model(source)
-    for key, value in request.metadata.items():
+    for key, value in metadata.items():
         converted.set_rt_info(value, [_SECTION, key])
-    openvino.save_model(converted, path, compress_to_fp16=request.half)
+    openvino.save_model(converted, path, compress_to_fp16=half)
     # The weights' hash goes into the graph, so that a pair of two exports is told from a whole one.
     weights = path.with_suffix('.bin')
     text = path.read_text(encoding='utf-8')

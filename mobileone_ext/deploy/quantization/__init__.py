@@ -4,6 +4,7 @@ chain.py         the classifier as a chain of linear layers
 equalization.py  channels brought to one range, the function unchanged
 rounding.py      weights to the int8 grid, each rounding made up for by the weights still to come
 ranges.py        what an activation's 256 steps span
+photos.py        which photos cannot calibrate, or hardly
 calibrate.py     all of it in one pass over calibration images; the simulated int8 network
 qdq.py           the result as an ONNX file
 """

@@ -73,8 +73,11 @@ def layers_of(model: nn.Module) -> list[Layer]:
         if isinstance(block, MobileOneBlock):
             if not block.deploy:
                 raise ValueError(f'{name} is not fused; int8 needs the fused network')
-            if block.groups not in (1, block.in_channels):
-                raise ValueError(f'{name} has {block.groups} groups; int8 knows depthwise and dense convolutions')
+            if block.groups > 1 and not block.groups == block.in_channels == block.out_channels:
+                raise ValueError(
+                    f'{name} has {block.groups} groups of {block.in_channels} -> {block.out_channels} channels; '
+                    'int8 knows depthwise and dense convolutions'
+                )
             if not isinstance(block.act, nn.ReLU):
                 raise ValueError(f'{name} has the activation {type(block.act).__name__}; int8 knows ReLU')
             finish = nn.Sequential(block.se, block.act)

@@ -1,7 +1,6 @@
-"""What tools/quantize.py does: read images, quantize, write the ONNX file, measure it."""
+"""What tools/quantize.py does: read images, quantize, write the file, measure it."""
 
 import dataclasses
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmpretrain.models.heads import MultiLabelClsHead
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -20,17 +20,21 @@ from ...data.check import check_data
 from ...data.classes import is_multi_label
 from ...data.images import find_images, spread
 from ...data.pixels import Normalize, Preprocessing, read_images
-from ...files import check_distinct, check_writable, printable, write_atomically, write_json
+from ...files import check_writable, printable, staging_folder, write_atomically, write_json
 from .. import export
 from ..compare import Difference, top_accuracies, with_progress
+from ..formats import openvino
 from ..runtime import Network, open_network
 from . import agreement
 from .agreement import SUMS_FIT, SUMS_OVERFLOW
 from .calibrate import Int8, Options, quantize, sensitivity
+from .chain import in_chunks, layers_of
+from .photos import check_photos
 from .prepare import check_prepare, prepare, write_prepared
 from .qdq import insert_qdq
 
 MIN_OPSET = 13
+FORM_OF_SUFFIX = {'.onnx': 'onnx', '.xml': 'openvino'}
 
 
 def run(
@@ -50,7 +54,7 @@ def run(
     prepare_path: str | None = None,
     snap: bool = False,
 ) -> None:
-    """Quantize ``checkpoint`` with ``num_calib`` images from ``calib`` into the ONNX file ``out``.
+    """Quantize ``checkpoint`` with ``num_calib`` images from ``calib`` into ``out``, ONNX or OpenVINO.
 
     Args:
         ema, trust: as in :func:`mobileone_ext.checkpoints.load_weights`.
@@ -71,7 +75,9 @@ def run(
     if snap and not prepare_path:
         raise ValueError('--snap belongs to --prepare')
     if out:
-        export.check_request(out, 'onnx', file.opset)
+        if Path(out).suffix not in FORM_OF_SUFFIX:
+            raise ValueError(f'{out}: an int8 file is named {" or ".join(f"*{suffix}" for suffix in FORM_OF_SUFFIX)}')
+        export.check_request(out, FORM_OF_SUFFIX[Path(out).suffix], file.opset)
         if file.opset < MIN_OPSET:
             raise ValueError(f'opset {file.opset}: int8 needs {MIN_OPSET} or later: a scale for each channel')
     if prepare_path:
@@ -85,7 +91,7 @@ def run(
     if len({Path(path).resolve() for path in outputs}) < len(outputs):
         raise ValueError(f'{", ".join(outputs)}: each file needs a name of its own')
     for path in outputs:
-        check_distinct(path, config.filename, checkpoint, *photos)
+        export.check_distinct(path, config.filename, checkpoint, *photos)
     model = export.load_fused(config, checkpoint, ema, trust)
     if evaluate:
         check_data(config, 'test_dataloader', classes=model.classes)
@@ -96,6 +102,8 @@ def run(
     for message in skipped:
         print(f'skipped {printable(message)}')
     print(f'{len(images)} calibration images from {calib}, {len(skipped)} skipped')
+    for warning in _check_calibration(config, model, images, calib):
+        print(f'WARNING: {printable(warning)}')
 
     report = dict(options=vars(options), num_calib=len(images))
     if measure_layers:
@@ -117,6 +125,16 @@ def run(
         write_json(report, report_path)
 
 
+@torch.no_grad()
+def _check_calibration(config: Config, model: nn.Module, images: Tensor, folder: str) -> list[str]:
+    normalize = Normalize(config)
+    probabilities = None
+    if not isinstance(model.head, MultiLabelClsHead):
+        layers_of(model)  # refuses what int8 does not know
+        probabilities = in_chunks(model, images).softmax(1)
+    return check_photos(images * normalize.std + normalize.mean, probabilities, folder)
+
+
 def _write_and_measure(
     config: Config,
     checkpoint: str,
@@ -131,13 +149,10 @@ def _write_and_measure(
     """Quantize ``model`` into ``out``; what the report says of it, as :func:`run` has it."""
     report = {}
     int8 = quantize(model, images, options)
-    with write_atomically(out) as part:
+    with staging_folder(Path(out), [path.name for path in export.companions(out)]) as folder:
+        part = folder / Path(out).name
         write(config, checkpoint, int8, part, file)
-        # The runtime goes by the suffix.
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder, 'int8.onnx')
-            shutil.copyfile(part, copy)
-            report['agreement'] = agreement.measure(model, int8, open_network(copy), images, Normalize(config), file)
+        report['agreement'] = agreement.measure(model, int8, open_network(part), images, Normalize(config), file)
     print(f'{out}: written')
     print(agreement.describe(report['agreement']))
     if evaluate:
@@ -189,7 +204,7 @@ def read_calibration(config: Config, folder: str, count: int) -> tuple[Tensor, l
 
 
 def write(config: Config, checkpoint: str, int8: Int8, path: Path, file: export.FileOptions) -> None:
-    """Write the ONNX file of ``int8``, made of ``checkpoint``."""
+    """Write the file of ``int8``, made of ``checkpoint``: ONNX, or OpenVINO's two if ``path`` ends in ``.xml``."""
     net = export.DeployNet(int8.model, Normalize(config) if file.normalize else None, file.softmax)
     image = torch.zeros(2, net.backbone.in_channels, file.size, file.size)
     with warnings.catch_warnings():
@@ -199,7 +214,11 @@ def write(config: Config, checkpoint: str, int8: Int8, path: Path, file: export.
         config, checkpoint, file.normalize, file.softmax, getattr(int8.model, 'classes', None)
     )
     sums = SUMS_FIT if int8.fits_16_bits else SUMS_OVERFLOW
-    export.write_onnx(proto, path, {**metadata, 'precision': 'int8', 'sums': sums})
+    metadata.update(precision='int8', sums=sums)
+    if path.suffix == '.xml':
+        openvino.write_proto(proto, path, metadata)
+    else:
+        export.write_onnx(proto, path, metadata)
 
 
 @torch.no_grad()
