@@ -166,6 +166,21 @@ def test_files_on_kernels_without_vnni(quantized, tmp_path):
     assert apart[7] < 0.02 and apart[8] > 0.1, apart
 
 
+@pytest.mark.parametrize(
+    ('int8', 'file', 'expected'),
+    [
+        (0.0018, 0.0019, False),
+        (0.0018, 0.0037, True),
+        (0, 0.0009, False),
+        (0, 0.0011, True),
+        (0.01, float('nan'), True),
+    ],
+)
+def test_how_far_a_file_may_be_from_the_simulation(int8, file, expected):
+    found = dict(int8=dict(divergence=int8), file=dict(divergence=file))
+    assert agreement.differs(found, 'file') == expected
+
+
 @pytest.mark.filterwarnings('ignore')
 def test_a_file_that_computes_something_else_is_told(quantized, tmp_path):
     model, by_bits, x = quantized

@@ -44,8 +44,8 @@ def prepare(model: nn.Module, images: Tensor, options: Options, snap: bool = Fal
     layers_of(model)  # refuses what int8 does not know
     if snap:
         # All of the grid's 127 steps: the next quantizer takes the largest weight of a channel for the grid's end.
-        # Biases for the coarse steps of min-max ranges, which most quantizers take; tighter ranges differ less.
-        prepared = quantize(model, images, dataclasses.replace(options, weight_bits=8, ranges='minmax')).model
+        # Percentiles lie between min-max and tighter ranges: biases fitted to them suit other quantizers best.
+        prepared = quantize(model, images, dataclasses.replace(options, weight_bits=8, ranges='percentile')).model
     else:
         prepared = copy.deepcopy(model).eval()
         if options.equalize:
