@@ -179,3 +179,25 @@ def test_dilation_is_prepared_and_snapped():
             layer.linear.dilation = layer.linear.padding = (2, 2)
     assert prepare(model, x, Options())[1].max_rel_diff < 1e-4
     assert prepare(model, x, Options(), snap=True)[1].max_rel_diff < 0.1
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_file_of_another_form_is_refused_and_networks_of_ones_own_are_taken(digits, run_tool, tmp_path):
+    folder = next(path for path in digits.rglob('*') if path.is_dir() and list(path.glob('*/*.png')))
+    arguments = ('--calib', folder, '--num-calib', 20, '--size', 32, '--cfg-options', *data_options(digits))
+    for name, content in (('net.onnx', b'onnx'), ('net.tflite', b'TFL3'), ('empty.pth', b'')):
+        (tmp_path / name).write_bytes(content)
+        code, text = run_tool('quantize', TINY, tmp_path / name, '--prepare', tmp_path / 'out.pth', *arguments)
+        assert code == 1 and name in only_line(text), text
+    arch = {'num_blocks': [1, 1, 2, 1], 'width_factor': [0.25] * 4, 'num_se_blocks': [0, 0, 1, 1]}
+    options = [f'model.backbone.arch.{key}={value}'.replace(' ', '') for key, value in arch.items()]
+    config = cli.load_config(TINY, {'model.head.in_channels': 128})
+    config.model.backbone.arch = arch
+    model = fuse.build_model(config, 'fused')
+    torch.save(model.state_dict(), tmp_path / 'net.pth')
+    code, text = run_tool(
+        *('quantize', TINY, tmp_path / 'net.pth', tmp_path / 'int8.onnx', '--prepare', tmp_path / 'out.pth'),
+        *('--snap', *arguments, *options, 'model.head.in_channels=128'),
+    )
+    assert code == 0, text
+    assert not {'int8.onnx', 'out.pth'} - {path.name for path in tmp_path.iterdir()}
