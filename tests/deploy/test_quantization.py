@@ -200,6 +200,13 @@ def test_range_methods():
         choose_grid(x, importance, 'kl')
 
 
+def test_zeros_do_not_narrow_the_range_of_entropy():
+    x = torch.randn(50, 4, 30, 30, generator=torch.Generator().manual_seed(0))
+    grids = [choose_grid(values, torch.ones(4), 'entropy') for values in (x[x > 0].reshape(-1, 1), x.relu())]
+    assert grids[0] == grids[1] and grids[0].scale * 255 > 2
+    assert choose_grid(torch.zeros(4, 2), torch.ones(2), 'entropy').scale > 0
+
+
 def test_divergence_of_rounded_values():
     centers = np.arange(512) + 0.5
     even, grid = np.full(512, 7), grid_between(0, 510)  # two bins a step

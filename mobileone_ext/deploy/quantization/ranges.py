@@ -52,8 +52,9 @@ def choose_grid(x: Tensor, importance: Tensor, method: str) -> Grid:
         values = np.sort(x.flatten().numpy())
         outside = int(len(values) * (1 - PERCENTILE / 100))
         low, high = float(values[outside]), float(values[-1 - outside])
-    if method == 'entropy':
-        counts, edges = np.histogram(x.flatten().numpy(), BINS, (min(low, 0.0), max(high, 1e-9)))
+    if method == 'entropy' and x.any():
+        # What ReLU set to 0 lies on every grid; counted, it would ask for a step as narrow as its bin.
+        counts, edges = np.histogram(x[x != 0].numpy(), BINS, (min(low, 0.0), max(high, 1e-9)))
         grids = [grid_between(low * clip, high * clip) for clip in ENTROPY_CLIPS]
         return grids[int(np.argmin([divergence(counts, (edges[:-1] + edges[1:]) / 2, grid) for grid in grids]))]
     if method != 'mse':
