@@ -18,6 +18,7 @@ def parse_args():
     parser.add_argument('out', type=Path)
     parser.add_argument('--num-photos', type=cli.positive, default=100, metavar='N')
     parser.add_argument('--quantizers', nargs='+', metavar='NAME', help='some of them, by a part of their names (all)')
+    parser.add_argument('--layers', action='store_true', help='instead: what each layer costs alone')
     parser.add_argument('--networks', nargs='+', metavar='NAME', help='raw, prepared, snapped (all)')
     return parser.parse_args()
 
@@ -28,6 +29,8 @@ def main():
     from mobileone_ext.files import write_text
     from research.toolchains import study
 
+    if args.layers:
+        return study.show_layers(config, args.weights, args.photos, args.num_photos, args.networks or ['prepared'])
     arms = study.arms(args.networks, args.quantizers)
     args.out.mkdir(parents=True, exist_ok=True)
     rows = study.run(config, args.weights, args.photos, args.num_photos, arms, args.out / 'rows.csv')

@@ -7,7 +7,7 @@ folder of its own; and returns the quantized network: logits (n, classes) for no
 import copy
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from mobileone_ext.deploy.formats import executorch, litert
 from mobileone_ext.deploy.formats.base import Request, quiet
 from mobileone_ext.deploy.formats.onnx import onnx_proto
 from mobileone_ext.deploy.quantization import calibrate
-from mobileone_ext.deploy.quantization.chain import layers_of
+from mobileone_ext.deploy.quantization.chain import Layer, layers_of
 from mobileone_ext.deploy.runtime import open_network
 
 Predict = Callable[[Tensor], Tensor]
@@ -138,12 +138,18 @@ def quantizing_signature(path: Path) -> tuple[str, str]:
 def coreml_weights(model: nn.Module, photos: Tensor, per_channel: bool, folder: Path) -> Predict:
     """CoreML tools' ``linear_quantize_weights``, symmetric: weights rounded to 127 steps, activations in float."""
     rounded = copy.deepcopy(model)
-    for layer in layers_of(rounded):
+    round_weights(layers_of(rounded), per_channel)
+    return DeployNet(rounded)
+
+
+@torch.no_grad()
+def round_weights(layers: Iterable[Layer], per_channel: bool) -> None:
+    """Symmetric int8 weights, in place: 127 steps to the largest of the channel or of the layer."""
+    for layer in layers:
         weight = layer.linear.weight
         largest = weight.abs().flatten(1).amax(1) if per_channel else weight.abs().max().expand(len(weight))
         scale = (largest / 127).clamp_min(1e-12).reshape(-1, *[1] * (weight.dim() - 1))
         weight.copy_((weight / scale).round() * scale)
-    return DeployNet(rounded)
 
 
 def activations_alone(ranges: str) -> Callable[[nn.Module, Tensor, bool, Path], Predict]:

@@ -23,6 +23,7 @@ from mobileone_ext.deploy.quantization.quantize import read_calibration
 from mobileone_ext.files import csv_text, write_text
 from research.training import read_rows
 
+from . import layers
 from .quantizers import QUANTIZERS, Predict, Quantizer
 
 NETWORKS = ('raw', 'prepared', 'snapped')
@@ -130,6 +131,16 @@ def run(config: Config, weights: str, folder: str, count: int, todo: Iterable[Ar
             versions = [f'{package} {importlib.metadata.version(package)}' for package in quantizer.package.split()]
             add(arm, predict, ', '.join(versions))
     return rows
+
+
+def show_layers(config: Config, weights: str, folder: str, count: int, networks: Sequence[str]) -> None:
+    """Print what each layer of ``networks`` costs alone: every other photo calibrates, the rest measure."""
+    torch.set_num_threads(1)
+    model = load_fused(config, weights)
+    photos, _ = read_calibration(config, folder, count)
+    for network in networks:
+        ready = model if network == 'raw' else prepare(model, photos[::2], Options(), snap=network == 'snapped')[0]
+        print(f'{network}:\n\n{layers.table(layers.costs(ready, photos[::2], photos[1::2]))}\n', flush=True)
 
 
 def table(rows: Sequence[dict]) -> str:

@@ -1,5 +1,6 @@
 """The study of other quantizers: what is run, what is kept, what a missing one says, and the simulated ones."""
 
+import copy
 import sys
 
 import numpy as np
@@ -15,7 +16,7 @@ from test_quantization import images, small_classifier
 from mobileone_ext.deploy.quantization.chain import layers_of
 from mobileone_ext.deploy.quantization.qdq import insert_qdq
 from research.integers import study as integers
-from research.toolchains import quantizers, study
+from research.toolchains import layers, quantizers, study
 from research.training import read_rows
 
 
@@ -52,6 +53,21 @@ def test_activations_alone_leave_the_weights(tmp_path):
         torch.testing.assert_close(ours.linear.weight, theirs.linear.weight, rtol=0, atol=0)
     assert len(simulated.grids) == len(layers_of(model)) + 1  # the image, each map, the pooled one
     assert 0 < (simulated(images(4)) - model(images(4))).abs().max() < 0.3 * model(images(4)).abs().max()
+
+
+def test_a_layer_alone():
+    model, x = small_classifier(), images(8)
+    rows = layers.costs(model, x, x)
+    assert [row['layer'] for row in rows] == [layer.name for layer in layers_of(model)]
+    assert all(row['weights'] > 0 for row in rows) and rows[-1]['activations'] == 0  # the logits stay in float
+    rounded = copy.deepcopy(model)
+    weight = rounded.head.fc.weight.data
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    weight.copy_((weight / scale).round() * scale)
+    found, expected = (network(x).detach().softmax(1) for network in (rounded, model))
+    divergence = float((expected * (expected / found).log()).sum(1).mean())
+    assert rows[-1]['weights'] == pytest.approx(divergence, rel=0.05, abs=1e-7)
+    assert layers.table(rows, 2).count('\n') == 4
 
 
 @pytest.mark.filterwarnings('ignore')
