@@ -40,6 +40,7 @@ from mobileone_ext.deploy.runtime import open_network
 from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
 from mobileone_ext.provenance import machine
 
+from . import CLOCKS
 from .classifier import Classifier
 
 PYTORCH = ('branched', 'fused')
@@ -77,7 +78,6 @@ PUBLISHED = {
 # Pixels of the published figure, where they are not SIZE.
 PIXELS = {'fastvit_t8': 256}
 # Of the module time.
-CLOCKS = dict(wall='perf_counter', cpu='process_time')
 UNITS = dict(wall='milliseconds', cpu='milliseconds of processor time')
 NETWORKS = tuple(PUBLISHED)
 

@@ -26,7 +26,7 @@ from mobileone_ext.cli import silence_imports
 from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
 from mobileone_ext.provenance import machine
 
-from . import gpu
+from . import CLOCKS, gpu
 from .classifier import CLASSES
 from .networks import NETWORKS
 
@@ -76,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='all of --device cuda on a CPU, where its times mean nothing; its kernels if TRITON_INTERPRET=1 is set',
     )
     parser.add_argument('--threads', type=int, default=2, metavar='N', help='(2)')
+    parser.add_argument(
+        '--clock',
+        choices=CLOCKS,
+        default='wall',
+        help='cpu: processor time of all threads; best with --threads 1 (wall)',
+    )
     parser.add_argument('--steps', type=int, default=7, metavar='N', help='measured steps of each network (7)')
     parser.add_argument(
         '--out', default='work_dirs/benchmark_train', metavar='DIR', help='for training.csv, .md and .png'
@@ -98,7 +104,8 @@ def run(args: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out / 'training.csv')
 
-    head = f'{machine("torch", "mmpretrain", "timm")}; batch {args.batch}, {args.size} px, {args.threads} threads'
+    threads = f'{args.threads} thread{"s" * (args.threads > 1)}{", processor time" * (args.clock == "cpu")}'
+    head = f'{machine("torch", "mmpretrain", "timm")}; batch {args.batch}, {args.size} px, {threads}'
     print(head)
     console = Console(stderr=True)
     settings = [Setting(arch, args.batch, args.size, args.threads) for arch in args.archs]
@@ -110,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
     }
     rows = []
     for setting in track(settings, 'time', console=console):
-        for name, times in measure(args.networks, setting, args.steps).items():
+        for name, times in measure(args.networks, setting, args.steps, args.clock).items():
             rows.append(
                 dict(
                     arch=setting.arch,
@@ -151,16 +158,17 @@ def make_step(name: str, setting: Setting) -> Callable[[], None]:
     return step
 
 
-def measure(names: Sequence[str], setting: Setting, steps: int) -> dict[str, list[float]]:
+def measure(names: Sequence[str], setting: Setting, steps: int, clock: str = 'wall') -> dict[str, list[float]]:
     """Seconds of each network's steps, taken in turns after one step each that is not counted."""
+    now = getattr(time, CLOCKS[clock])
     calls = {name: make_step(name, setting) for name in names}
     times = {name: [] for name in names}
     for number in range(steps + 1):
         for name, step in calls.items():
-            start = time.perf_counter()
+            start = now()
             step()
             if number:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(now() - start)
     return times
 
 
