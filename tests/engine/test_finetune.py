@@ -23,7 +23,7 @@ COLORS = dict(blue=(20, 20, 200), green=(20, 200, 20), red=(200, 20, 20), gray=(
 
 
 def write_photos(root: Path, seed: int = 0, size: int = 40, **counts: int) -> Path:
-    """``root``/CLASS/*.jpg of the class's color, ``counts`` of each, no two alike."""
+    """``root``/CLASS/*.png of the class's color with a darker square, ``counts`` of each, no two alike."""
     draw = random.Random(seed)
     for name, count in counts.items():
         folder = root / name
@@ -32,6 +32,7 @@ def write_photos(root: Path, seed: int = 0, size: int = 40, **counts: int) -> Pa
             color = tuple(min(255, max(0, value + draw.randint(-15, 15))) for value in COLORS[name])
             photo = Image.new('RGB', (size + draw.randint(0, 15), size), color)
             photo.putpixel((0, 0), (seed % 256, number % 256, draw.randint(0, 255)))
+            photo.paste(tuple(value // 2 for value in color), (size // 4, size // 4, size // 2, size // 2))
             photo.save(folder / f'{name} {seed}-{number}.png')
     return root
 
