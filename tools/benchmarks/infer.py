@@ -77,6 +77,7 @@ PUBLISHED = {
 }
 # Pixels of the published figure, where they are not SIZE.
 PIXELS = {'fastvit_t8': 256}
+PYTORCH_TITLE = 'PyTorch, fused'
 # Of the module time.
 UNITS = dict(wall='milliseconds', cpu='milliseconds of processor time')
 NETWORKS = tuple(PUBLISHED)
@@ -371,30 +372,36 @@ def draw(rows: list[dict], path: Path, clock: str = 'wall') -> None:
 
     batch, threads = min((row['batch'], row['threads']) for row in rows)
     rows = [row for row in rows if (row['batch'], row['threads']) == (batch, threads) and row['network'] in PUBLISHED]
-    forms = [form for form in ('onnx', *PHONE, 'openvino', 'torchscript', 'fused', 'branched') if _in(rows, form)]
+    forms = [form for form in ('onnx', *PHONE, 'openvino', 'torchscript', 'fused') if _in(rows, form)]
     if not forms:
         return
     columns = min(len(forms), 2)
     figure, panels = plt.subplots(
         -(-len(forms) // columns),
         columns,
-        figsize=(9 * columns, 6 * -(-len(forms) // columns)),
+        figsize=(8 * columns, 5 * -(-len(forms) // columns)),
         layout='constrained',
         squeeze=False,
+        sharex=True,
         sharey=True,
     )
     for axes in panels.flat[len(forms) :]:
         axes.remove()
+    figure.supxlabel(f'{UNITS[clock]} a call, batch {batch}, {threads} thread(s)')
+    figure.supylabel('published ImageNet top-1, %')
     for axes, form in zip(panels.flat, forms):
         _draw_form(axes, rows, form)
-        axes.set(xscale='log', xlabel=f'{UNITS[clock]}, batch {batch}, {threads} thread(s)', title=form)
-        axes.set_ylabel('published ImageNet top-1, %')
+        axes.set(xscale='log', title=PYTORCH_TITLE if form == 'fused' else form)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter('{x:g}')
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.margins(x=0.12)
+        axes.tick_params(labelbottom=True)
+        axes.margins(x=0.15, y=0.1)
         axes.grid(alpha=0.3, which='both')
         axes.legend(loc='lower right')
+    figure.draw_without_rendering()  # names are put where the panels will be
+    for axes, form in zip(panels.flat, forms):
+        _write_names(axes, _places(rows, form))
     with write_atomically(path) as part:
         figure.savefig(part, dpi=120, format='png')
     plt.close(figure)
@@ -404,18 +411,44 @@ def _in(rows: list[dict], form: str) -> bool:
     return any(row['form'] == form for row in rows)
 
 
+def _places(rows: list[dict], form: str) -> dict[str, tuple[float, float]]:
+    """Network -> milliseconds and published top-1."""
+    return {row['network']: (row['median_ms'], PUBLISHED[row['network']][0]) for row in rows if row['form'] == form}
+
+
 def _draw_form(axes, rows: list[dict], form: str) -> None:
     """One panel: MobileOne as a line, the others as points; beside ONNX its int8 files."""
-    places = {r['network']: (r['median_ms'], PUBLISHED[r['network']][0]) for r in rows if r['form'] == form}
+    places = _places(rows, form)
     for own, color in ((True, 'tab:red'), (False, 'tab:blue')):
         points = [place for network, place in places.items() if network.startswith('mobileone_') == own]
         if points:
             axes.plot(*zip(*points), 'o-' if own else 'o', color=color, label='MobileOne' if own else 'others')
-    for network, (x, y) in places.items():
-        # Names stand on the right of their points, or on the left where another point is near.
-        near = any(x < other_x < 1.6 * x and abs(other_y - y) < 0.5 for other_x, other_y in places.values())
-        place = dict(xytext=(-6, -3), ha='right') if near else dict(xytext=(6, -11))
-        axes.annotate(network, (x, y), textcoords='offset points', fontsize=8, **place)
     if form == 'onnx' and _in(rows, 'int8'):
-        points = [(r['median_ms'], PUBLISHED[r['network']][0]) for r in rows if r['form'] == 'int8']
+        points = _places(rows, 'int8').values()
         axes.plot(*zip(*points), 's--', color='tab:orange', label="MobileOne, int8 (the float network's top-1)")
+
+
+# Of a name from its point, in typographic points, and which end of it is there.
+SIDES = (
+    *((8, -4, 'left'), (-8, -4, 'right'), (6, -14, 'left'), (6, 7, 'left'), (-6, 7, 'right'), (-6, -14, 'right')),
+    *((0, -26, 'left'), (0, 19, 'right'), (0, -38, 'left'), (0, 31, 'right')),
+)
+
+
+def _write_names(axes, places: dict[str, tuple[float, float]]) -> None:
+    """Each network's name beside its point, on the first of ``SIDES`` where it covers neither a point nor a name."""
+    from matplotlib.transforms import Bbox
+
+    points = [axes.transData.transform(place) for place in places.values()]
+    taken = [Bbox([point - 5, point + 5]) for point in points]
+    for network, place in places.items():
+        names = [
+            axes.annotate(network, place, (x, y), textcoords='offset points', fontsize=9, ha=side)
+            for x, y, side in SIDES
+        ]
+        boxes = [name.get_window_extent() for name in names]
+        free = [not box.count_overlaps(taken) and axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 for box in boxes]
+        chosen = free.index(True) if any(free) else 0
+        for name in names[:chosen] + names[chosen + 1 :]:
+            name.remove()
+        taken.append(boxes[chosen])
