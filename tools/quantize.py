@@ -35,6 +35,13 @@ def parse_args():
         '--prepare', metavar='FILE', help='write a float network (*.pth or *.onnx) that other quantizers are to have'
     )
     parser.add_argument('--snap', action='store_true', help='put its weights on the int8 grid, with the biases for it')
+    parser.add_argument(
+        '--snap-steps',
+        type=float,
+        default=127,
+        metavar='N',
+        help="that the next quantizer takes to the largest weight: 127, or 127.5 for torchao's x86 quantizer (127)",
+    )
     cli.add_file_arguments(parser)
     parser.add_argument('--evaluate', action='store_true', help="measure float and int8 on the config's test set")
     parser.add_argument('--steps', action='store_true', help='measure what each step is worth as well')
@@ -76,6 +83,7 @@ def main():
         report_path=args.report,
         prepare_path=args.prepare,
         snap=args.snap,
+        snap_steps=args.snap_steps,
     )
 
 

@@ -164,11 +164,13 @@ def activations_alone(ranges: str) -> Callable[[nn.Module, Tensor, bool, Path], 
 
 
 class Quantizer(NamedTuple):
-    """Attributes: ``build``, see the head of this file; ``package``: what pip installs; ``scales``: of weights."""
+    """Attributes: ``build``, see the head of this file; ``package``: what pip installs; ``scales``: of weights;
+    ``steps``: that it takes to the largest one, for --snap-steps."""
 
     build: Callable[[nn.Module, Tensor, bool, Path], Predict]
     package: str
     scales: tuple[str, ...] = ('channel', 'tensor')
+    steps: float = 127
 
 
 QUANTIZERS = {
@@ -177,7 +179,7 @@ QUANTIZERS = {
     'ExecuTorch PT2E, XNNPACK': Quantizer(executorch_xnnpack, 'executorch'),
     'OpenVINO NNCF': Quantizer(openvino_nncf, 'nncf'),
     'CoreML weights (simulated)': Quantizer(coreml_weights, 'torch'),
-    'torchao PT2E, x86': Quantizer(torchao_x86, 'torchao', ('channel',)),
+    'torchao PT2E, x86': Quantizer(torchao_x86, 'torchao', ('channel',), 127.5),
     'min-max activations alone (simulated)': Quantizer(activations_alone('minmax'), 'torch', ('none',)),
     'least-squares activations alone (simulated)': Quantizer(activations_alone('mse'), 'torch', ('none',)),
 }

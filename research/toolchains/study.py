@@ -113,16 +113,17 @@ def run(config: Config, weights: str, folder: str, count: int, todo: Iterable[Ar
 
     if ('float', '', '') not in done:
         add(('float', '', ''), model, f'torch {torch.__version__}')
-    networks = {('raw', 'channel'): model, ('raw', 'tensor'): model, ('raw', 'none'): model}
+    networks: dict[tuple, nn.Module] = {}
     for arm in todo:
         network, name, scales = arm
-        if (network, scales) not in networks:
-            options = Options(per_channel=scales != 'tensor')
-            networks[network, scales] = prepare(model, photos, options, snap=network == 'snapped')[0]
         quantizer = QUANTIZERS[name]
+        key = network, scales, quantizer.steps
+        if network != 'raw' and key not in networks:
+            options = Options(per_channel=scales != 'tensor')
+            networks[key] = prepare(model, photos, options, network == 'snapped', quantizer.steps)[0]
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                predict = build(quantizer, name, networks[network, scales], photos, scales, Path(scratch))
+                predict = build(quantizer, name, networks.get(key, model), photos, scales, Path(scratch))
             except ValueError as error:
                 if not isinstance(error.__cause__, ImportError):
                     raise

@@ -43,6 +43,20 @@ def test_snapped_weights_survive_a_quantizer_of_symmetric_weights():
     assert sum(changes['prepared']) < 0.1 * sum(changes['raw']), changes
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('per_channel', [True, False])
+def test_snapped_weights_survive_torchaos_scale(per_channel):
+    """PerChannelMinMaxObserver with -128 .. 127: scale = largest / 127.5."""
+    prepared, _ = prepare(small_classifier(), images(), Options(per_channel=per_channel), True, 127.5)
+    for layer in layers_of(prepared):
+        weight = layer.linear.weight.flatten(1 if per_channel else 0)
+        weight = weight.reshape(-1, weight.shape[-1])
+        scale = weight.abs().amax(1, keepdim=True) / 127.5
+        off = (weight / scale - (weight / scale).round()).abs() > 0.01
+        # All but the largest; a few channels' largest weight has moved off the grid's end.
+        assert ((off.sum(1) <= 1).float().mean()) > 0.8, layer.name
+
+
 def test_function_that_changes_is_refused(monkeypatch):
     from mobileone_ext.deploy.quantization import prepare as module
 
@@ -103,6 +117,8 @@ def test_tool_writes_an_ordinary_checkpoint_and_onnx(digits, run_tool, tmp_path)
         (['out.onnx', '--keep', 'stage9'], {}, "keep: no layer 'stage9'"),
         (['out.onnx', '--weight-bits', '4'], {}, 'allowed are 7, 8'),
         (['--prepare', 'net.pth'], {}, 'is what is read'),
+        (['--prepare', 'out.pth', '--snap', '--snap-steps', '128'], {}, '128: allowed are 127 and 127.5'),
+        (['--prepare', 'out.pth', '--snap-steps', '127.5'], {}, '--snap-steps belongs to --snap'),
         (['--prepare', 'out.pt'], {}, 'out.pt: a float network is written to *.pth or *.onnx'),
         (['--prepare', 'out.pth'], dict(act_cfg=dict(type='GELU')), 'has the activation GELU; int8 knows ReLU'),
     ],

@@ -30,7 +30,7 @@ from .agreement import SUMS_FIT, SUMS_OVERFLOW
 from .calibrate import Int8, Options, quantize, sensitivity
 from .chain import in_chunks, layers_of
 from .photos import check_photos
-from .prepare import check_prepare, prepare, write_prepared
+from .prepare import SNAP_STEPS, check_prepare, prepare, write_prepared
 from .qdq import insert_qdq
 
 MIN_OPSET = 13
@@ -53,6 +53,7 @@ def run(
     report_path: str | None = None,
     prepare_path: str | None = None,
     snap: bool = False,
+    snap_steps: float = 127,
 ) -> None:
     """Quantize ``checkpoint`` with ``num_calib`` images from ``calib`` into ``out``, ONNX or OpenVINO.
 
@@ -63,7 +64,7 @@ def run(
         measure_steps: there, each step from plain quantization to ``options`` as well.
         report_path: where to write all of it as JSON.
         prepare_path: where to write the float network that other quantizers are to have; ``out`` may be None then.
-        snap: of that one, see prepare.py.
+        snap, snap_steps: of that one, see prepare.py.
 
     Raises:
         ValueError, OSError: for what cannot be read, written or quantized; nothing is left half-written.
@@ -74,6 +75,10 @@ def run(
         raise ValueError('--evaluate measures the int8 file: name it')
     if snap and not prepare_path:
         raise ValueError('--snap belongs to --prepare')
+    if snap_steps not in SNAP_STEPS:
+        raise ValueError(f'--snap-steps {snap_steps:g}: allowed are {" and ".join(f"{n:g}" for n in SNAP_STEPS)}')
+    if snap_steps != SNAP_STEPS[0] and not snap:
+        raise ValueError('--snap-steps belongs to --snap')
     if out:
         if Path(out).suffix not in FORM_OF_SUFFIX:
             raise ValueError(f'{out}: an int8 file is named {" or ".join(f"*{suffix}" for suffix in FORM_OF_SUFFIX)}')
@@ -110,7 +115,7 @@ def run(
         report['sensitivity'] = sensitivity(model, images[::2], options, images[1::2])
         show_sensitivity(report['sensitivity'])
     if prepare_path:
-        prepared, difference = prepare(model, images, options, snap)
+        prepared, difference = prepare(model, images, options, snap, snap_steps)
         with write_atomically(prepare_path) as part:
             write_prepared(config, checkpoint, prepared, part, Path(prepare_path).suffix, file, snap)
         print(
