@@ -10,7 +10,7 @@ from test_quantization import SE_BLOCKS, images, small_classifier, unevenness
 from mobileone_ext import cli
 from mobileone_ext.block import MobileOneBlock
 from mobileone_ext.deploy import fuse
-from mobileone_ext.deploy.quantization.calibrate import Options
+from mobileone_ext.deploy.quantization.calibrate import Options, _at_random_pixels
 from mobileone_ext.deploy.quantization.chain import layers_of
 from mobileone_ext.deploy.quantization.photos import check_photos
 from mobileone_ext.deploy.quantization.prepare import prepare
@@ -193,6 +193,11 @@ def test_dilation_is_prepared_and_snapped():
     for layer in layers_of(model)[1:3]:
         if layer.is_depthwise:
             layer.linear.dilation = layer.linear.padding = (2, 2)
+            # What the weights are fitted at is what the layer sees.
+            seen = torch.randn(4, layer.linear.in_channels, 9, 9)
+            inputs, outputs = _at_random_pixels(layer, seen, layer.linear(seen))
+            found = inputs @ layer.grouped_weight().transpose(1, 2) + layer.linear.bias[:, None, None]
+            torch.testing.assert_close(found, outputs, rtol=1e-4, atol=1e-4)
     assert prepare(model, x, Options())[1].max_rel_diff < 1e-4
     assert prepare(model, x, Options(), snap=True)[1].max_rel_diff < 0.1
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, data_options, only_line
+from onnx import numpy_helper
 
 sys.path.insert(0, str(ROOT / 'tests' / 'deploy'))
 
@@ -105,6 +106,8 @@ def test_other_integers_are_the_same_numbers():
         return {item.data_type for item in content.graph.initializer}
 
     assert 3 not in types(unsigned) and 2 not in types(signed) and {2, 3} <= types(proto)  # INT8, UINT8
+    zero_points = [item for item in unsigned.graph.initializer if item.name.endswith('weight_zero_point')]
+    assert {int(value) for item in zero_points for value in numpy_helper.to_array(item).flat} == {128}
     import onnx.reference
 
     image = images(1).numpy()
