@@ -15,7 +15,7 @@ MODELS = Registry(
     'model',
     parent=mmengine.MODELS,
     scope=SCOPE,
-    locations=['mobileone_ext.backbone', 'mobileone_ext.recipe.distillation'],
+    locations=['mobileone_ext.backbone', 'mobileone_ext.data.flip', 'mobileone_ext.recipe.distillation'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
@@ -27,5 +27,5 @@ TRANSFORMS = Registry(
     'transform',
     parent=mmengine.TRANSFORMS,
     scope=SCOPE,
-    locations=['mobileone_ext.data.transforms', 'mobileone_ext.data.autoaugment'],
+    locations=['mobileone_ext.data.transforms', 'mobileone_ext.data.autoaugment', 'mobileone_ext.data.flip'],
 )

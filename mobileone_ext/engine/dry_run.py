@@ -11,6 +11,7 @@ from mmpretrain.registry import DATASETS, TRANSFORMS
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import building, require_data
+from ..data.flip import check_flips
 from ..recipe.checkpointing import check_saving
 from ..recipe.wrapper import unwrap
 from .runner import Runner
@@ -55,6 +56,7 @@ def dry_run(config: Config, name: str) -> DryRunner:
         ValueError: naming what does not build, or what a checkpoint could not hold.
     """
     require_data(config, 'train_dataloader')
+    check_flips(config)
     config = config.copy()
     if not torch.cuda.is_available() and config.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':
         print('mixed precision needs a GPU: checked without it')

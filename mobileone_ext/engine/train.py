@@ -11,6 +11,7 @@ from mmengine.config import Config
 from ..checkpoints.training import check_digest, read_training_checkpoint
 from ..config import building, require_data
 from ..data.check import check_data
+from ..data.flip import check_flips
 from ..recipe.schedule import misfits
 from .processes import end_with_parent, is_first, one_writer
 from .runner import Runner
@@ -147,6 +148,7 @@ def train(config: Config) -> Runner:
 
 def _train(config: Config) -> Runner:
     require_data(config, 'train_dataloader')
+    check_flips(config)
     check_data(config, 'train_dataloader', 'val_dataloader')
     if config.get('resume') and not config.get('load_from'):
         newest = latest_checkpoint(config.work_dir)
