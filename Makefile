@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(RUN) tools/demo.py
 
 test: $(VENV)/installed
-	$(RUN) -m pytest --randomly-seed=2206  # a fixed shuffle; `pytest` alone takes another one each time
+	$(RUN) -m pytest --randomly-seed=2206 --durations=15  # a fixed shuffle; `pytest` alone takes another one each time
 
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow --randomly-seed=2206
