@@ -34,7 +34,8 @@ def one_writer(folder: str | Path, what: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        # A worker that a killed run had only just forked lets go of it within milliseconds.
+        lock.acquire(timeout=1, poll_interval=0.02)
     except Timeout:
         raise ValueError(
             f'{folder}: {_holder(path)} writes here; let it end, or name another folder (--work-dir)'
