@@ -152,6 +152,7 @@ runpy.run_path('tools/benchmark.py', run_name='__main__')
 """
 
 
+@pytest.mark.slow
 def test_a_dry_run_takes_every_step(tmp_path):
     pytest.importorskip('triton')
     options = '--dry-run --amp bf16 --archs s0 --networks moments mmpretrain timm --batch-size 2 --size 8 --steps 1'
