@@ -2,7 +2,7 @@
 
     WORK_DIR/results.{csv,md,png}
     WORK_DIR/VARIANT/seedN.py
-    WORK_DIR/VARIANT/seedN/{run.log,epoch_*.pth,fused.pth,report.json}
+    WORK_DIR/VARIANT/seedN/{run.log,epoch_*.pth,fused.pth,measured.json,report.json}
 
 A run with a report is finished and skipped; one without goes on from its newest checkpoint.
 """
@@ -21,6 +21,7 @@ from ..config import check_config, check_keys_are_read, is_mobileone, override
 from ..engine.processes import exiting_on_sigterm, one_writer, run_child
 from ..engine.train import latest_checkpoint
 from ..files import write_atomically, write_json
+from .progress import training_minutes
 from .report import write_results
 from .study import Study, folder_name
 
@@ -115,26 +116,37 @@ def _run_study(study: Study, base_name: str, runs: Sequence[Run], work_dir: Path
     return len(failures)
 
 
-def execute(run: Run, launcher: str, processes: int) -> str:
-    """Train and fuse; an empty string, or the reason of a failure."""
+def execute(run: Run, launcher: str, processes: int, validate: bool = False) -> str:
+    """Train, fuse and measure; an empty string, or the reason of a failure.
+
+    Args:
+        launcher, processes: as in :func:`train_command`.
+        validate: also while training, as the config says.
+    """
     run.folder.mkdir(parents=True, exist_ok=True)
     with write_atomically(run.config_file) as part:
         part.write_text(run.config_text, encoding='utf-8')
     train = [*train_command(launcher, processes), run.config_file, '--work-dir', run.folder, '--resume']
-    reason = _call([*train, '--no-validate'], run.folder / 'run.log')
+    reason = _call(train if validate else [*train, '--no-validate'], run.folder / 'run.log')
     if reason:
         return reason
     checkpoint = latest_checkpoint(run.folder)
-    if not run.fuses:
-        return _test(run, checkpoint)
+    report = run.folder / 'measured.json'
+    reason = (_fuse if run.fuses else _test)(run, checkpoint, report)
+    if not reason:
+        measured = json.loads(report.read_text(encoding='utf-8'))
+        write_json(dict(measured, training_minutes=training_minutes(checkpoint)), run.report)
+    return reason
+
+
+def _fuse(run: Run, checkpoint: Path, report: Path) -> str:
     fuse = [sys.executable, *TOOLS, 'reparam', run.config_file, checkpoint, run.folder / 'fused.pth']
     # A prediction that flips by rounding is a column of the results here, no reason to lose the run.
-    return _call([*fuse, '--report', run.report, '--max-flips', 'any'], run.folder / 'run.log')
+    return _call([*fuse, '--report', report, '--max-flips', 'any'], run.folder / 'run.log')
 
 
-def _test(run: Run, checkpoint: Path) -> str:
-    """Measure a network that has nothing to fuse; its report has what is known of it."""
-    out = run.folder / 'metrics.json'
+def _test(run: Run, checkpoint: Path, out: Path) -> str:
+    """Measure a network that has nothing to fuse; ``out`` has what is known of it."""
     command = [sys.executable, *TOOLS, 'test', run.config_file, checkpoint, '--out', out]
     reason = _call([*command, '--work-dir', run.folder / 'test'], run.folder / 'run.log')
     if not reason:
@@ -142,7 +154,7 @@ def _test(run: Run, checkpoint: Path) -> str:
         report = dict(top1_after=metrics['accuracy/top1'], num_images=metrics['num_images'])
         if 'accuracy/top5' in metrics:
             report['top5_after'] = metrics['accuracy/top5']
-        write_json(report, run.report)
+        write_json(report, out)
     return reason
 
 

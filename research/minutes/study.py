@@ -1,0 +1,111 @@
+"""Top-1 over minutes of training: the study behind ``python -m research.minutes``."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mobileone_ext import cli
+from mobileone_ext.ablation.ablate import Run, config_text, execute, read_report
+from mobileone_ext.ablation.progress import validations
+from mobileone_ext.ablation.report import environment
+from mobileone_ext.config import check_config, check_keys_are_read, is_mobileone, override
+from mobileone_ext.engine.train import latest_checkpoint, use_data
+from mobileone_ext.files import write_text
+from research.training import append_row, mean_and_std, read_rows
+
+ROWS = 'runs.csv'
+
+
+def plan(configs: Iterable[str], seeds: Sequence[int], data: str, out: Path) -> list[Run]:
+    """Every config with every seed, one seed after the other."""
+    loaded = {Path(name).stem: cli.load_config(name) for name in configs}
+    for config in loaded.values():
+        use_data(config, data)
+        check_keys_are_read(config)
+        check_config(config)
+    runs = []
+    for seed in seeds:
+        for name, config in loaded.items():
+            seeded = override(config, {'randomness': dict(seed=seed), 'default_hooks.checkpoint.max_keep_ckpts': 1})
+            text = config_text(seeded)
+            runs.append(Run(name, seed, text, out / name / f'seed{seed}', is_mobileone(seeded)))
+    return runs
+
+
+def run_all(runs: Iterable[Run], path: Path) -> None:
+    """Do those of ``runs`` that the CSV file ``path`` doesn't have, and add a row for each.
+
+    Raises:
+        ValueError: if one fails.
+    """
+    done = {(row['config'], row['seed']) for row in read_rows(path)}
+    for run in runs:
+        if (run.variant, str(run.seed)) in done:
+            continue
+        print(f'{run.variant}, seed {run.seed}: {run.folder}/run.log', flush=True)
+        reason = execute(run, 'none', 1, validate=True)
+        if reason:
+            raise ValueError(f'{run.variant}, seed {run.seed}: {reason}')
+        row = measured(run)
+        append_row(path, row)
+        print(f'    {row["minutes"]} minutes, top-1 {row["top1"]}', flush=True)
+
+
+def measured(run: Run) -> dict:
+    """A row of the table: minutes of training, top-1 of the test, and the curve as ``minutes:top-1`` pairs."""
+    found = read_report(run)
+    curve = validations(latest_checkpoint(run.folder), Config.fromfile(run.config_file))
+    return dict(
+        config=run.variant,
+        seed=run.seed,
+        minutes=f'{found["training_minutes"]:.2f}',
+        top1=f'{found["top1_after"]:.2f}',
+        num_images=f'{found["num_images"]:g}',
+        curve=' '.join(f'{minutes:.2f}:{top1:.2f}' for minutes, top1 in curve),
+    )
+
+
+def report(out: Path) -> str:
+    """Draw minutes.png, write table.md; its text."""
+    rows = read_rows(out / ROWS)
+    text = table(rows)
+    write_text(f'{text}\n\n{environment()}\n', out / 'table.md')
+    plot(rows, out / 'minutes.png')
+    return text
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a line a config, mean and standard deviation over its seeds."""
+    lines = ['| config | n | minutes | top-1 mean | std | each seed |', '|---|---|---|---|---|---|']
+    for name in dict.fromkeys(row['config'] for row in rows):
+        own = [row for row in rows if row['config'] == name]
+        minutes = statistics.mean(float(row['minutes']) for row in own)
+        mean, std = mean_and_std([float(row['top1']) for row in own])
+        each = ', '.join(row['top1'] for row in own)
+        lines.append(f'| {name} | {len(own)} | {minutes:.1f} | {mean} | {std} | {each} |')
+    return '\n'.join(lines)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """A line a run, a color a config; what the test found at its end is a dot."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4))
+    for number, name in enumerate(dict.fromkeys(row['config'] for row in rows)):
+        for index, row in enumerate(row for row in rows if row['config'] == name):
+            points = [tuple(map(float, pair.split(':'))) for pair in row['curve'].split()]
+            label = name if index == 0 else None
+            axis.plot(*zip(*points), '-', color=f'C{number}', alpha=0.6)
+            axis.plot([float(row['minutes'])], [float(row['top1'])], 'o', color=f'C{number}', label=label)
+    axis.set(xlabel='minutes of training', ylabel='top-1 in %: validations, and the test as a dot')
+    axis.set_xlim(left=0)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
