@@ -18,6 +18,8 @@ def parse_args():
     parser.add_argument(
         '--seeds', type=cli.count, nargs='+', default=[0, 1, 2], help='one run a variant and seed (0 1 2)'
     )
+    parser.add_argument('--variants', nargs='+', metavar='NAME', help='some of the variants of the study (all)')
+    parser.add_argument('--data', metavar='DIR', help='where the data lie, as in tools/train.py')
     parser.add_argument('--work-dir', help='where runs and results go (work_dirs/ablations/STUDY)')
     parser.add_argument('--dry-run', action='store_true', help='check and list the runs, and stop')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
@@ -30,10 +32,15 @@ def parse_args():
 def main():
     args = parse_args()
     from mobileone_ext.ablation.ablate import plan, run_study
-    from mobileone_ext.ablation.study import overrides_label, read_study
+    from mobileone_ext.ablation.study import choose, overrides_label, read_study
+    from mobileone_ext.engine.train import use_data
 
     study = read_study(installed(args.study))
+    if args.variants:
+        study = choose(study, args.variants)
     base = cli.load_config(args.base)
+    if args.data:
+        use_data(base, args.data)
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f'--seeds {args.seeds}: a seed is given twice')
     work_dir = Path(args.work_dir or Path('work_dirs/ablations', study.name))

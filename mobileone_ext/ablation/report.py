@@ -22,12 +22,13 @@ METRICS = (
     'multiply_adds_after',
     'latency_ms_before',
     'latency_ms_after',
+    'training_minutes',
 )
 _COLUMNS = ('variant', 'seed', 'status', *METRICS, 'reason')
 
 
 class Summary(NamedTuple):
-    """A variant over its seeds: top-1 in percent, standard deviation of the sample (None for one run)."""
+    """A variant over its seeds: top-1 in percent, standard deviation of the sample (None for one run), mean minutes."""
 
     variant: str
     mean: float | None
@@ -35,6 +36,7 @@ class Summary(NamedTuple):
     runs: int
     row: dict
     failures: list[str]
+    minutes: float | None = None
 
 
 def summarize(variant: str, rows: Sequence[dict]) -> Summary:
@@ -42,6 +44,7 @@ def summarize(variant: str, rows: Sequence[dict]) -> Summary:
     own = [row for row in rows if row['variant'] == variant]
     done = [row for row in own if row['status'] == 'done']
     top1 = [row['top1_after'] for row in done]
+    minutes = [row['training_minutes'] for row in done if row.get('training_minutes') is not None]
     return Summary(
         variant,
         statistics.mean(top1) if top1 else None,
@@ -49,6 +52,7 @@ def summarize(variant: str, rows: Sequence[dict]) -> Summary:
         len(top1),
         done[0] if done else {},
         [f'seed {row["seed"]}: {row["reason"]}' for row in own if row['status'] == 'failed'],
+        statistics.mean(minutes) if minutes else None,
     )
 
 
@@ -72,10 +76,10 @@ def markdown(study: Study, base: str, summaries: Sequence[Summary]) -> str:
         '',
         f'Base config: `{base}`. Top-1 in percent of the fused network, mean ± standard deviation of the sample over n '
         f'seeds; difference to "{summaries[0].variant}"; parameters, multiply-adds and latency are the fused '
-        "network's.",
+        "network's; minutes of training, a run's mean.",
         '',
-        '| variant | top-1 | n | difference | paper | parameters | multiply-adds | latency ms |',
-        '|---|---|---|---|---|---|---|---|',
+        '| variant | top-1 | n | difference | paper | parameters | multiply-adds | latency ms | minutes |',
+        '|---|---|---|---|---|---|---|---|---|',
     ]
     for summary in summaries:
         row = summary.row
@@ -88,6 +92,7 @@ def markdown(study: Study, base: str, summaries: Sequence[Summary]) -> str:
             f'{int(row["params_after"]):,}' if 'params_after' in row else '',
             f'{row["multiply_adds_after"] / 1e6:.1f} M' if 'multiply_adds_after' in row else '',
             f'{row["latency_ms_after"]:.2f}' if 'latency_ms_after' in row else '',
+            f'{summary.minutes:.1f}' if summary.minutes is not None else '',
         ]
         lines.append(f'| {" | ".join(cells)} |')
     failures = [f'- {s.variant}, {failure}' for s in summaries for failure in s.failures]

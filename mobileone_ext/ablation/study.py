@@ -12,6 +12,7 @@ The first variant is the one that the others are compared with.
 
 import ast
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +71,18 @@ def read_study(path: str) -> Study:
     return Study(
         Path(path).stem, names['title'], text, variants, paper.get('source', ''), dict(paper.get('numbers', {}))
     )
+
+
+def choose(study: Study, names: Sequence[str]) -> Study:
+    """The study of these variants alone, in the study's order.
+
+    Raises:
+        ValueError: for a name that is no variant.
+    """
+    for name in names:
+        if name not in study.variants:
+            raise ValueError(f'study {study.name} has no variant {name!r}; it has {", ".join(study.variants)}')
+    return study._replace(variants={name: value for name, value in study.variants.items() if name in names})
 
 
 def _check_no_duplicates(tree: ast.AST, path: str) -> None:

@@ -1,8 +1,8 @@
 """What minutes of training buy, by one config and by another: ``python -m research.minutes DATA OUT CONFIG ...``.
 
-Every config is trained with every seed, in turns, and measured on its test set. OUT gets a folder for each run, runs.csv
-(a row as a run finishes), table.md and minutes.png. Stop it whenever you like: finished runs are kept, an unfinished one
-goes on from its last checkpoint.
+Every config is trained with every seed, in turns, and measured on its test set. OUT gets a folder for each run,
+runs.csv (a row as a run finishes), table.md and minutes.png. Stop it whenever you like: finished runs are kept, an
+unfinished one goes on from its last checkpoint.
 """
 
 import argparse

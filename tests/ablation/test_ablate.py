@@ -11,7 +11,7 @@ from mobileone_ext import cli
 from mobileone_ext.ablation import ablate as runs_module
 from mobileone_ext.ablation.ablate import plan, run_study
 from mobileone_ext.ablation.report import summarize
-from mobileone_ext.ablation.study import read_study
+from mobileone_ext.ablation.study import choose, read_study
 from mobileone_ext.config import override
 
 ROOT = Path(__file__).parents[2]
@@ -153,14 +153,15 @@ def test_a_failing_variant_is_marked_and_the_study_goes_on(base, study_file, tmp
     tools.write_text(FAKE_TOOLS.replace('{calls}', str(calls)).replace('{fixed}', str(fixed)))
     monkeypatch.setattr(runs_module, 'TOOLS', [str(tools)])
     monkeypatch.setattr(runs_module, 'latest_checkpoint', lambda folder: folder / 'epoch_1.pth')
+    monkeypatch.setattr(runs_module, 'training_minutes', lambda checkpoint: 1.5 if 'good' in str(checkpoint) else None)
 
     runs = plan(study, base, [0, 2], work)
     assert run_study(study, 'base.py', runs, work, 'none', 1) == 2
     table = (work / 'results.md').read_text()
-    assert '| good | 71.00 ± 1.41 | 2 |  | 71.4 | 10 |' in table
+    assert '| good | 71.00 ± 1.41 | 2 |  | 71.4 | 10 |  |  | 1.5 |' in table
     assert '| bad | failed | 0 (2 failed) |' in table
     assert '- bad, seed 0: out of luck' in table
-    assert '| last | 71.00 ± 1.41 | 2 | +0.00 |' in table
+    assert '| last | 71.00 ± 1.41 | 2 | +0.00 |  | 10 |  |  |  |' in table
     assert (work / 'results.csv').read_text().splitlines()[3].startswith('bad,0,failed,')
     assert (work / 'results.png').stat().st_size > 1000
 
@@ -173,6 +174,13 @@ def test_a_failing_variant_is_marked_and_the_study_goes_on(base, study_file, tmp
     other = override(base, {'train_cfg.max_epochs': 3})
     with pytest.raises(ValueError, match='another config'):
         plan(study, other, [0], work)
+
+
+def test_some_of_the_variants(study_file):
+    study = read_study(study_file("title = 'T'\nvariants = {'a': {}, 'b': {}, 'c': {}}"))
+    assert list(choose(study, ['c', 'a']).variants) == ['a', 'c']
+    with pytest.raises(ValueError, match="no variant 'd'; it has a, b, c"):
+        choose(study, ['a', 'd'])
 
 
 def test_summary_is_mean_and_sample_deviation():
