@@ -40,7 +40,16 @@ TOLERANCE = 1e-4  # of the largest output
 HALF_TOLERANCE = 5e-2  # of a file whose weights, or all of it, are in float16
 NAMES = ('the network', 'the exported file')
 
-__all__ = ['DeployNet', 'compare', 'export', 'file_metadata', 'load_fused', 'onnx_proto', 'write_onnx']
+__all__ = [
+    'DeployNet',
+    'PooledClassifier',
+    'compare',
+    'export',
+    'file_metadata',
+    'load_fused',
+    'onnx_proto',
+    'write_onnx',
+]
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,19 @@ class FileOptions:
     softmax: bool = False
 
 
-class DeployNet(nn.Module):
+class PooledClassifier(nn.Module):
+    """Images (N, C, H, W) -> logits (N, classes): the backbone's last map, averaged, and a linear layer."""
+
+    def __init__(self, backbone: nn.Module, fc: nn.Linear):
+        super().__init__()
+        self.backbone, self.fc = backbone, fc
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.pool(self.backbone(images)[-1]).flatten(1))
+
+
+class DeployNet(PooledClassifier):
     """A fused classifier as one function: images (N, C, H, W) -> logits or probabilities (N, classes).
 
     Args:
@@ -72,18 +93,15 @@ class DeployNet(nn.Module):
     """
 
     def __init__(self, model: nn.Module, normalize: nn.Module | None = None, softmax: bool = False):
-        super().__init__()
+        super().__init__(model.backbone, model.head.fc)
         self.normalize = normalize or nn.Identity()
-        self.backbone, self.fc = model.backbone, model.head.fc
-        self.pool = nn.AdaptiveAvgPool2d(1)
         if softmax and isinstance(model.head, MultiLabelClsHead):
             raise ValueError('--softmax: with several labels an image each logit is of its own; leave it out')
         self.last = nn.Softmax(1) if softmax else nn.Identity()
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        features = self.backbone(self.normalize(image))[-1]
-        return self.last(self.fc(self.pool(features).flatten(1)))
+        return self.last(super().forward(self.normalize(image)))
 
 
 def load_fused(config: Config, checkpoint: str, ema: str = 'auto', trust: bool = False) -> nn.Module:

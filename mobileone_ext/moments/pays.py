@@ -9,9 +9,10 @@ import json
 import logging
 import math
 import re
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 
@@ -22,8 +23,9 @@ from . import kernels
 REACH = 4
 
 
-class Kind(NamedTuple):
-    """A block as the table knows it."""
+@dataclass(frozen=True)
+class BlockShape:
+    """A block's convolution and how many of it there are."""
 
     in_channels: int
     out_channels: int
@@ -31,6 +33,12 @@ class Kind(NamedTuple):
     stride: int
     groups: int
     branches: int
+
+
+@dataclass(frozen=True)
+class Kind(BlockShape):
+    """A block as the table knows it."""
+
     skip: bool
     dtype: str
     compiled: bool
@@ -52,7 +60,7 @@ def is_measured_faster(device: str, index: int | None, kind: tuple, patches: int
 
 @torch.compiler.assume_constant_result
 def _ranges_of(device: str, index: int | None, kind: tuple) -> tuple[tuple[float, float], ...]:
-    return _ranges(device, index, Kind._make((*kind, torch.compiler.is_compiling())))
+    return _ranges(device, index, Kind(*kind, torch.compiler.is_compiling()))
 
 
 @cache
@@ -93,7 +101,7 @@ def path(device_name: str) -> Path:
 
 def write(rows: list[Row], device_name: str, versions: dict[str, str], file: Path) -> None:
     """The table as a file: whole or not at all."""
-    dicts = [dict(row.kind._asdict(), **{name: getattr(row, name) for name in _MEASURED}) for row in rows]
+    dicts = [dict(asdict(row.kind), **{name: getattr(row, name) for name in _MEASURED}) for row in rows]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(dict(device=device_name, versions=versions, rows=dicts), file)
 
@@ -109,7 +117,7 @@ def merge(rows: list[Row], file: Path, device_name: str) -> list[Row]:
 
 
 _MEASURED = {'patches': int, 'branches_ms': float, 'moments_ms': float}
-_FIELDS = {**Kind.__annotations__, **_MEASURED}
+_FIELDS = {**get_type_hints(Kind), **_MEASURED}
 
 
 def read(file: Path, device_name: str) -> tuple[Row, ...]:
@@ -133,7 +141,7 @@ def _row(value: Any, number: int) -> Row:
     for name, kind in _FIELDS.items():
         if type(value[name]) is not kind or (kind in (int, float) and not 0 < value[name] < math.inf):
             raise ValueError(f'row {number}: {name}={value[name]!r}')
-    return Row(Kind(*(value[name] for name in Kind._fields)), *(value[name] for name in _MEASURED))
+    return Row(Kind(**{field.name: value[field.name] for field in fields(Kind)}), *(value[name] for name in _MEASURED))
 
 
 @cache

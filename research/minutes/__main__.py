@@ -8,6 +8,8 @@ unfinished one goes on from its last checkpoint.
 import argparse
 from pathlib import Path
 
+from mmengine.config import DictAction
+
 from mobileone_ext import cli
 
 
@@ -17,6 +19,7 @@ def parse_args():
     parser.add_argument('out', type=Path)
     parser.add_argument('configs', nargs='+', metavar='CONFIG')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='K=V', help='of each config')
     return parser.parse_args()
 
 
@@ -25,7 +28,8 @@ def main():
     from research.minutes import study
 
     args.out.mkdir(parents=True, exist_ok=True)
-    study.run_all(study.plan(args.configs, args.seeds, args.data, args.out), args.out / study.ROWS)
+    configs = {Path(name).stem: cli.load_config(name, args.cfg_options) for name in args.configs}
+    study.run_all(study.plan(configs, args.seeds, args.data, args.out), args.out / study.ROWS)
     print(study.report(args.out))
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mobileone_ext import cli
 from mobileone_ext.ablation.ablate import Run, config_text, execute, read_report
 from mobileone_ext.ablation.progress import validations
 from mobileone_ext.ablation.report import environment
@@ -18,16 +17,15 @@ from research.training import append_row, mean_and_std, read_rows
 ROWS = 'runs.csv'
 
 
-def plan(configs: Iterable[str], seeds: Sequence[int], data: str, out: Path) -> list[Run]:
-    """Every config with every seed, one seed after the other."""
-    loaded = {Path(name).stem: cli.load_config(name) for name in configs}
-    for config in loaded.values():
+def plan(configs: dict[str, Config], seeds: Sequence[int], data: str, out: Path) -> list[Run]:
+    """Every config, by name, with every seed, one seed after the other."""
+    for config in configs.values():
         use_data(config, data)
         check_keys_are_read(config)
         check_config(config)
     runs = []
     for seed in seeds:
-        for name, config in loaded.items():
+        for name, config in configs.items():
             seeded = override(config, {'randomness': dict(seed=seed), 'default_hooks.checkpoint.max_keep_ckpts': 1})
             text = config_text(seeded)
             runs.append(Run(name, seed, text, out / name / f'seed{seed}', is_mobileone(seeded)))

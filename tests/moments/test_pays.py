@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
@@ -65,10 +66,10 @@ def test_the_nearest_row_counts(rows, expected):
     assert [*pays.ranges(tuple(rows), KIND)] == expected
 
 
-@pytest.mark.parametrize('field', Kind._fields)
+@pytest.mark.parametrize('field', [field.name for field in fields(Kind)])
 def test_another_kind_is_not_known(field):
     value = getattr(KIND, field)
-    other = KIND._replace(**{field: 'float16' if field == 'dtype' else not value if value in (True, False) else 7})
+    other = replace(KIND, **{field: 'float16' if field == 'dtype' else not value if value in (True, False) else 7})
     assert pays.ranges(tuple(ROWS), other) == ()
 
 
@@ -91,7 +92,7 @@ def test_new_rows_replace_those_of_the_same_kind_and_size(table):
 
 def row(**change):
     names = ('patches', 'branches_ms', 'moments_ms')
-    return dict(KIND._asdict(), **dict(zip(names, (1000, 2.0, 1.0))), **change) if not change else dict(row(), **change)
+    return dict(asdict(KIND), **dict(zip(names, (1000, 2.0, 1.0))), **change) if not change else dict(row(), **change)
 
 
 def as_bytes(**change):
@@ -167,7 +168,7 @@ def test_without_a_table_the_log_says_what_to_do(table):
 
 
 def test_a_compiled_block_reads_the_table(table):
-    table([row._replace(kind=KIND._replace(compiled=True)) for row in ROWS])
+    table([row._replace(kind=replace(KIND, compiled=True)) for row in ROWS])
     block, x = block_and_map()
     with torch.autocast('cpu', torch.bfloat16):
         assert not block.takes_moments(x)

@@ -1,6 +1,7 @@
 """Blocks of a network one by one: do moments agree with branches, what does a step cost, and where do moments pay."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from .turns import Contestant, measure
 IMPLS = ('branches', 'moments', 'fused')
 # How far from float64 moments may be, in errors of the branches: roots of the mean square, of half precision.
 MOST_EXCESS = 2.0
+KIND_FIELDS = {field.name for field in fields(Kind)}
 
 
 class Precision(NamedTuple):
@@ -132,7 +134,7 @@ def measure_blocks(
                 summary = contestant.summary()
                 gb = block_bytes(geometry, batch, impl, precision.dtype.itemsize) / 1e9
                 speed = None if summary['median_ms'] is None else 1000 * gb / summary['median_ms']
-                row = dict(kind=geometry.name, impl=impl, way=way, **geometry._asdict(), **summary)
+                row = dict(kind=geometry.name, impl=impl, way=way, **asdict(geometry), **summary)
                 rows.append(dict(row, traffic_gb=gb, gb_per_s=speed, excess=apart if impl == 'moments' else None))
     return rows
 
@@ -148,7 +150,9 @@ def pays_rows(rows: list[dict], batch: int, dtype: torch.dtype) -> list[Row]:
     """Of ``measure_blocks``, what `auto` will read: where both were measured and agree."""
     found: dict[tuple, dict[str, dict]] = {}
     for row in rows:
-        found.setdefault((Geometry(*(row[name] for name in Geometry._fields)), row['way']), {})[row['impl']] = row
+        found.setdefault((Geometry(**{field.name: row[field.name] for field in fields(Geometry)}), row['way']), {})[
+            row['impl']
+        ] = row
     table = []
     for (geometry, way), impls in found.items():
         if way not in ('eager', 'compiled'):  # CUDA graphs, of which a block doesn't know
@@ -156,6 +160,7 @@ def pays_rows(rows: list[dict], batch: int, dtype: torch.dtype) -> list[Row]:
         branches, moments = impls['branches'], impls['moments']
         if branches['note'] or moments['note'] or not moments['excess'] <= MOST_EXCESS:
             continue
-        kind = Kind(*geometry[:6], geometry.skip, str(dtype).removeprefix('torch.'), way == 'compiled')
+        known = {name: value for name, value in asdict(geometry).items() if name in KIND_FIELDS}
+        kind = Kind(**known, dtype=str(dtype).removeprefix('torch.'), compiled=way == 'compiled')
         table.append(Row(kind, batch * geometry.out_size**2, branches['median_ms'], moments['median_ms']))
     return table

@@ -1,13 +1,16 @@
-"""A backbone with pooling and a linear layer, as all benchmarks measure it."""
+"""The classifier that all benchmarks measure."""
 
-from torch import Tensor, nn
+from types import SimpleNamespace
+
+from torch import nn
 
 from mobileone_ext.arch import ARCHS, stage_widths
+from mobileone_ext.deploy.export import PooledClassifier
 
 CLASSES = 1000
 
 
-class Classifier(nn.Module):
+class Classifier(PooledClassifier):
     """The classifier of ImageNet on a MobileOne, with the attributes of mmpretrain's that export and int8 read.
 
     Args:
@@ -16,10 +19,5 @@ class Classifier(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module, arch: str):
-        super().__init__()
-        self.backbone = backbone
-        self.head = nn.Module()
-        self.head.fc = nn.Linear(stage_widths(ARCHS[arch])[-1], CLASSES)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head.fc(self.backbone(images)[-1].mean((2, 3)))
+        super().__init__(backbone, nn.Linear(stage_widths(ARCHS[arch])[-1], CLASSES))
+        self.head = SimpleNamespace(fc=self.fc)

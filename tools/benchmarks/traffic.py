@@ -15,25 +15,21 @@ Nobody asks for a gradient of the images, which saves the stem's share of those.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.block import MobileOneBlock
+from mobileone_ext.moments.pays import BlockShape
 
 IMPLS = ('branches', 'moments', 'moments in neighbors', 'fused')
 
 
-class Geometry(NamedTuple):
+@dataclass(frozen=True)
+class Geometry(BlockShape):
     """A block of a network and the plane that it meets."""
 
-    in_channels: int
-    out_channels: int
-    kernel_size: int
-    stride: int
-    groups: int
-    branches: int
     scale: bool
     skip: bool
     size: int
