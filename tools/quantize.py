@@ -8,7 +8,10 @@ def parse_args():
     cli.add_config_arguments(parser)
     cli.add_checkpoint_arguments(parser)
     parser.add_argument(
-        'out', nargs='?', help='the int8 file to write, *.onnx or OpenVINO *.xml; may be left out with --prepare'
+        'out',
+        nargs='?',
+        help='the int8 file to write: *.onnx, *.xml (OpenVINO), *.tflite (LiteRT) or *.pte (ExecuTorch); may be left '
+        'out with --prepare',
     )
     parser.add_argument('--calib', metavar='DIR', required=True, help='calibration images, not those to be measured on')
     parser.add_argument(

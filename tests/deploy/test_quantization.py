@@ -413,7 +413,11 @@ def test_tool_on_digits(digits, run_tool, tmp_path):
     assert code == 0 and 'on this machine the file computes what was calibrated' in text, text
     assert open_network(tmp_path / 'int8.xml').metadata['sums'] == SUMS_FIT
     code, text = run_tool('quantize', *arguments[:2], tmp_path / 'int8.bin', '--calib', calibration, *options)
-    assert code == 1 and only_line(text).endswith('int8.bin: an int8 file is named *.onnx or *.xml')
+    assert code == 1 and only_line(text).endswith(
+        'int8.bin: an int8 file is named *.onnx or *.xml or *.tflite or *.pte'
+    )
+    code, text = run_tool('quantize', *arguments[:2], tmp_path / 'int8.param', '--calib', calibration, *options)
+    assert code == 1 and "*.pte; ncnn's integers have no zero point" in only_line(text)
 
     code, text = run_tool('quantize', *arguments[:3], '--calib', calibration, '--num-calib', 4, *options)
     assert code == 1 and only_line(text).endswith(

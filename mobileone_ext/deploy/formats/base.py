@@ -7,6 +7,7 @@ A module of this folder has the format's name and two functions; its packages ar
 """
 
 import importlib
+import importlib.util
 import os
 import sys
 import tempfile
@@ -29,6 +30,7 @@ class Format(NamedTuple):
         extra: of the project, which installs what it needs.
         companions: suffixes of the files that belong to the first one, in the order in which they take their places.
         half: it has a float16 form.
+        packages: what writing and running it imports beside torch.
     """
 
     suffixes: tuple[str, ...]
@@ -36,17 +38,18 @@ class Format(NamedTuple):
     extra: str
     companions: tuple[str, ...] = ()
     half: bool = True
+    packages: tuple[str, ...] = ()
 
 
 FORMATS = {
-    'onnx': Format(('.onnx',), 'onnx', 'deploy'),
+    'onnx': Format(('.onnx',), 'onnx', 'deploy', packages=('onnx', 'onnxruntime')),
     'torchscript': Format(('.pt', '.pt2'), 'torchscript', 'deploy'),
-    'openvino': Format(('.xml',), 'openvino', 'deploy', companions=('.bin',)),
+    'openvino': Format(('.xml',), 'openvino', 'deploy', companions=('.bin',), packages=('onnx', 'openvino')),
     'coreml': Format(('.mlpackage',), 'coreml', 'coreml'),
-    'litert': Format(('.tflite',), 'litert', 'litert'),
-    'executorch': Format(('.pte',), 'executorch', 'executorch'),
-    'ncnn': Format(('.param',), 'ncnn', 'ncnn', companions=('.bin', '.json')),
-    'mnn': Format(('.mnn',), 'mnn', 'mnn'),
+    'litert': Format(('.tflite',), 'litert', 'litert', packages=('litert_torch', 'ai_edge_litert')),
+    'executorch': Format(('.pte',), 'executorch', 'executorch', packages=('executorch',)),
+    'ncnn': Format(('.param',), 'ncnn', 'ncnn', companions=('.bin', '.json'), packages=('pnnx', 'ncnn')),
+    'mnn': Format(('.mnn',), 'mnn', 'mnn', packages=('MNN',)),
     'ort': Format(('.ort',), 'onnx', 'deploy'),
 }
 FORMAT_OF_SUFFIX = {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
@@ -77,6 +80,14 @@ def needed_for(name: str) -> Iterator[None]:
         ) from error
 
 
+def check_installed(name: str) -> None:
+    """Raise :class:`MissingPackage` unless a format's packages are there; called before work that ends in its file."""
+    with needed_for(name):
+        for package in FORMATS[name].packages:
+            if importlib.util.find_spec(package) is None:
+                raise ModuleNotFoundError(f'No module named {package!r}')
+
+
 @dataclass
 class Request:
     """How a file is to be written.
@@ -89,6 +100,8 @@ class Request:
         input_name: where the format names inputs.
         metadata: strings by name.
         format: the name in ``FORMATS``.
+        int8: the network has pairs of quantize and dequantize, which are to become integer kernels.
+        classifier_scales: (O,) of its int8 weights, where a format has to be told.
     """
 
     image: Tensor
@@ -98,6 +111,8 @@ class Request:
     input_name: str = 'image'
     metadata: dict[str, str] = field(default_factory=dict)
     format: str = 'onnx'
+    int8: bool = False
+    classifier_scales: Tensor | None = None
 
 
 OUTPUT_NAME = 'output'

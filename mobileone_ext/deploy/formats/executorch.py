@@ -50,4 +50,11 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
         raise ValueError(f'it has {method.metadata.num_inputs()} inputs, not one image')
     shape = tuple(method.metadata.input_tensor_meta(0).sizes())
     classes = method.metadata.output_tensor_meta(0).sizes()[-1]
-    return Network(lambda images: method.execute([torch.from_numpy(images)])[0].numpy(), True, classes, metadata, shape)
+    return Network(
+        lambda images: method.execute([torch.from_numpy(images)])[0].numpy(),
+        True,
+        classes,
+        metadata,
+        shape,
+        int8=metadata.get('precision') == 'int8',
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from . import litert_int8
 from .base import OUTPUT_NAME, Network, Request, needed_for, quiet
 from .litert_metadata import LABELS_FILE, METADATA_FILE, associated_files, model_metadata
 
@@ -34,10 +35,19 @@ def write(net: nn.Module, path: Path, request: Request) -> None:
 
     image = request.image[:1].permute(0, 2, 3, 1).contiguous()
     with quiet():
-        model = litert_torch.convert(ChannelsLast(net).eval(), (image,)).model_content()
+        quantized = _pairs_to_integers() if request.int8 else None
+        model = litert_torch.convert(ChannelsLast(net).eval(), (image,), quant_config=quantized).model_content()
     if request.half:
         model = _half_weights(model)
     path.write_bytes(_with_metadata(model, request))
+
+
+def _pairs_to_integers():
+    """What tells the converter to look for pairs; the quantizer itself is not run."""
+    from litert_torch.quantize import pt2e_quantizer, quant_config
+
+    config = pt2e_quantizer.get_symmetric_quantization_config()
+    return quant_config.QuantConfig(pt2e_quantizer.PT2EQuantizer().set_global(config))
 
 
 def _half_weights(model: bytes) -> bytes:
@@ -69,6 +79,10 @@ def _with_metadata(model: bytes, request: Request) -> bytes:
         if buffer.offset > 1:
             buffer.data = np.frombuffer(model, np.uint8, buffer.size, buffer.offset)
             buffer.offset = buffer.size = 0
+    if request.int8:
+        litert_int8.give_float_input(tree)
+        if request.classifier_scales is not None:
+            litert_int8.store_classifier(tree, request.classifier_scales.numpy())
     graph, signature = tree.subgraphs[0], tree.signatureDefs[0]
     for maps, indices, name in (
         (signature.inputs, graph.inputs, request.input_name),

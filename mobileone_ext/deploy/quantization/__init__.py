@@ -7,4 +7,5 @@ ranges.py        what an activation's 256 steps span
 photos.py        which photos cannot calibrate, or hardly
 calibrate.py     all of it in one pass over calibration images; the simulated int8 network
 qdq.py           the result as an ONNX file
+qdq_torch.py     the result as a PyTorch network, for LiteRT and ExecuTorch
 """

@@ -23,7 +23,7 @@ from ...data.pixels import Normalize, Preprocessing, read_images
 from ...files import check_writable, printable, staging_folder, write_atomically, write_json
 from .. import export
 from ..compare import Difference, top_accuracies, with_progress
-from ..formats import openvino
+from ..formats.base import Request, check_installed, load_format
 from ..runtime import Network, open_network
 from . import agreement
 from .agreement import SUMS_FIT, SUMS_OVERFLOW
@@ -32,9 +32,17 @@ from .chain import in_chunks, layers_of
 from .photos import check_photos
 from .prepare import SNAP_STEPS, check_prepare, prepare, write_prepared
 from .qdq import insert_qdq
+from .qdq_torch import qdq_net
 
 MIN_OPSET = 13
-FORM_OF_SUFFIX = {'.onnx': 'onnx', '.xml': 'openvino'}
+FORM_OF_SUFFIX = {'.onnx': 'onnx', '.xml': 'openvino', '.tflite': 'litert', '.pte': 'executorch'}
+# Why a format of ours is none of int8's, where there is more to say than that it was not built.
+NO_INT8 = {
+    '.param': "ncnn's integers have no zero point: 127 steps above zero where this int8 has 255; write a float network "
+    'with --prepare and --snap for its own quantizer',
+}
+# How pairs are to be written for a format, see qdq_torch.py.
+PAIRS = {'litert': dict(folded=False), 'executorch': dict(own_range=True)}
 
 
 def run(
@@ -55,7 +63,7 @@ def run(
     snap: bool = False,
     snap_steps: float = 127,
 ) -> None:
-    """Quantize ``checkpoint`` with ``num_calib`` images from ``calib`` into ``out``, ONNX or OpenVINO.
+    """Quantize ``checkpoint`` with ``num_calib`` images from ``calib`` into ``out``, whose suffix tells the format.
 
     Args:
         ema, trust: as in :func:`mobileone_ext.checkpoints.load_weights`.
@@ -81,8 +89,10 @@ def run(
         raise ValueError('--snap-steps belongs to --snap')
     if out:
         if Path(out).suffix not in FORM_OF_SUFFIX:
-            raise ValueError(f'{out}: an int8 file is named {" or ".join(f"*{suffix}" for suffix in FORM_OF_SUFFIX)}')
+            named = f'{out}: an int8 file is named {" or ".join(f"*{suffix}" for suffix in FORM_OF_SUFFIX)}'
+            raise ValueError('; '.join([named, *filter(None, [NO_INT8.get(Path(out).suffix)])]))
         export.check_request(out, FORM_OF_SUFFIX[Path(out).suffix], file.opset)
+        check_installed(FORM_OF_SUFFIX[Path(out).suffix])
         if file.opset < MIN_OPSET:
             raise ValueError(f'opset {file.opset}: int8 needs {MIN_OPSET} or later: a scale for each channel')
     if prepare_path:
@@ -209,21 +219,28 @@ def read_calibration(config: Config, folder: str, count: int) -> tuple[Tensor, l
 
 
 def write(config: Config, checkpoint: str, int8: Int8, path: Path, file: export.FileOptions) -> None:
-    """Write the file of ``int8``, made of ``checkpoint``: ONNX, or OpenVINO's two if ``path`` ends in ``.xml``."""
-    net = export.DeployNet(int8.model, Normalize(config) if file.normalize else None, file.softmax)
-    image = torch.zeros(2, net.backbone.in_channels, file.size, file.size)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # the exporter announces its successor
-        proto = insert_qdq(export.onnx_proto(net, image, file.opset, dynamic_batch=True), int8)
+    """Write the file of ``int8``, made of ``checkpoint``, in the format of ``path``'s suffix."""
+    form = FORM_OF_SUFFIX[path.suffix]
     metadata = export.file_metadata(
         config, checkpoint, file.normalize, file.softmax, getattr(int8.model, 'classes', None)
     )
     sums = SUMS_FIT if int8.fits_16_bits else SUMS_OVERFLOW
-    metadata.update(precision='int8', sums=sums)
-    if path.suffix == '.xml':
-        openvino.write_proto(proto, path, metadata)
-    else:
-        export.write_onnx(proto, path, metadata)
+    metadata.update(export.facts(form, file.size), precision='int8', sums=sums)
+    normalize = Normalize(config) if file.normalize else None
+    image = torch.zeros(2, int8.model.backbone.in_channels, file.size, file.size)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the exporters announce their successors
+        if form in ('onnx', 'openvino'):
+            net = export.DeployNet(int8.model, normalize, file.softmax)
+            proto = insert_qdq(export.onnx_proto(net, image, file.opset, dynamic_batch=True), int8)
+            if form == 'onnx':
+                export.write_onnx(proto, path, metadata)
+            else:
+                load_format(form).write_proto(proto, path, metadata)
+        else:
+            scales = int8.weight_scales.get(layers_of(int8.model)[-1].name)
+            request = Request(image[:1], False, metadata=metadata, format=form, int8=True, classifier_scales=scales)
+            load_format(form).write(qdq_net(int8, normalize, file.softmax, **PAIRS[form]), path, request)
 
 
 @torch.no_grad()

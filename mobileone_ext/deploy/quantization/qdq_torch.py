@@ -1,0 +1,124 @@
+"""A quantized classifier as a PyTorch network with quantize / dequantize pairs, as torch's own quantization leaves it.
+
+Weights are buffers of int8, activations int8 too: our uint8 steps, moved by 128. Toolchains that start from
+``torch.export`` turn the pairs into integer kernels.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the operators
+
+from .. import export
+from .calibrate import INPUT, POOLED, Int8
+from .chain import layers_of
+from .ranges import Grid
+
+OFFSET = 128  # from uint8 to int8
+LARGEST = 127  # step of a weight
+
+
+class Rounded(nn.Module):
+    """Values on the grid of an activation."""
+
+    def __init__(self, grid: Grid):
+        super().__init__()
+        self.arguments = grid.scale, grid.zero_point - OFFSET, -OFFSET, OFFSET - 1, torch.int8
+
+    def forward(self, x: Tensor) -> Tensor:
+        ops = torch.ops.quantized_decomposed
+        q = ops.quantize_per_tensor.default(x, *self.arguments)
+        return ops.dequantize_per_tensor.default(q, *self.arguments)
+
+
+class RoundedToOwnRange(nn.Module):
+    """Each image's values on the 256 steps between its own smallest and largest one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ops, limits = torch.ops.quantized_decomposed, (-OFFSET, OFFSET - 1, torch.int8)
+        scale, zero_point = ops.choose_qparams.tensor(x, *limits[:2], torch.finfo(x.dtype).eps, torch.int8)
+        q = ops.quantize_per_tensor.tensor(x, scale, zero_point, *limits)
+        return ops.dequantize_per_tensor.tensor(q, scale, zero_point, *limits)
+
+
+class Weight(nn.Module):
+    """A weight (O, ...) on the grid of ``scales`` (O,), kept as int8 or, with ``folded=False``, rounded on the way."""
+
+    def __init__(self, weight: Tensor, scales: Tensor, folded: bool):
+        super().__init__()
+        self.folded = folded
+        if folded:
+            integers = (weight / scales.reshape(-1, *[1] * (weight.dim() - 1))).round().clamp(-LARGEST, LARGEST)
+            weight = integers.to(torch.int8)
+        # torch.export takes no weights in channels_last.
+        self.register_buffer('weight', weight.contiguous())
+        self.register_buffer('scales', scales.clone())
+        self.register_buffer('zero_points', torch.zeros(len(scales), dtype=torch.int64))
+
+    def forward(self) -> Tensor:
+        ops, arguments = (
+            torch.ops.quantized_decomposed,
+            (self.scales, self.zero_points, 0, -LARGEST, LARGEST, torch.int8),
+        )
+        q = self.weight if self.folded else ops.quantize_per_channel.default(self.weight, *arguments)
+        return ops.dequantize_per_channel.default(q, *arguments)
+
+
+class Int8Conv(nn.Module):
+    """A convolution whose weight is a :class:`Weight`."""
+
+    def __init__(self, conv: nn.Conv2d, weight: Weight):
+        super().__init__()
+        self.weight, self.bias = weight, conv.bias
+        self.options = conv.stride, conv.padding, conv.dilation, conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight(), self.bias, *self.options)
+
+
+class Int8Linear(nn.Module):
+    """The same of a linear layer."""
+
+    def __init__(self, linear: nn.Linear, weight: Weight):
+        super().__init__()
+        self.weight, self.bias = weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight(), self.bias)
+
+
+@torch.no_grad()
+def qdq_net(
+    int8: Int8, normalize: nn.Module | None, softmax: bool, folded: bool = True, own_range: bool = False
+) -> nn.Module:
+    """``int8`` as a network to be exported.
+
+    Args:
+        normalize, softmax: as in :class:`export.DeployNet`.
+        folded: weights are kept as int8, not as floats that are rounded.
+        own_range: what enters the classifier takes each image's own range instead of the calibrated one, for runtimes
+            whose integer layers return floats in that case only.
+    """
+    model = copy.deepcopy(int8.model)
+    *convolutions, head = layers_of(model)
+    for layer in convolutions:
+        block, linear = model.get_submodule(layer.name), layer.linear
+        # Integer kernels return integers: a layer that a float one follows computes in float, its weights on the grid.
+        ends = [grid for grid in (f'{layer.name}.linear', layer.name) if grid in int8.grids]
+        if layer.name in int8.weight_scales and ends:
+            linear = Int8Conv(linear, Weight(linear.weight, int8.weight_scales[layer.name], folded))
+        block.branch_reparam = _rounded(linear, int8, f'{layer.name}.linear')
+        block.act = _rounded(block.act, int8, layer.name)
+    if head.name in int8.weight_scales:
+        weight = Weight(head.linear.weight, int8.weight_scales[head.name], folded)
+        # Behind the flattening: an integer kernel is found where the pair stands next to its layer.
+        pooled = RoundedToOwnRange() if own_range else Rounded(int8.grids[POOLED])
+        model.head.fc = nn.Sequential(pooled, Int8Linear(head.linear, weight))
+    net = export.DeployNet(model, normalize, softmax)
+    net.normalize = _rounded(net.normalize, int8, INPUT)
+    return net
+
+
+def _rounded(module: nn.Module, int8: Int8, grid: str) -> nn.Module:
+    return nn.Sequential(module, Rounded(int8.grids[grid])) if grid in int8.grids else module

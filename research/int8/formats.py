@@ -1,0 +1,53 @@
+"""One int8 network in every format that has it: ``python -m research.int8.formats CONFIG WEIGHTS PHOTOS OUT``.
+
+The files are those of ``tools/quantize.py``; measured on the config's test set. OUT gets the files, which are made
+anew, and formats.md.
+"""
+
+import argparse
+from pathlib import Path
+
+from mobileone_ext import cli
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_config_arguments(parser)
+    parser.add_argument('weights')
+    parser.add_argument('photos', help='folder of calibration photos')
+    parser.add_argument('out', type=Path)
+    parser.add_argument('--num-calib', type=int, default=100)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    config = cli.load_config(args.config, args.cfg_options)
+    from mobileone_ext.deploy import export
+    from mobileone_ext.deploy.quantization import quantize as pipeline
+    from mobileone_ext.deploy.quantization.calibrate import Options, quantize
+    from mobileone_ext.deploy.runtime import open_network
+    from mobileone_ext.files import write_text
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = export.load_fused(config, args.weights)
+    images, _ = pipeline.read_calibration(config, args.photos, args.num_calib)
+    int8 = quantize(model, images, Options())
+    networks, sizes = {'simulation': lambda x: int8(pipeline.torch.from_numpy(x)).numpy()}, {}
+    for suffix in pipeline.FORM_OF_SUFFIX:
+        path = args.out / f'int8{suffix}'
+        pipeline.write(config, args.weights, int8, path, export.FileOptions())
+        networks[suffix] = open_network(path, threads=1)
+        sizes[suffix] = sum(name.stat().st_size for name in (path, *export.companions(path))) / 1e6
+        print(path, 'written', flush=True)
+    rows = pipeline.measure_accuracy(config, model, networks)
+    lines = ['| | top-1 | top-5 | flips | MB |', '|---|---|---|---|---|']
+    for row in rows:
+        size = f'{sizes[row["name"]]:.1f}' if row['name'] in sizes else ''
+        lines.append(f'| {row["name"]} | {row["top1"]:.2f} | {row["top5"]:.2f} | {row["flips"]} | {size} |')
+    write_text('\n'.join(lines) + '\n', args.out / 'formats.md')
+    print('\n'.join(lines))
+
+
+if __name__ == '__main__':
+    cli.run(main)
