@@ -57,10 +57,8 @@ class Weight(nn.Module):
         self.register_buffer('zero_points', torch.zeros(len(scales), dtype=torch.int64))
 
     def forward(self) -> Tensor:
-        ops, arguments = (
-            torch.ops.quantized_decomposed,
-            (self.scales, self.zero_points, 0, -LARGEST, LARGEST, torch.int8),
-        )
+        ops = torch.ops.quantized_decomposed
+        arguments = self.scales, self.zero_points, 0, -LARGEST, LARGEST, torch.int8
         q = self.weight if self.folded else ops.quantize_per_channel.default(self.weight, *arguments)
         return ops.dequantize_per_channel.default(q, *arguments)
 

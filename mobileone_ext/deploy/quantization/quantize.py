@@ -23,7 +23,7 @@ from ...data.pixels import Normalize, Preprocessing, read_images
 from ...files import check_writable, printable, staging_folder, write_atomically, write_json
 from .. import export
 from ..compare import Difference, top_accuracies, with_progress
-from ..formats.base import Request, check_installed, load_format
+from ..formats.base import MissingPackage, Request, check_installed, first_line, load_format
 from ..runtime import Network, open_network
 from . import agreement
 from .agreement import SUMS_FIT, SUMS_OVERFLOW
@@ -240,7 +240,13 @@ def write(config: Config, checkpoint: str, int8: Int8, path: Path, file: export.
         else:
             scales = int8.weight_scales.get(layers_of(int8.model)[-1].name)
             request = Request(image[:1], False, metadata=metadata, format=form, int8=True, classifier_scales=scales)
-            load_format(form).write(qdq_net(int8, normalize, file.softmax, **PAIRS[form]), path, request)
+            net = qdq_net(int8, normalize, file.softmax, **PAIRS[form])
+            try:
+                load_format(form).write(net, path, request)
+            except (MissingPackage, OSError):
+                raise
+            except Exception as error:
+                raise ValueError(f'{form} cannot hold this network in int8: {first_line(error)}') from error
 
 
 @torch.no_grad()
