@@ -102,6 +102,7 @@ def plot(rows: list[dict], path: Path) -> None:
             axis.plot([float(row['minutes'])], [float(row['top1'])], 'o', color=f'C{number}', label=label)
     axis.set(xlabel='minutes of training', ylabel='top-1 in %: validations, and the test as a dot')
     axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend()
     figure.tight_layout()
