@@ -60,7 +60,7 @@ def is_measured_faster(device: str, index: int | None, kind: tuple, patches: int
 
 @torch.compiler.assume_constant_result
 def _ranges_of(device: str, index: int | None, kind: tuple) -> tuple[tuple[float, float], ...]:
-    return _ranges(device, index, Kind(*kind, torch.compiler.is_compiling()))
+    return _ranges(device, index, Kind(*(*kind, torch.compiler.is_compiling())))
 
 
 @cache
