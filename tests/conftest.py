@@ -6,6 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# Before torch is imported, here and in child processes: maps of tests are small, and threads that wait for each other
+# take many times as long wherever anything else runs on the machine.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
