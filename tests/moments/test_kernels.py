@@ -260,7 +260,7 @@ print(first)
 
 
 def start(tmp_path, source, *arguments):
-    environment = dict(os.environ, XDG_CACHE_HOME=str(tmp_path / 'cache'))
+    environment = dict(os.environ, XDG_CACHE_HOME=str(tmp_path / 'cache'), OMP_NUM_THREADS='2')
     command = [sys.executable, '-c', CHILD, str(source), *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
