@@ -1,4 +1,4 @@
-"""Imagenette from scratch in 6 epochs of every third photo at up to 64 px: two minutes on one CPU core, for studies.
+"""Imagenette from scratch in 6 epochs of every third photo at up to 64 px: three minutes on one CPU core, for studies.
 
     python tools/ablate.py configs/ablations/branches.py --base configs/mobileone_s0_imagenette_64px.py --data DIR
 

@@ -1,4 +1,4 @@
-"""Imagenette from scratch at up to 96 px in 5 epochs: nine minutes on one CPU core.
+"""Imagenette from scratch at up to 96 px in 5 epochs: 10 to 15 minutes on one CPU core (Intel Xeon).
 
     python tools/train.py configs/mobileone_s0_imagenette_96px.py --seed 0 \\
         --cfg-options train_dataloader.dataset.data_root=DIR val_dataloader.dataset.data_root=DIR \\

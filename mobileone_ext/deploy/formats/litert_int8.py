@@ -5,8 +5,6 @@
 
 import numpy as np
 
-LARGEST = 127  # step of a weight
-
 
 def give_float_input(tree) -> None:
     """Put QUANTIZE before an input of int8, so that a float image goes in as in other files; in place."""
@@ -42,7 +40,8 @@ def store_classifier(tree, scales: np.ndarray) -> None:
         return
     data = np.asarray(tree.buffers[weight.buffer].data, np.uint8)
     values = np.frombuffer(data.tobytes(), np.float32).reshape(len(scales), -1)
-    integers = np.round(values / scales[:, None]).clip(-LARGEST, LARGEST).astype(np.int8)
+    largest = np.iinfo(np.int8).max
+    integers = np.round(values / scales[:, None]).clip(-largest, largest).astype(np.int8)
     grid = schema.QuantizationParametersT()
     grid.scale, grid.zeroPoint = scales.astype(np.float32), np.zeros(len(scales), np.int64)
     stored = _add_tensor(tree, weight.name + b'_int8', schema.TensorType.INT8, weight.shape, integers.view(np.uint8))

@@ -14,9 +14,9 @@ from .. import export
 from .calibrate import INPUT, POOLED, Int8
 from .chain import layers_of
 from .ranges import Grid
+from .rounding import LEVELS
 
 OFFSET = 128  # from uint8 to int8
-LARGEST = 127  # step of a weight
 
 
 class Rounded(nn.Module):
@@ -49,7 +49,7 @@ class Weight(nn.Module):
         super().__init__()
         self.folded = folded
         if folded:
-            integers = (weight / scales.reshape(-1, *[1] * (weight.dim() - 1))).round().clamp(-LARGEST, LARGEST)
+            integers = (weight / scales.reshape(-1, *[1] * (weight.dim() - 1))).round().clamp(-LEVELS, LEVELS)
             weight = integers.to(torch.int8)
         # torch.export takes no weights in channels_last.
         self.register_buffer('weight', weight.contiguous())
@@ -58,7 +58,7 @@ class Weight(nn.Module):
 
     def forward(self) -> Tensor:
         ops = torch.ops.quantized_decomposed
-        arguments = self.scales, self.zero_points, 0, -LARGEST, LARGEST, torch.int8
+        arguments = self.scales, self.zero_points, 0, -LEVELS, LEVELS, torch.int8
         q = self.weight if self.folded else ops.quantize_per_channel.default(self.weight, *arguments)
         return ops.dequantize_per_channel.default(q, *arguments)
 
