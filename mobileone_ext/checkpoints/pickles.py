@@ -5,8 +5,11 @@
 ``pickletools`` and keeps only forms and sizes.
 """
 
+import gc
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 # Far above any network of this package: instructions, and objects once every reference is followed.
@@ -70,6 +73,19 @@ class _Node:
         self.kind, self.items = kind, items
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Python's garbage collector looks at all objects again and again while many are made: it takes two thirds."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collector()
 def check_pickle(stream: IO[bytes], file_size: int) -> bool:
     """Walk over one pickle of a file of ``file_size`` bytes; False where torch's reader would stop before its end.
 

@@ -1,9 +1,11 @@
 """Files made to eat the machine are refused from what they say of themselves: at once, in little memory."""
 
+import gc
 import io
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -26,6 +28,19 @@ def test_a_hostile_file_is_refused(tmp_path, name):
         read_checkpoint(path)
     assert time.process_time() - start < SECONDS
     assert '\n' not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize('content', [PICKLES['millions of lists'], b'](K\x01e.'], ids=['refused', 'plain'])
+def test_the_collector_rests_meanwhile(content):
+    runs = []
+    gc.collect()
+    gc.callbacks.append(lambda phase, info: runs.append(phase))
+    try:
+        with nullcontext() if len(content) < 100 else pytest.raises(ValueError, match='instructions'):
+            check_pickle(io.BytesIO(content), len(content))
+        assert gc.isenabled() and len(runs) < 10
+    finally:
+        gc.callbacks.pop()
 
 
 READ_ALL = """
