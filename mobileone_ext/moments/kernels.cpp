@@ -1,7 +1,7 @@
 // Sums over the 3x3 patches of a map, and their adjoints, in one pass over it; kernels.py builds and calls them.
 //
-// Maps are channels-last: x[n][y][w][c]. A task is one image and as many channels as a vector has lanes: rows are
-// copied to buffers with zeros on both sides, so that no tap needs to know of the border. Sums run in the map's type
+// A task is one image and as many channels as a vector has lanes: rows are copied to buffers of such vectors, whatever
+// the map's layout, with zeros on both sides, so that no tap needs to know of the border. Sums run in the map's type
 // over a few hundred products, then go to float64 totals. Every thread has totals of its own, which are added up in
 // order: the same number of threads gives the same bits.
 //
@@ -65,17 +65,48 @@ inline void store(T* to, V<T> v, int lanes) {
   std::memcpy(to, &v, lanes == LANES<T> ? sizeof(v) : sizeof(T) * lanes);
 }
 
+// How many values lie between neighbors of a map x[n][c][y][w].
+struct Steps {
+  int64_t image, channel, row, pixel;
+};
+
 // Row y of an image into buffer, zeros if there is none.
 template <typename T>
-inline void fetch(V<T>* buffer, const T* image, int64_t y, int64_t H, int64_t W, int64_t C, int lanes) {
+inline void fetch(V<T>* buffer, const T* image, int64_t y, int64_t H, int64_t W, const Steps& steps, int lanes) {
+  const T* row = image + y * steps.row;
   if (y < 0 || y >= H) {
     std::memset(static_cast<void*>(buffer), 0, sizeof(V<T>) * W);
+  } else if (steps.channel != 1) {
+    T* to = reinterpret_cast<T*>(buffer);
+    if (lanes < LANES<T>) std::memset(static_cast<void*>(buffer), 0, sizeof(V<T>) * W);
+    for (int l = 0; l < lanes; l++)
+      for (int64_t w = 0; w < W; w++) to[w * LANES<T> + l] = row[l * steps.channel + w * steps.pixel];
   } else if (lanes == LANES<T>) {
-    const T* row = image + y * W * C;
-    for (int64_t w = 0; w < W; w++) buffer[w] = load(row + w * C, LANES<T>);
+    for (int64_t w = 0; w < W; w++) buffer[w] = load(row + w * steps.pixel, LANES<T>);
   } else {
-    const T* row = image + y * W * C;
-    for (int64_t w = 0; w < W; w++) buffer[w] = load(row + w * C, lanes);
+    for (int64_t w = 0; w < W; w++) buffer[w] = load(row + w * steps.pixel, lanes);
+  }
+}
+
+// Adds buffer to row y of an image, if there is such a row.
+template <typename T>
+inline void add_row(T* image, int64_t y, int64_t H, int64_t W, const Steps& steps, const V<T>* buffer, int lanes) {
+  if (y < 0 || y >= H) return;
+  T* row = image + y * steps.row;
+  if (steps.channel != 1) {
+    const T* from = reinterpret_cast<const T*>(buffer);
+    for (int l = 0; l < lanes; l++)
+      for (int64_t w = 0; w < W; w++) row[l * steps.channel + w * steps.pixel] += from[w * LANES<T> + l];
+  } else if (lanes == LANES<T>) {
+    for (int64_t w = 0; w < W; w++) {
+      T* to = row + w * steps.pixel;
+      store(to, load(to, LANES<T>) + buffer[w], LANES<T>);
+    }
+  } else {
+    for (int64_t w = 0; w < W; w++) {
+      T* to = row + w * steps.pixel;
+      store(to, load(to, lanes) + buffer[w], lanes);
+    }
   }
 }
 
@@ -112,24 +143,25 @@ inline void add_lanes(double* totals, int64_t stride, V<T> v, int lanes) {
 constexpr int PLANE_SUMS = 42;
 
 template <typename T>
-void plane_sums(const T* x, int64_t N, int64_t H, int64_t W, int64_t C, const T* shift, double* out, int64_t threads) {
+void plane_sums(const T* x, const Steps& steps, int64_t N, int64_t C, int64_t H, int64_t W, const T* shift, double* out,
+                int64_t threads) {
   const int64_t blocks = (C + LANES<T> - 1) / LANES<T>;
   share_totals(N * blocks, threads, C * PLANE_SUMS, out, [&](int64_t first, int64_t last, double* totals) {
     Rows<T> memory(3, W + 4);
     for (int64_t task = first; task < last; task++) {
       const int64_t channel = task % blocks * LANES<T>;
       const int lanes = std::min<int64_t>(LANES<T>, C - channel);
-      const T* image = x + task / blocks * H * W * C + channel;
+      const T* image = x + task / blocks * steps.image + channel * steps.channel;
       double* total = totals + channel * PLANE_SUMS;
       const auto add = [&](int index, V<T> v) { add_lanes<T>(total + index, PLANE_SUMS, v, lanes); };
       V<T>* rows[3] = {memory[0] + 2, memory[1] + 2, memory[2] + 2};
-      fetch(rows[0], image, 0, H, W, C, lanes);
-      fetch(rows[1], image, 1, H, W, C, lanes);
+      fetch(rows[0], image, 0, H, W, steps, lanes);
+      fetch(rows[1], image, 1, H, W, steps, lanes);
       V<T> lags[13] = {}, sum = {}, shifted = {}, squares = {}, column[2][3] = {}, column_sum[2] = {};
       const V<T> center = load(shift + channel, lanes);
       int64_t pending = 0;
       for (int64_t y = 0; y < H; y++) {
-        fetch(rows[2], image, y + 2, H, W, C, lanes);
+        fetch(rows[2], image, y + 2, H, W, steps, lanes);
         const V<T>*r0 = rows[0], *r1 = rows[1], *r2 = rows[2];
         V<T> a[13];
         for (int i = 0; i < 13; i++) a[i] = lags[i];
@@ -185,25 +217,28 @@ void plane_sums(const T* x, int64_t N, int64_t H, int64_t W, int64_t C, const T*
 // along the top and bottom row, the left and right column; of the four corners; and what is added to all pixels, to
 // those of two rows, two columns, four corners.
 template <typename T>
-void plane_grad(const T* x, T* dx, int64_t N, int64_t H, int64_t W, int64_t C, const T* kernel, int64_t threads) {
+void plane_grad(const T* x, const Steps& steps, T* dx, const Steps& dx_steps, int64_t N, int64_t C, int64_t H, int64_t W,
+                const T* kernel, int64_t threads) {
   const int64_t blocks = (C + LANES<T> - 1) / LANES<T>;
   share(N * blocks, threads, [&](int64_t first, int64_t last, int64_t) {
     Rows<T> memory(5, W + 8), outputs(1, W + 4);
     V<T>* out = outputs[0];
     for (int64_t task = first; task < last; task++) {
-      const int64_t channel = task % blocks * LANES<T>, offset = task / blocks * H * W * C + channel;
+      const int64_t channel = task % blocks * LANES<T>, index = task / blocks;
       const int lanes = std::min<int64_t>(LANES<T>, C - channel);
+      const T* image = x + index * steps.image + channel * steps.channel;
+      T* image_grad = dx + index * dx_steps.image + channel * dx_steps.channel;
       V<T> k[50];
       for (int i = 0; i < 50; i++) k[i] = load(kernel + i * C + channel, lanes);
       const V<T>*row_lags = k + 25, *column_lags = k + 31, *corners = k + 37, *sums = k + 41;
       V<T>* rows[5];
       for (int i = 0; i < 5; i++) rows[i] = memory[i] + 2;
-      fetch(rows[0], x, -1, H, W, C, lanes);
-      fetch(rows[1], x, -1, H, W, C, lanes);
-      fetch(rows[2], x + offset, 0, H, W, C, lanes);
-      fetch(rows[3], x + offset, 1, H, W, C, lanes);
+      fetch(rows[0], image, -1, H, W, steps, lanes);
+      fetch(rows[1], image, -1, H, W, steps, lanes);
+      fetch(rows[2], image, 0, H, W, steps, lanes);
+      fetch(rows[3], image, 1, H, W, steps, lanes);
       for (int64_t y = 0; y < H; y++) {
-        fetch(rows[4], x + offset, y + 2, H, W, C, lanes);
+        fetch(rows[4], image, y + 2, H, W, steps, lanes);
         for (int64_t w = 0; w < W; w += 4) {  // up to three pixels too many, of zeros
           V<T> s0 = sums[0], s1 = sums[0], s2 = sums[0], s3 = sums[0];
           for (int i = 0; i < 5; i++) {
@@ -231,11 +266,7 @@ void plane_grad(const T* x, T* dx, int64_t N, int64_t H, int64_t W, int64_t C, c
             out[i] += sums[5 + 2 * side + corner] + 2 * corners[2 * side + corner] * r[i];
           }
         }
-        T* to = dx + offset + y * W * C;
-        if (lanes == LANES<T>)
-          for (int64_t w = 0; w < W; w++) store(to + w * C, load(to + w * C, LANES<T>) + out[w], LANES<T>);
-        else
-          for (int64_t w = 0; w < W; w++) store(to + w * C, load(to + w * C, lanes) + out[w], lanes);
+        add_row(image_grad, y, H, W, dx_steps, out, lanes);
         std::rotate(rows, rows + 1, rows + 5);
       }
     }
@@ -273,24 +304,25 @@ inline void pair_products(V<T>* const* rows, int64_t patches, V<T>* sums) {
 constexpr int STRIDED_SUMS = 56;
 
 template <typename T>
-void strided_sums(const T* x, int64_t N, int64_t H, int64_t W, int64_t C, const T* shift, double* out, int64_t threads) {
+void strided_sums(const T* x, const Steps& steps, int64_t N, int64_t C, int64_t H, int64_t W, const T* shift, double* out,
+                  int64_t threads) {
   const int64_t blocks = (C + LANES<T> - 1) / LANES<T>, rows_out = (H + 1) / 2, patches = (W + 1) / 2;
   share_totals(N * blocks, threads, C * STRIDED_SUMS, out, [&](int64_t first, int64_t last, double* totals) {
     Rows<T> memory(3, W + 3);
     for (int64_t task = first; task < last; task++) {
       const int64_t channel = task % blocks * LANES<T>;
       const int lanes = std::min<int64_t>(LANES<T>, C - channel);
-      const T* image = x + task / blocks * H * W * C + channel;
+      const T* image = x + task / blocks * steps.image + channel * steps.channel;
       double* total = totals + channel * STRIDED_SUMS;
       V<T>* rows[3] = {memory[0] + 1, memory[1] + 1, memory[2] + 1};
       const V<T> center = load(shift + channel, lanes);
       V<T> sums[STRIDED_SUMS] = {};
       int64_t pending = 0;
-      fetch(rows[2], image, -1, H, W, C, lanes);
+      fetch(rows[2], image, -1, H, W, steps, lanes);
       for (int64_t y = 0; y < rows_out; y++) {
         std::swap(rows[0], rows[2]);
-        fetch(rows[1], image, 2 * y, H, W, C, lanes);
-        fetch(rows[2], image, 2 * y + 1, H, W, C, lanes);
+        fetch(rows[1], image, 2 * y, H, W, steps, lanes);
+        fetch(rows[2], image, 2 * y + 1, H, W, steps, lanes);
 #if defined(__AVX512F__)
         pair_products<T, 0, 23>(rows, patches, sums);
         pair_products<T, 23, 45>(rows, patches, sums);
@@ -324,36 +356,30 @@ void strided_sums(const T* x, int64_t N, int64_t H, int64_t W, int64_t C, const 
 
 // Adds slope @ patch + offset to dx where the patch lies, stride 2. slope (9, 9, C), offset (9, C).
 template <typename T>
-void strided_grad(const T* x, T* dx, int64_t N, int64_t H, int64_t W, int64_t C, const T* slope, const T* offset,
-                  int64_t threads) {
+void strided_grad(const T* x, const Steps& steps, T* dx, const Steps& dx_steps, int64_t N, int64_t C, int64_t H,
+                  int64_t W, const T* slope, const T* offset, int64_t threads) {
   const int64_t blocks = (C + LANES<T> - 1) / LANES<T>, rows_out = (H + 1) / 2, patches = (W + 1) / 2;
   share(N * blocks, threads, [&](int64_t first, int64_t last, int64_t) {
     // Room for one patch more, which makes their number even.
     const int64_t size = 2 * patches + 4;
     Rows<T> memory(6, size);
     for (int64_t task = first; task < last; task++) {
-      const int64_t channel = task % blocks * LANES<T>, start = task / blocks * H * W * C + channel;
+      const int64_t channel = task % blocks * LANES<T>, index = task / blocks;
       const int lanes = std::min<int64_t>(LANES<T>, C - channel);
+      const T* image = x + index * steps.image + channel * steps.channel;
+      T* image_grad = dx + index * dx_steps.image + channel * dx_steps.channel;
       V<T> k[81], bias[9];
       for (int i = 0; i < 81; i++) k[i] = load(slope + i * C + channel, lanes);
       for (int i = 0; i < 9; i++) bias[i] = load(offset + i * C + channel, lanes);
       V<T>*rows[3], *grads[3];
       for (int i = 0; i < 3; i++) rows[i] = memory[i] + 1, grads[i] = memory[3 + i] + 1;
-      const auto put = [&](const V<T>* row, int64_t y) {
-        if (y < 0 || y >= H) return;
-        T* to = dx + start + y * W * C;
-        if (lanes == LANES<T>)
-          for (int64_t w = 0; w < W; w++) store(to + w * C, load(to + w * C, LANES<T>) + row[w], LANES<T>);
-        else
-          for (int64_t w = 0; w < W; w++) store(to + w * C, load(to + w * C, lanes) + row[w], lanes);
-      };
-      fetch(rows[2], x, -1, H, W, C, lanes);
+      fetch(rows[2], image, -1, H, W, steps, lanes);
       std::memset(static_cast<void*>(grads[2] - 1), 0, sizeof(V<T>) * size);
       for (int64_t y = 0; y < rows_out; y++) {
         std::swap(rows[0], rows[2]);
         std::swap(grads[0], grads[2]);
-        fetch(rows[1], x + start, 2 * y, H, W, C, lanes);
-        fetch(rows[2], x + start, 2 * y + 1, H, W, C, lanes);
+        fetch(rows[1], image, 2 * y, H, W, steps, lanes);
+        fetch(rows[2], image, 2 * y + 1, H, W, steps, lanes);
         for (int i = 1; i < 3; i++) std::memset(static_cast<void*>(grads[i] - 1), 0, sizeof(V<T>) * size);
         int64_t q = 0;
         for (; q + 1 < patches; q += 2) {
@@ -379,15 +405,15 @@ void strided_grad(const T* x, T* dx, int64_t N, int64_t H, int64_t W, int64_t C,
             for (int j = 0; j < 9; j++) one += k[9 * i + j] * rows[j / 3][2 * q + j % 3 - 1];
             grads[i / 3][2 * q + i % 3 - 1] += one;
           }
-        put(grads[0], 2 * y - 1);
-        put(grads[1], 2 * y);
+        add_row(image_grad, 2 * y - 1, H, W, dx_steps, grads[0], lanes);
+        add_row(image_grad, 2 * y, H, W, dx_steps, grads[1], lanes);
       }
-      put(grads[2], 2 * rows_out - 1);
+      add_row(image_grad, 2 * rows_out - 1, H, W, dx_steps, grads[2], lanes);
     }
   });
 }
 
-// Dense 3x3 patches at stride 2 of images of up to three channels, with any strides (n, c, y, w). out (32, 32), whose
+// Dense 3x3 patches at stride 2 of images of up to three channels. out (32, 32), whose
 // lower triangle is not complete: sums of products of the taps [c][i] less shift[c], and of one more, which is 1.
 constexpr int STEM_TAPS = 32;
 
@@ -420,8 +446,8 @@ inline void all_outer_products(const T* taps, int64_t patches, int64_t used, T* 
 }
 
 template <typename T>
-void stem_sums(const T* x, int64_t N, int64_t C, int64_t H, int64_t W, int64_t image_step, int64_t channel_step,
-               int64_t row_step, int64_t step, const T* shift, double* out, int64_t threads) {
+void stem_sums(const T* x, const Steps& steps, int64_t N, int64_t C, int64_t H, int64_t W, const T* shift, double* out,
+               int64_t threads) {
   const int64_t rows_out = (H + 1) / 2, patches = (W + 1) / 2;
   constexpr int SIZE = STEM_TAPS * STEM_TAPS;
   share_totals(N, threads, SIZE, out, [&](int64_t first, int64_t last, double* totals) {
@@ -435,10 +461,10 @@ void stem_sums(const T* x, int64_t N, int64_t C, int64_t H, int64_t W, int64_t i
         for (int64_t c = 0; c < C; c++)
           for (int i = 0; i < 3; i++) {
             const int64_t from = 2 * y + i - 1;
-            const T* pixels = x + task * image_step + c * channel_step + from * row_step;
+            const T* pixels = x + task * steps.image + c * steps.channel + from * steps.row;
             std::fill(row, row + 2 * patches + 1, -shift[c]);
             if (from >= 0 && from < H)
-              for (int64_t w = 0; w < W; w++) row[w + 1] = pixels[w * step] - shift[c];
+              for (int64_t w = 0; w < W; w++) row[w + 1] = pixels[w * steps.pixel] - shift[c];
             T* to = taps + 9 * c + 3 * i;
             for (int64_t q = 0; q < patches; q++)
               for (int j = 0; j < 3; j++) to[q * STEM_TAPS + j] = row[2 * q + j];
@@ -451,26 +477,26 @@ void stem_sums(const T* x, int64_t N, int64_t C, int64_t H, int64_t W, int64_t i
 }
 
 #define EXPORT(T, name)                                                                                               \
-  extern "C" void plane_sums_##name(const T* x, int64_t N, int64_t H, int64_t W, int64_t C, const T* shift,            \
-                                    double* out, int64_t threads) {                                                    \
-    plane_sums<T>(x, N, H, W, C, shift, out, threads);                                                                 \
+  extern "C" void plane_sums_##name(const T* x, const Steps* steps, int64_t N, int64_t C, int64_t H, int64_t W,        \
+                                    const T* shift, double* out, int64_t threads) {                                    \
+    plane_sums<T>(x, *steps, N, C, H, W, shift, out, threads);                                                         \
   }                                                                                                                    \
-  extern "C" void plane_grad_##name(const T* x, T* dx, int64_t N, int64_t H, int64_t W, int64_t C, const T* kernel,    \
-                                    int64_t threads) {                                                                 \
-    plane_grad<T>(x, dx, N, H, W, C, kernel, threads);                                                                 \
+  extern "C" void plane_grad_##name(const T* x, const Steps* steps, T* dx, const Steps* dx_steps, int64_t N,           \
+                                    int64_t C, int64_t H, int64_t W, const T* kernel, int64_t threads) {               \
+    plane_grad<T>(x, *steps, dx, *dx_steps, N, C, H, W, kernel, threads);                                              \
   }                                                                                                                    \
-  extern "C" void strided_sums_##name(const T* x, int64_t N, int64_t H, int64_t W, int64_t C, const T* shift,          \
-                                      double* out, int64_t threads) {                                                  \
-    strided_sums<T>(x, N, H, W, C, shift, out, threads);                                                               \
+  extern "C" void strided_sums_##name(const T* x, const Steps* steps, int64_t N, int64_t C, int64_t H, int64_t W,      \
+                                      const T* shift, double* out, int64_t threads) {                                  \
+    strided_sums<T>(x, *steps, N, C, H, W, shift, out, threads);                                                       \
   }                                                                                                                    \
-  extern "C" void strided_grad_##name(const T* x, T* dx, int64_t N, int64_t H, int64_t W, int64_t C, const T* slope,   \
-                                      const T* offset, int64_t threads) {                                              \
-    strided_grad<T>(x, dx, N, H, W, C, slope, offset, threads);                                                        \
+  extern "C" void strided_grad_##name(const T* x, const Steps* steps, T* dx, const Steps* dx_steps, int64_t N,         \
+                                      int64_t C, int64_t H, int64_t W, const T* slope, const T* offset,                \
+                                      int64_t threads) {                                                               \
+    strided_grad<T>(x, *steps, dx, *dx_steps, N, C, H, W, slope, offset, threads);                                     \
   }                                                                                                                    \
-  extern "C" void stem_sums_##name(const T* x, int64_t N, int64_t C, int64_t H, int64_t W, int64_t image_step,         \
-                                   int64_t channel_step, int64_t row_step, int64_t step, const T* shift, double* out,  \
-                                   int64_t threads) {                                                                  \
-    stem_sums<T>(x, N, C, H, W, image_step, channel_step, row_step, step, shift, out, threads);                        \
+  extern "C" void stem_sums_##name(const T* x, const Steps* steps, int64_t N, int64_t C, int64_t H, int64_t W,         \
+                                   const T* shift, double* out, int64_t threads) {                                     \
+    stem_sums<T>(x, *steps, N, C, H, W, shift, out, threads);                                                          \
   }
 
 EXPORT(float, float32)

@@ -1,6 +1,6 @@
 """The compiled kernels of kernels.cpp: built at first use, checked, called; or why there are none.
 
-They take float32 and float64 maps on a CPU, channels-last ones as they are. Where they
+They take float32 and float64 maps on a CPU, contiguous and channels-last ones. Where they
 cannot be built, or are not wanted (``MOBILEONE_KERNELS=0``), torch's operators do the
 same, slower; a line in the log says so. A build takes a compiler ($CXX, else c++, g++ or
 clang++) some seconds and stays in the user's cache for this processor.
@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -39,14 +39,14 @@ report: Callable[[str, int], None] = lambda message, level: logging.getLogger(__
 
 
 def usable(*maps: Tensor, any_layout: bool = False) -> bool:
-    """Whether the kernels can be had, and take these maps: of one type, on a CPU, laid out channels-last."""
+    """Whether the kernels can be had, and take these maps: of one type, on a CPU, contiguous or channels-last."""
     if torch.compiler.is_compiling():  # which cannot see into them
         return False
     dtype = maps[0].dtype
     for x in maps:
         if x.device.type != 'cpu' or x.dtype != dtype or dtype not in _TYPES or not x.numel():
             return False
-        if not (any_layout or x.permute(0, 2, 3, 1).is_contiguous()):
+        if not (any_layout or x.is_contiguous() or x.permute(0, 2, 3, 1).is_contiguous()):
             return False
     return library() is not None
 
@@ -61,45 +61,44 @@ def status() -> str:
 def plane_sums(x: Tensor, shift: Tensor) -> Tensor:
     """Sums (C, 42) in float64 over the 3x3 patches of x (N, C, H, W) at stride 1; kernels.cpp has their order."""
     out = torch.empty(x.shape[1], PLANE_SUMS, dtype=torch.float64)
-    _call('plane_sums', x, *_sizes(x), shift.to(x).contiguous(), out)
+    _call('plane_sums', [x], shift.to(x).contiguous(), out)
     return out
 
 
 def plane_grad(dx: Tensor, x: Tensor, weights: Tensor) -> None:
     """Add the adjoint of ``plane_sums`` to dx; weights (50, C)."""
-    _call('plane_grad', x, dx, *_sizes(x), weights.to(x).contiguous())
+    _call('plane_grad', [x, dx], weights.to(x).contiguous())
 
 
 def strided_sums(x: Tensor, shift: Tensor) -> Tensor:
     """Sums (C, 56) in float64 over the 3x3 patches of x (N, C, H, W) at stride 2."""
     out = torch.empty(x.shape[1], STRIDED_SUMS, dtype=torch.float64)
-    _call('strided_sums', x, *_sizes(x), shift.to(x).contiguous(), out)
+    _call('strided_sums', [x], shift.to(x).contiguous(), out)
     return out
 
 
 def strided_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
     """Add slope (9, 9, C) @ patch + offset (9, C) to dx where the patch lies, at stride 2."""
-    _call('strided_grad', x, dx, *_sizes(x), slope.to(x).contiguous(), offset.to(x).contiguous())
+    _call('strided_grad', [x, dx], slope.to(x).contiguous(), offset.to(x).contiguous())
 
 
 def stem_sums(x: Tensor, shift: Tensor) -> Tensor:
     """Sums (32, 32) in float64 over dense 3x3 patches at stride 2 of x (N, C, H, W), C < 4, in any layout."""
     out = torch.empty(STEM_TAPS, STEM_TAPS, dtype=torch.float64)
-    _call('stem_sums', x, *x.shape, *x.stride(), shift.to(x).contiguous(), out)
+    _call('stem_sums', [x], shift.to(x).contiguous(), out)
     return out
 
 
-def _sizes(x: Tensor) -> tuple[int, int, int, int]:
-    images, channels, height, width = x.shape
-    return images, height, width, channels
-
-
-def _call(name: str, x: Tensor, *arguments: Tensor | int) -> None:
-    function = getattr(library(), f'{name}_{_TYPES[x.dtype]}')
+def _call(name: str, maps: Sequence[Tensor], *arguments: Tensor) -> None:
+    """Every map with its steps, their size, the arguments and the number of threads."""
+    function = getattr(library(), f'{name}_{_TYPES[maps[0].dtype]}')
+    steps = [(ctypes.c_int64 * 4)(*x.stride()) for x in maps]
     # The tensors are the caller's locals, so they live until this returns; ctypes lets other threads run meanwhile.
     values = [
-        ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(a)
-        for a in (x, *arguments, torch.get_num_threads())
+        *(value for x, step in zip(maps, steps) for value in (ctypes.c_void_p(x.data_ptr()), step)),
+        *map(ctypes.c_int64, maps[0].shape),
+        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in arguments),
+        ctypes.c_int64(torch.get_num_threads()),
     ]
     function.restype = None
     function(*values)

@@ -20,6 +20,8 @@ CHANNELS = (1, 3, 8, 16, 17, 48)
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5}
 TINY = 'extern "C" int answer() { return 42; }\n'
 every_type = pytest.mark.parametrize(('dtype', 'tolerance'), TOLERANCES.items(), ids=str)
+LAYOUTS = {'nhwc': torch.channels_last, 'nchw': torch.contiguous_format}
+every_layout = pytest.mark.parametrize('layout', LAYOUTS)
 every_stride = pytest.mark.parametrize('stride', [1, 2])
 has_compiler = pytest.mark.skipif(not kernels.usable(torch.ones(1, 1, 1, 1)), reason='no compiler')
 
@@ -30,10 +32,10 @@ def threads(request, monkeypatch):
     monkeypatch.setattr(torch, 'get_num_threads', lambda: request.param)
 
 
-def maps(channels, plane, dtype, images=3):
+def maps(channels, plane, dtype, images=3, layout='nhwc'):
     torch.manual_seed(0)
     x = torch.randn(images, channels, *plane, dtype=dtype) + 0.5
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=LAYOUTS[layout])
 
 
 def unfolded(x, stride):
@@ -51,10 +53,11 @@ def covariance(taps):
 @has_compiler
 @every_type
 @every_stride
+@every_layout
 @pytest.mark.parametrize('plane', PLANES, ids=str)
-def test_moments_of_depthwise_patches(plane, stride, dtype, tolerance, threads):
+def test_moments_of_depthwise_patches(plane, layout, stride, dtype, tolerance, threads):
     for channels in CHANNELS:
-        x = maps(channels, plane, dtype)
+        x = maps(channels, plane, dtype, layout=layout)
         found, expected = depthwise.compiled_moments(x, stride), covariance(unfolded(x, stride))
         for one, other in zip(found, expected):
             torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
@@ -63,13 +66,15 @@ def test_moments_of_depthwise_patches(plane, stride, dtype, tolerance, threads):
 @has_compiler
 @every_type
 @every_stride
+@every_layout
+@pytest.mark.parametrize('grad_layout', LAYOUTS)
 @pytest.mark.parametrize('plane', PLANES, ids=str)
-def test_their_gradient(plane, stride, dtype, tolerance, threads):
+def test_their_gradient(plane, layout, grad_layout, stride, dtype, tolerance, threads):
     for channels in CHANNELS:
-        x = maps(channels, plane, dtype)
+        x = maps(channels, plane, dtype, layout=layout)
         slope, offset = torch.randn(channels, 9, 9, dtype=dtype), torch.randn(channels, 9, dtype=dtype)
         slope = slope + slope.transpose(1, 2)
-        start = torch.randn_like(x)
+        start = torch.randn_like(x).contiguous(memory_format=LAYOUTS[grad_layout])
         found = start.clone(memory_format=torch.preserve_format)
         depthwise.add_grad(found, x, slope, offset, stride)
         taps = (slope.double() @ unfolded(x, stride) + offset.double()[..., None]).flatten(0, 1)
@@ -80,14 +85,12 @@ def test_their_gradient(plane, stride, dtype, tolerance, threads):
 
 @has_compiler
 @every_type
-@pytest.mark.parametrize('layout', ['nchw', 'nhwc', 'part of a larger one'])
+@pytest.mark.parametrize('layout', [*LAYOUTS, 'part of a larger one'])
 @pytest.mark.parametrize('channels', [1, 2, 3])
 @pytest.mark.parametrize('plane', PLANES, ids=str)
 def test_moments_of_the_stem(plane, channels, layout, dtype, tolerance, threads):
-    x = maps(channels, plane, dtype)
-    if layout == 'nchw':
-        x = x.contiguous()
-    elif layout != 'nhwc':
+    x = maps(channels, plane, dtype, layout=layout if layout in LAYOUTS else 'nhwc')
+    if layout not in LAYOUTS:
         x = F.pad(x, (2, 3, 1, 1))[:, :, 1:-1, 2:-3]
     taps = F.unfold(x.double(), 3, padding=1, stride=2).transpose(0, 1).flatten(1)
     for one, other in zip(patches.patch_moments(x, 3, 2), covariance(taps)):
@@ -96,8 +99,9 @@ def test_moments_of_the_stem(plane, channels, layout, dtype, tolerance, threads)
 
 @has_compiler
 @every_stride
-def test_the_same_bits_each_time(stride, threads):
-    x = maps(48, (28, 30), torch.float32, images=8)
+@every_layout
+def test_the_same_bits_each_time(layout, stride, threads):
+    x = maps(48, (28, 30), torch.float32, images=8, layout=layout)
     results = [depthwise.compiled_moments(x, stride) for _ in range(3)]
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=0, atol=0)
@@ -130,10 +134,11 @@ def test_float32_is_nearer_to_float64_than_operators(stride, monkeypatch):
     assert error <= max(allowed, 1e-6)
 
 
-@pytest.mark.parametrize('case', ['nchw', 'bfloat16', 'empty', 'two types', 'a view', 'meta'])
+@pytest.mark.parametrize('case', ['bfloat16', 'empty', 'two types', 'a view', 'turned', 'meta'])
 def test_what_kernels_do_not_take(case):
     x = maps(6, (8, 8), torch.float32)
-    other = dict(nchw=x.contiguous(), bfloat16=x.bfloat16(), empty=x[:0], meta=x.to('meta')).get(
+    turned = x.contiguous().transpose(2, 3)
+    other = dict(bfloat16=x.bfloat16(), empty=x[:0], turned=turned, meta=x.to('meta')).get(
         case, x[:, :, 1:] if case == 'a view' else x.double()
     )
     assert not kernels.usable(x, other) and (case == 'two types' or not kernels.usable(other))

@@ -188,7 +188,10 @@ def test_a_compiled_block_reads_the_table(table):
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('name', BLOCKS)
 def test_autocast_is_as_near_to_float64_as_the_branches(name, dtype):
-    """Root of the mean square of what the step gives, and running statistics of float32."""
+    """Root of the mean square of what the step gives, and running statistics of float32.
+
+    Within 2.5 times: the skip is rounded as a part of the one kernel here, and not at all as a branch.
+    """
     results = {}
     for impl in ('exact', 'moments', 'branches'):
         block, x = block_and_map(name, 'branches' if impl == 'exact' else impl)
@@ -207,6 +210,6 @@ def test_autocast_is_as_near_to_float64_as_the_branches(name, dtype):
         assert found.dtype == branches.dtype
         if exact.is_floating_point():
             error, allowed = (float((value - exact).square().mean().sqrt()) for value in (found, branches))
-            assert error <= 1.5 * allowed + 1e-4 * float(exact.abs().max()), key
+            assert error <= 2.5 * allowed + 1e-4 * float(exact.abs().max()), key
         if 'running' in key:
             assert found.dtype == torch.float32
