@@ -23,6 +23,9 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope=SCOPE,
     locations=['mobileone_ext.recipe'],
 )
+WEIGHT_INITIALIZERS = Registry(
+    'weight initializer', parent=mmengine.WEIGHT_INITIALIZERS, scope=SCOPE, locations=['mobileone_ext.recipe']
+)
 TRANSFORMS = Registry(
     'transform',
     parent=mmengine.TRANSFORMS,

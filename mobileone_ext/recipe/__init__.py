@@ -1,6 +1,7 @@
-"""How a MobileOne is trained: the registered hooks and constructors that configs name."""
+"""How a MobileOne is trained: the registered hooks, constructors and initializers that configs name."""
 
 from . import (  # noqa: F401
+    branch_norms,
     channels_last,
     checkpointing,
     compile,
