@@ -1,8 +1,8 @@
-"""Two more that branches could suffer from: batch norm's running statistics, and weight decay on many small weights."""
+"""Two more that branches could suffer from: batch norm's running statistics, and weight decay of many kernels."""
 
 title = 'Batch norm momentum and weight decay of many branches'
 variants = {
     'all branches': {},
     'momentum 0.03': {'model.backbone.norm_cfg': dict(type='BN', momentum=0.03)},
-    'no decay of norms': {'optim_wrapper.paramwise_cfg': dict(norm_decay_mult=0.0)},
+    'no weight decay': {'optim_wrapper.optimizer.weight_decay': 0.0},
 }
