@@ -95,4 +95,4 @@ def test_a_real_run_writes_table_and_picture(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {'training.csv', 'training.md', 'training.png'}
     (row,) = csv.DictReader((tmp_path / 'training.csv').read_text().splitlines())
     assert 0 < float(row['median_s']) < 100 and 0.1 < float(row['peak_gb']) < 10
-    assert 'batch 2, 32 px, 1 threads' in capsys.readouterr().out
+    assert 'batch 2, 32 px, 1 thread\n' in capsys.readouterr().out
