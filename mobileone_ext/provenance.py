@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
@@ -24,9 +25,12 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
 
 
+_distributions = cache(packages_distributions)  # reads the files of all that is installed, for a second or more
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Distribution -> version, for import names."""
-    installed = packages_distributions()  # forks keep the import name and change the distribution's
+    installed = _distributions()  # forks keep the import name and change the distribution's
     names = [installed[package][0] for package in packages]
     return {name: version(name) for name in names}
 

@@ -1,9 +1,11 @@
 """Fixtures: the tools in this process, a tiny run on digits, images and weights kept outside the project."""
 
+import gc
 import os
 import runpy
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 # Before torch is imported, here and in child processes: maps of tests are small, and threads that wait for each other
@@ -12,10 +14,29 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest
 import torch
+from mmengine.config import config as mmengine_config
 from torch.nn.modules.batchnorm import _BatchNorm
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = 'tests/configs/tiny_digits.py'
+
+
+format_code = mmengine_config.FormatCode
+
+
+@cache
+def formatted(text: str, *style: tuple):
+    return format_code(text, style_config=dict(style))
+
+
+# Every run formats its config some fifteen times, and most configs are alike.
+mmengine_config.FormatCode = lambda text, style_config: formatted(text, *style_config.items())
+
+
+def pytest_collection_finish():
+    """What is imported stays: mmengine collects garbage for every data set, and would look at all of it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
