@@ -26,6 +26,7 @@ from ..data.classes import are_same, check_same
 from ..recipe.checkpointing import described_run, to_plain, without_functions
 from ..recipe.schedule import without_short_warmups
 from ..recipe.seeding import number_draws
+from ..recipe.workers import end_workers
 from ..recipe.wrapper import unwrap
 from .branches import give_branches
 from .processes import TiedWorker
@@ -72,8 +73,27 @@ class Runner(_Runner):
     """
 
     def train(self) -> torch.nn.Module:
-        with reading_safely():
+        with reading_safely(), self._ending_workers():
             return super().train()
+
+    def val(self) -> dict:
+        with self._ending_workers():
+            return super().val()
+
+    def test(self) -> dict:
+        with self._ending_workers():
+            return super().test()
+
+    @contextmanager
+    def _ending_workers(self) -> Iterator[None]:
+        """Afterwards no loader has workers left."""
+        try:
+            yield
+        finally:
+            for loop in (self._train_loop, self._val_loop, self._test_loop):
+                if isinstance(loop, BaseLoop):
+                    end_workers(loop.dataloader)
+                    end_workers(getattr(loop, 'dataloader_iterator', None))
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         hooks = {**_OWN_HOOKS, **(hooks or {})}

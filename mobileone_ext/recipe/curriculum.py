@@ -16,6 +16,7 @@ from mmpretrain.registry import TRANSFORMS
 
 from ..registry import HOOKS
 from .strength import at_size, at_strength, output_size
+from .workers import end_workers
 
 _STAGE_KEYS = ('epoch', 'size', 'strength')
 
@@ -166,7 +167,7 @@ class CurriculumHook(Hook):
         if stage != self.current and self.built[stage]:
             for dataset, pipeline in self.built[stage]:
                 dataset.pipeline = pipeline
-            _restart_workers(runner.train_dataloader)
+            end_workers(runner.train_dataloader)  # those keep the pipeline that they were started with
             self.current = stage
             name = stage_label(self.sizes.get(stage), stage.strength)
             runner.logger.info(f'curriculum: epoch {runner.epoch} (from 0) trains at {name}')
@@ -184,10 +185,3 @@ def stage_label(size: int | None, strength: float | None) -> str:
     if strength is not None:
         parts.append(f'augmentation {strength:g}')
     return ', '.join(parts)
-
-
-def _restart_workers(loader) -> None:
-    """Let the next epoch start new workers: persistent ones keep the pipeline they were started with."""
-    if loader._iterator is not None:
-        loader._iterator._shutdown_workers()
-        loader._iterator = None

@@ -117,7 +117,7 @@ def printed(metrics, classes):
     return console.export_text()
 
 
-@pytest.mark.parametrize('count', [2, 3, 20, 21, 3000])
+@pytest.mark.parametrize('count', [2, 3, 20, 21, 1000])
 def test_any_number_of_classes(count, tmp_path):
     rng = np.random.default_rng(0)
     matrix = rng.integers(0, 9, (count, count))

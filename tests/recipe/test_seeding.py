@@ -1,5 +1,6 @@
 """Every draw of a sample has its own augmentation, in every loop, whatever repeats it; resumable bit for bit."""
 
+import multiprocessing
 import random
 
 import numpy as np
@@ -201,6 +202,7 @@ def run(digits, work_dir, loop, workers, sampler='DefaultSampler', resume=None, 
     step = runner.model.train_step
     runner.model.train_step = lambda data, optim_wrapper: images.append(data['inputs']) or step(data, optim_wrapper)
     runner.train()
+    assert kind is PlainRunner or not multiprocessing.active_children()  # a garbage collection would wait for them
     return runner.model.state_dict(), images
 
 
