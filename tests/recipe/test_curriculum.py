@@ -19,6 +19,7 @@ from mobileone_ext.engine import train as training
 from mobileone_ext.recipe.checkpointing import PlainCheckpointHook
 from mobileone_ext.recipe.curriculum import CurriculumHook, read_stages, stage_at
 from mobileone_ext.recipe.strength import at_size, at_strength, output_size
+from mobileone_ext.recipe.workers import end_workers
 
 PAPER = [dict(epoch=0, size=160), dict(epoch=37, size=192), dict(epoch=112, size=224)]
 FRACTIONS = [dict(epoch=0.0, size=160), dict(epoch=37 / 300, size=192), dict(epoch=112 / 300, size=224)]
@@ -189,11 +190,13 @@ def runner(tmp_path):
         (tmp_path / f'data/{index % 2}').mkdir(parents=True, exist_ok=True)
         Image.linear_gradient('L').resize((40, 36)).convert('RGB').save(tmp_path / f'data/{index % 2}/{index}.png')
 
+    made = []
+
     def make(stages=STAGES, pipeline=PIPELINE, wrapper=None, resume_from=None, **loader):
         dataset = dict(type='CustomDataset', data_root=str(tmp_path / 'data'), pipeline=pipeline)
         if wrapper:
             dataset = dict(type=wrapper, times=1, dataset=dataset)
-        return Runner(
+        run = Runner(
             Mean(),
             str(tmp_path / 'work'),
             train_dataloader=dict(dataset=dataset, batch_size=4, sampler=dict(type='DefaultSampler'), **loader),
@@ -208,8 +211,12 @@ def runner(tmp_path):
             log_level='WARNING',
             cfg=dict(train_dataloader=dict(dataset=dataset)),
         )
+        made.append(run)
+        return run
 
-    return make
+    yield make
+    for run in made:  # mmengine's Runner leaves it to garbage collection, which waits for each
+        end_workers(getattr(run.train_loop, 'dataloader', None))
 
 
 @pytest.mark.parametrize(
