@@ -15,6 +15,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pytest
 import torch
 from mmengine.config import config as mmengine_config
+from mmengine.runner import runner as mmengine_runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,7 @@ def formatted(text: str, *style: tuple):
 
 # Every run formats its config some fifteen times, and most configs are alike.
 mmengine_config.FormatCode = lambda text, style_config: formatted(text, *style_config.items())
+mmengine_runner.collect_env = cache(mmengine_runner.collect_env)  # asks compilers for their versions
 
 
 def pytest_collection_finish():

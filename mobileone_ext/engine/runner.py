@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -71,6 +72,16 @@ class Runner(_Runner):
 
     ``resume`` takes a checkpoint that fits this run in every part, or raises ValueError. No file's code is run.
     """
+
+    _built = count()
+
+    def __init__(self, *args, experiment_name: str | None = None, cfg=None, **kwargs):
+        # mmengine's loggers go by name and second: another run of this process would write to the files of the first.
+        number = next(self._built)
+        if number:
+            file = getattr(cfg, 'filename', None)
+            experiment_name = f'{experiment_name or (Path(file).stem if file else "run")}_{number}'
+        super().__init__(*args, experiment_name=experiment_name, cfg=cfg, **kwargs)
 
     def train(self) -> torch.nn.Module:
         with reading_safely(), self._ending_workers():

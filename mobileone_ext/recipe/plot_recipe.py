@@ -160,6 +160,7 @@ def _build(config: Config, work_dir: str, steps: int) -> Runner:
     config.setdefault('randomness', {})
     if config.randomness.get('seed') is None:
         config.randomness.seed = 0
+    config.experiment_name = Path(work_dir).name  # mmengine's loggers go by name and second
     runner = Runner.from_cfg(config)
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)

@@ -15,7 +15,8 @@ from mobileone_ext.moments import gpu, kernels, statistics
 FLOAT32 = torch.ones(2, 3, 4, 4)
 
 
-@pytest.mark.parametrize('which', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('which', ['not slow', 'slow'])
 def test_kernels_under_the_interpreter(which):
     """Triton decides at its import whether to interpret, hence a process of its own."""
     pytest.importorskip('triton')

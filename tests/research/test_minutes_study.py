@@ -50,6 +50,7 @@ def run(run_tool, photos, config, *options):
     return row
 
 
+@pytest.mark.slow
 def test_an_epoch_on_a_hundred_photos(run_tool, photos):
     row = run(run_tool, photos, CONFIG, 'train_cfg.max_epochs=1')
     again, printed = run_tool('research.minutes', photos, photos.parent / 'out', CONFIG, '--seeds', 0)
