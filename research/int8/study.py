@@ -5,7 +5,7 @@ own training photos (all classes or half of them; 32, 100 and 200), of photos fr
 careless user takes: the middle eighth of those photos, enlarged.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ from mobileone_ext.data.pixels import Normalize, read_images
 from mobileone_ext.deploy.export import FileOptions
 from mobileone_ext.deploy.quantization.calibrate import Options, quantize
 from mobileone_ext.deploy.quantization.quantize import measure_accuracy, write
-from mobileone_ext.deploy.runtime import open_network
 from mobileone_ext.files import write_atomically
+from research.integers.study import PRECISE
 
 ZOOM = 8  # of textures
 
@@ -92,9 +92,20 @@ def quantize_all(
     return files
 
 
+def _in_exact_integers(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """An ONNX file as processors with VNNI compute it, on any."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry(PRECISE, '1')
+    session = onnxruntime.InferenceSession(path, options)
+    return lambda images: session.run(None, {'image': images})[0]
+
+
 def table(config: Config, model: nn.Module, files: dict[str, Path]) -> str:
     """Markdown: top-1, what it loses, and flips on the config's test set, a line a set."""
-    networks = {name: open_network(path) for name, path in files.items()}
+    networks = {name: _in_exact_integers(path) for name, path in files.items()}
     reference, *rows = measure_accuracy(config, model, networks)
     lines = ['| calibration | top-1 | loss | flips |', '|---|---|---|---|']
     lines.append(f'| float | {reference["top1"]:.2f} | | of {reference["num_images"]} |')
