@@ -20,7 +20,6 @@ from mobileone_ext.data.pixels import Normalize, read_images
 from mobileone_ext.deploy.export import FileOptions
 from mobileone_ext.deploy.quantization.calibrate import Options, quantize
 from mobileone_ext.deploy.quantization.quantize import measure_accuracy, write
-from mobileone_ext.files import write_atomically
 from research.integers.study import PRECISE
 
 ZOOM = 8  # of textures
@@ -86,8 +85,7 @@ def quantize_all(
             scratch = out / 'textures'
             scratch.mkdir(exist_ok=True)
             images = calibration_images(config, draw(SETS[name], own, outside, scratch))
-            with write_atomically(files[name]) as part:
-                write(config, weights, quantize(model, images, options), part, FileOptions())
+            write(config, weights, quantize(model, images, options), files[name], FileOptions(size=images.shape[-1]))
             print(f'{files[name]}: written', flush=True)
     return files
 

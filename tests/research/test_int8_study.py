@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import TINY, data_options
 from PIL import Image
 
 from research.int8.study import SETS, ZOOM, Calibration, draw
@@ -33,3 +34,16 @@ def test_draws(photos, tmp_path):
     for path in files('textures', 5):
         pixels = np.asarray(Image.open(path))
         assert pixels.shape == (256, 256, 3) and pixels.max() < 20 and ZOOM == 8
+
+
+def test_tool(run_tool, tiny_run, digits, tmp_path):
+    """On digits: files are written once, and measured."""
+    own = digits / 'train'
+    arguments = TINY, tiny_run / 'epoch_4.pth', own, own, tmp_path, '--weight-bits', '8', '--sets', '3', '5'
+    options = '--cfg-options', *data_options(digits)
+    code, printed = run_tool('research.int8', *arguments, *options)
+    assert code == 0 and printed.count(': written') == 2, printed
+    code, printed = run_tool('research.int8', *arguments, *options)
+    assert code == 0 and ': written' not in printed
+    lines = (tmp_path / 'table.md').read_text().splitlines()
+    assert [line.split('|')[1].strip() for line in lines[2:]] == ['float', 'all classes, 32', 'half of the classes, 32']
