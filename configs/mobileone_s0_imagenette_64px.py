@@ -7,6 +7,12 @@ DIR holds train/WNID/* and val/WNID/*, 9,469 and 3,925 photos. Results: docs/res
 
 _base_ = './mobileone_s0_imagenette_96px.py'
 
+test_pipeline = [
+    dict(type='mobileone_ext.LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=73, edge='short', backend='pillow'),
+    dict(type='CenterCrop', crop_size=64),
+    dict(type='PackInputs'),
+]
 train_dataloader = dict(
     dataset=dict(
         indices=list(range(0, 9469, 3)),
@@ -18,26 +24,8 @@ train_dataloader = dict(
         ],
     ),
 )
-test_dataloader = dict(
-    dataset=dict(
-        pipeline=[
-            dict(type='mobileone_ext.LoadImageFromFile'),
-            dict(type='ResizeEdge', scale=73, edge='short', backend='pillow'),
-            dict(type='CenterCrop', crop_size=64),
-            dict(type='PackInputs'),
-        ],
-    ),
-)
-val_dataloader = dict(
-    dataset=dict(
-        pipeline=[
-            dict(type='mobileone_ext.LoadImageFromFile'),
-            dict(type='ResizeEdge', scale=73, edge='short', backend='pillow'),
-            dict(type='CenterCrop', crop_size=64),
-            dict(type='PackInputs'),
-        ],
-    ),
-)
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, begin=0, end=1, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=5, begin=1, end=6, by_epoch=True, convert_to_iter_based=True),

@@ -10,6 +10,12 @@ test on all. Results, beside mmpretrain's network in the same minutes: docs/resu
 
 _base_ = './mobileone_s0_imagenette_cpu.py'
 
+test_pipeline = [
+    dict(type='mobileone_ext.LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=110, edge='short', backend='pillow'),
+    dict(type='CenterCrop', crop_size=96),
+    dict(type='PackInputs'),
+]
 train_dataloader = dict(
     batch_size=64,
     dataset=dict(
@@ -21,27 +27,12 @@ train_dataloader = dict(
         ],
     ),
 )
-test_dataloader = dict(
-    batch_size=64,
-    dataset=dict(
-        pipeline=[
-            dict(type='mobileone_ext.LoadImageFromFile'),
-            dict(type='ResizeEdge', scale=110, edge='short', backend='pillow'),
-            dict(type='CenterCrop', crop_size=96),
-            dict(type='PackInputs'),
-        ],
-    ),
-)
+test_dataloader = dict(batch_size=64, dataset=dict(pipeline=test_pipeline))
 val_dataloader = dict(
     batch_size=64,
     dataset=dict(
         indices=list(range(0, 3925, 5)),
-        pipeline=[
-            dict(type='mobileone_ext.LoadImageFromFile'),
-            dict(type='ResizeEdge', scale=110, edge='short', backend='pillow'),
-            dict(type='CenterCrop', crop_size=96),
-            dict(type='PackInputs'),
-        ],
+        pipeline=test_pipeline,
     ),
 )
 optim_wrapper = dict(optimizer=dict(lr=0.1))
