@@ -28,12 +28,7 @@ MORE = [
 # With a best file three of the moments are its own.
 BEST = ['while best is written', 'between best and the rest', 'before the old best is removed']
 WITH_BEST = [*BEST, *(moment for moment in MOMENTS if moment not in ('in the removal', 'at the end of training'))][:10]
-FAST = [
-    ('between write and removal', 1, None),
-    ('between save and validation', 1, 'auto'),
-    ('while best is written', 3, 'auto'),
-    ('before the old best is removed', 1, 'auto'),
-]
+FAST = [('between save and validation', 1, 'auto'), ('while best is written', 3, 'auto')]
 ALL = [
     *((moment, keep, None) for keep in (1, 3) for moment in MOMENTS),
     *((moment, keep, 'auto') for keep in (1, 3) for moment in WITH_BEST),

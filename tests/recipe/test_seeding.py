@@ -210,8 +210,8 @@ def run(digits, work_dir, loop, workers, sampler='DefaultSampler', resume=None, 
     'loop, sampler',
     [
         ('epochs', 'DefaultSampler'),
-        ('epochs', 'RepeatAugSampler'),
-        ('iterations', 'DefaultSampler'),
+        pytest.param('epochs', 'RepeatAugSampler', marks=pytest.mark.slow),
+        pytest.param('iterations', 'DefaultSampler', marks=pytest.mark.slow),
         ('iterations', 'InfiniteSampler'),
     ],
 )
