@@ -102,9 +102,8 @@ class Runner(_Runner):
             yield
         finally:
             for loop in (self._train_loop, self._val_loop, self._test_loop):
-                if isinstance(loop, BaseLoop):
-                    end_workers(loop.dataloader)
-                    end_workers(getattr(loop, 'dataloader_iterator', None))
+                for name in ('dataloader', 'dataloader_iterator'):
+                    end_workers(getattr(loop, name, None))
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         hooks = {**_OWN_HOOKS, **(hooks or {})}
