@@ -17,12 +17,12 @@ import torch
 from mmengine.config import config as mmengine_config
 from mmengine.runner import runner as mmengine_runner
 from torch.nn.modules.batchnorm import _BatchNorm
+from yapf.yapflib import yapf_api
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = 'tests/configs/tiny_digits.py'
 
-
-format_code = mmengine_config.FormatCode
+format_code = yapf_api.FormatCode
 
 
 @cache
@@ -30,8 +30,12 @@ def formatted(text: str, *style: tuple):
     return format_code(text, style_config=dict(style))
 
 
-# Every run formats its config some fifteen times, and most configs are alike.
-mmengine_config.FormatCode = lambda text, style_config: formatted(text, *style_config.items())
+def format_once(text: str, style_config: dict):
+    """Every run formats its config some fifteen times, and most configs are alike."""
+    return formatted(text, *style_config.items())
+
+
+yapf_api.FormatCode = mmengine_config.FormatCode = format_once  # where the forks and where mmengine look it up
 mmengine_runner.collect_env = cache(mmengine_runner.collect_env)  # asks compilers for their versions
 
 
