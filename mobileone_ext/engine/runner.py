@@ -84,26 +84,26 @@ class Runner(_Runner):
         super().__init__(*args, experiment_name=experiment_name, cfg=cfg, **kwargs)
 
     def train(self) -> torch.nn.Module:
-        with reading_safely(), self._ending_workers():
+        with reading_safely(), self._ending_workers('_train_loop', '_val_loop', '_test_loop'):
             return super().train()
 
     def val(self) -> dict:
-        with self._ending_workers():
+        with self._ending_workers('_val_loop'):
             return super().val()
 
     def test(self) -> dict:
-        with self._ending_workers():
+        with self._ending_workers('_test_loop'):
             return super().test()
 
     @contextmanager
-    def _ending_workers(self) -> Iterator[None]:
-        """Afterwards no loader has workers left."""
+    def _ending_workers(self, *loops: str) -> Iterator[None]:
+        """Afterwards their loaders have no workers left; those of a training that this is a part of go on."""
         try:
             yield
         finally:
-            for loop in (self._train_loop, self._val_loop, self._test_loop):
+            for loop in loops:
                 for name in ('dataloader', 'dataloader_iterator'):
-                    end_workers(getattr(loop, name, None))
+                    end_workers(getattr(getattr(self, loop), name, None))
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         hooks = {**_OWN_HOOKS, **(hooks or {})}

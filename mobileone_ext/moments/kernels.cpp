@@ -78,7 +78,6 @@ inline void fetch(V<T>* buffer, const T* image, int64_t y, int64_t H, int64_t W,
     std::memset(static_cast<void*>(buffer), 0, sizeof(V<T>) * W);
   } else if (steps.channel != 1) {
     T* to = reinterpret_cast<T*>(buffer);
-    if (lanes < LANES<T>) std::memset(static_cast<void*>(buffer), 0, sizeof(V<T>) * W);
     for (int l = 0; l < lanes; l++)
       for (int64_t w = 0; w < W; w++) to[w * LANES<T> + l] = row[l * steps.channel + w * steps.pixel];
   } else if (lanes == LANES<T>) {

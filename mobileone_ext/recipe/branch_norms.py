@@ -24,7 +24,9 @@ class BranchNorms:
 
     def __call__(self, module: nn.Module) -> None:
         for name, child in module.named_modules():
-            if name.endswith('branch_norm'):
-                nn.init.constant_(child.weight, self.skip)
-            elif name.endswith('branch_scale.norm'):
-                nn.init.constant_(child.weight, self.scale)
+            for ending, value in (('branch_norm', self.skip), ('branch_scale.norm', self.scale)):
+                if not name.endswith(ending):
+                    continue
+                if child.weight is None:
+                    raise ValueError(f'BranchNorms: {name} has no weight: norm_cfg must not have affine=False')
+                nn.init.constant_(child.weight, value)

@@ -42,7 +42,8 @@ class ChannelsLastHook(Hook):
 def unsafe_convolution(model: nn.Module) -> str | None:
     """Name of a convolution on a CPU whose backward pass corrupts memory in channels_last, if there is one.
 
-    Seen in torch 2.13 and 2.14 for dense 1x1 convolutions at stride 2 over 2 to 7 channels in float32, on AVX2.
+    Seen for dense 1x1 convolutions at stride 2 in float32: over 3 channels in torch 2.13 and 2.14, over 2 to 7 in 2.14
+    on AVX2.
     """
     for name, module in model.named_modules():
         if (

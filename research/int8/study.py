@@ -20,7 +20,7 @@ from mobileone_ext.data.pixels import Normalize, read_images
 from mobileone_ext.deploy.export import FileOptions
 from mobileone_ext.deploy.quantization.calibrate import Options, quantize
 from mobileone_ext.deploy.quantization.quantize import measure_accuracy, write
-from research.integers.study import PRECISE
+from research.integers.study import open_session
 
 ZOOM = 8  # of textures
 
@@ -92,12 +92,7 @@ def quantize_all(
 
 def _in_exact_integers(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """An ONNX file as processors with VNNI compute it, on any."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(PRECISE, '1')
-    session = onnxruntime.InferenceSession(path, options)
+    session = open_session(path.read_bytes(), precise=True)
     return lambda images: session.run(None, {'image': images})[0]
 
 

@@ -44,8 +44,6 @@ def _moved(proto: onnx.ModelProto, source: type, target: type, offset: int) -> o
 
 def kinds(path: Path) -> dict:
     """onnxruntime's sessions, one thread, by name; ``path`` is a file of tools/quantize.py."""
-    import onnxruntime
-
     proto = onnx.load(path)
     files = {
         'u8 x s8 (as written)': (proto, False),
@@ -53,14 +51,17 @@ def kinds(path: Path) -> dict:
         'u8 x u8': (with_unsigned_weights(proto), False),
         's8 x s8': (with_signed_activations(proto), False),
     }
-    sessions = {}
-    for name, (content, precise) in files.items():
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        if precise:
-            options.add_session_config_entry(PRECISE, '1')
-        sessions[name] = onnxruntime.InferenceSession(content.SerializeToString(), options)
-    return sessions
+    return {name: open_session(content.SerializeToString(), precise) for name, (content, precise) in files.items()}
+
+
+def open_session(content: bytes, precise: bool):
+    """onnxruntime's session of one thread; ``precise``: in exact integers also on processors without VNNI."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.add_session_config_entry(PRECISE, str(int(precise)))
+    return onnxruntime.InferenceSession(content, options)
 
 
 def times(sessions: dict, image: np.ndarray, rounds: int) -> dict[str, float]:

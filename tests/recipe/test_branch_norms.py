@@ -35,6 +35,13 @@ def test_norms_of_skip_and_scale_alone_are_set():
     assert len(seen) == 3
 
 
+def test_a_norm_without_weights_is_refused():
+    with pytest.raises(ValueError, match=r'BranchNorms: .*branch_scale.norm has no weight'):
+        MobileOne(
+            'mu0', norm_cfg=dict(type='BN', affine=False), init_cfg=[dict(type='mobileone_ext.BranchNorms')]
+        ).init_weights()
+
+
 @pytest.mark.parametrize('value', [None, 'x', True, float('nan'), float('inf')])
 def test_other_than_a_number_is_refused(value):
     with pytest.raises(ValueError, match='BranchNorms: scale='):
