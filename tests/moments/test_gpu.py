@@ -20,7 +20,7 @@ FLOAT32 = torch.ones(2, 3, 4, 4)
 def test_kernels_under_the_interpreter(which):
     """Triton decides at its import whether to interpret, hence a process of its own."""
     pytest.importorskip('triton')
-    tests = Path(__file__).with_name('interpreted.py')
+    tests = Path(__file__).with_name('test_triton.py')
     options = ['-q', '-x', '-p', 'no:randomly', '-p', 'no:cacheprovider', '-m', which]
     environment = dict(os.environ, TRITON_INTERPRET='1')
     command = [sys.executable, '-m', 'pytest', *options, str(tests)]

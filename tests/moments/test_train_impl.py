@@ -44,7 +44,8 @@ def step(block, x):
     """Output, gradients of input and parameters, and buffers of one training step."""
     x = x.clone().requires_grad_()
     out = block(x)
-    weight = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(out)
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(out.shape, dtype=torch.float64, generator=generator, device='cpu').to(out)
     (out * weight).sum().backward()
     gradients = {name: parameter.grad for name, parameter in block.named_parameters()}
     return dict(out=out.detach(), x=x.grad, **gradients, **dict(block.named_buffers()))

@@ -1,4 +1,4 @@
-"""The Triton kernels under Triton's interpreter, on CPU; test_gpu.py runs this file in a process of its own.
+"""The Triton kernels on a GPU, or under Triton's interpreter on a CPU: test_gpu.py runs this file so.
 
 The truth is unfolded patches in float64.
 """
@@ -8,12 +8,21 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.blocks import MOST_EXCESS, Precision, excess
+from benchmarks.traffic import blocks
 from test_kernels import covariance, unfolded
-from test_train_impl import BLOCKS, assert_same, pair, step
+from test_train_impl import BLOCKS, assert_same, step
+from test_train_impl import pair as pair_on_cpu
 
 from mobileone_ext.moments import depthwise, gpu, kernels, patches
 
-pytestmark = pytest.mark.filterwarnings('ignore::RuntimeWarning')  # numpy's, of what a mask leaves out
+DEVICE = 'cpu' if gpu.INTERPRETED else 'cuda'
+pytestmark = [
+    pytest.mark.filterwarnings('ignore::RuntimeWarning'),  # numpy's, of what a mask leaves out
+    pytest.mark.skipif(not (gpu.INTERPRETED or torch.cuda.is_available()), reason='needs a GPU or TRITON_INTERPRET=1'),
+]
+BACKEND = 'aot_eager' if gpu.INTERPRETED else 'inductor'
+on_a_gpu = pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
 EPS = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 3e-6, torch.float16: 3e-6}
 # N, C, H, W, layout: odd and even planes, lines, a pixel, several tiles of columns and blocks of channels.
 MAPS = {
@@ -28,6 +37,19 @@ MAPS = {
 }
 every_map = pytest.mark.parametrize('shape', MAPS.values(), ids=MAPS)
 every_stride = pytest.mark.parametrize('stride', [1, 2])
+
+
+@pytest.fixture(autouse=True)
+def device():
+    """Where tensors are made."""
+    with torch.device(DEVICE):
+        yield
+
+
+def pair(options, dtype=torch.float64):
+    with torch.device('cpu'):
+        both = pair_on_cpu(options, dtype)
+    return tuple(block.to(DEVICE) for block in both)
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +181,7 @@ def test_autocast_is_as_near_to_float64_as_the_branches(name, dtype):
     moments, branches = pair(BLOCKS[name], torch.float32)
     x = (torch.randn(8, 6, 3, 4) + 0.5).to(dtype).contiguous(memory_format=torch.channels_last)
     expected = step(copy.deepcopy(branches).double(), x.double())
-    with torch.autocast('cpu', dtype):
+    with torch.autocast(DEVICE, dtype):
         found, allowed = step(moments, x), step(branches, x)
     for key, value in expected.items():
         if not value.is_floating_point():
@@ -179,7 +201,7 @@ def test_compiles_around_the_kernels(name):
     plain = copy.deepcopy(moments)
     x = torch.randn(2, 6, 3, 2).contiguous(memory_format=torch.channels_last)
     torch._dynamo.reset()
-    compiled = torch.compile(moments, fullgraph=True, backend='aot_eager')
+    compiled = torch.compile(moments, fullgraph=True, backend=BACKEND)
     results = []
     for block in (compiled, plain):
         inputs = x.clone().requires_grad_()
@@ -195,13 +217,13 @@ def test_compiles_under_autocast_for_any_batch_size(name):
     moments, _ = pair(BLOCKS[name], torch.float32)
     plain = copy.deepcopy(moments)
     torch._dynamo.reset()
-    compiled = torch.compile(moments, fullgraph=True, backend='aot_eager')
+    compiled = torch.compile(moments, fullgraph=True, backend=BACKEND)
     for images in (2, 3, 5):  # from the second on a symbolic number
         x = torch.randn(images, 6, 3, 2).bfloat16().contiguous(memory_format=torch.channels_last)
         results = []
         for block in (compiled, plain):
             inputs = x.clone().requires_grad_()
-            with torch.autocast('cpu', torch.bfloat16):
+            with torch.autocast(DEVICE, torch.bfloat16):
                 block(inputs).float().square().sum().backward()
             results.append(inputs.grad)
         torch.testing.assert_close(*results, rtol=0.05, atol=0.05)
@@ -211,8 +233,32 @@ def test_the_log_says_so(monkeypatch):
     said = []
     monkeypatch.setattr(kernels, 'report', lambda message, level: said.append(message))
     monkeypatch.setattr(gpu, '_found', {})
-    assert 'where they can be had' in gpu.status(torch.device('cpu'))
+    device = torch.ones(1).device
+    assert 'where they can be had' in gpu.status(device)
     for _ in range(2):
         assert gpu.usable(torch.ones(1, 1, 2, 2))
     assert said == ['training statistics of float32: by Triton kernels']
-    assert gpu.status(torch.device('cpu')) == 'Triton kernels'
+    assert gpu.status(device) == 'Triton kernels'
+
+
+@on_a_gpu
+@pytest.mark.parametrize('dtype', patches.HALF, ids=str)
+@pytest.mark.parametrize('geometry', sorted({*blocks('s0', 224), *blocks('s1', 224)}, key=str), ids=str)
+def test_blocks_of_s0_and_s1_are_as_near_to_float64_as_their_branches(geometry, dtype):
+    """With kernels as large as they are in use."""
+    with torch.device('cpu'):
+        assert excess(geometry, 8, Precision('cuda', dtype)) <= MOST_EXCESS
+
+
+@on_a_gpu
+@every_stride
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_the_same_map_gives_the_same_bits(dtype, stride):
+    x = make_map((64, 48, 56, 56, 'nhwc'), dtype)
+    slope, offset = torch.randn(48, 9, 9), torch.randn(48, 9)
+    found = []
+    for _ in range(2):
+        dx = torch.zeros_like(x)
+        depthwise.add_grad(dx, x, slope, offset, stride)
+        found.append((*depthwise.compiled_moments(x, stride), dx))
+    assert all(torch.equal(one, other) for one, other in zip(*found))
