@@ -26,7 +26,8 @@ ZOOM = 8  # of textures
 
 
 class Calibration(NamedTuple):
-    """A draw of ``count`` photos; ``source`` is ``own``, ``half`` (of its classes), ``outside`` or ``textures``."""
+    """A draw of ``count`` photos of ``source``: ``own``, ``half`` or ``other half`` (of its classes), ``outside`` or
+    ``textures``."""
 
     source: str
     count: int
@@ -49,9 +50,10 @@ def draw(calibration: Calibration, own: Path, outside: Path, scratch: Path) -> l
     """The files of a set; textures are written to ``scratch``."""
     source, count, seed = calibration
     files = find_images([outside if source in ('outside', 'textures') else own])
-    if source == 'half':
+    if source.endswith('half'):
         classes = sorted({path.parent for path in files})
-        files = [path for path in files if path.parent in classes[: len(classes) // 2]]
+        half = classes[: len(classes) // 2]
+        files = [path for path in files if (path.parent in half) == (source == 'half')]
     order = np.random.default_rng(seed).permutation(len(files))[:count]
     chosen = [Path(files[index]) for index in order]
     return list(_textures(chosen, scratch)) if source == 'textures' else chosen

@@ -60,7 +60,7 @@ def test_snapped_weights_survive_torchaos_scale(per_channel):
 def test_function_that_changes_is_refused(monkeypatch):
     from mobileone_ext.deploy.quantization import prepare as module
 
-    def spoil(model, images, balance):
+    def spoil(model, images, *options):
         model.head.fc.bias.data[0] += 1
 
     monkeypatch.setattr(module, 'equalize', spoil)

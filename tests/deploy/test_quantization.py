@@ -90,12 +90,13 @@ def test_equalization_keeps_the_function(se_blocks, balance):
 
 def test_scales_of_channels():
     uneven, even = torch.tensor([0.0, 0.1, 2.0, 2.0, 8.0]), torch.ones(5)
-    # What is quiet on the calibration images may be loud on others: nothing counts as less than half of the median.
+    # What is quiet on the calibration images may be loud on others: no activation counts as less than the median.
+    torch.testing.assert_close(channel_scales(uneven, even, even, 1.0), torch.tensor([1.0, 1.0, 1.0, 1.0, 4.0]))
     expected = torch.tensor([0.5, 0.5, 1.0, 1.0, 4.0])
-    torch.testing.assert_close(channel_scales(uneven, even, even, 1.0), expected)
+    torch.testing.assert_close(channel_scales(uneven, even, even, 1.0, floor=0.5), expected)
+    torch.testing.assert_close(channel_scales(uneven, even, even, 0.5, floor=0.5), expected.sqrt())
     torch.testing.assert_close(channel_scales(even, uneven, even, 0.0), expected.sqrt())
     torch.testing.assert_close(channel_scales(even, even, uneven, 0.0), 1 / expected.sqrt())
-    torch.testing.assert_close(channel_scales(uneven, even, even, 0.5), expected.sqrt())
 
 
 @torch.no_grad()

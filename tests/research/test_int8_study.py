@@ -1,8 +1,8 @@
-"""The study of calibration sets: what each set draws."""
+"""The studies of int8: what each set of photos draws, and what they print."""
 
 import numpy as np
 import pytest
-from conftest import TINY, data_options
+from conftest import TINY, data_options, only_line
 from PIL import Image
 
 from research.int8.study import SETS, ZOOM, Calibration, draw
@@ -30,6 +30,7 @@ def test_draws(photos, tmp_path):
     assert len(set(files('own', 30))) == 30 and files('own', 30) == files('own', 30) != files('own', 30, 1)
     assert {path.parent.name for path in files('own', 30)} == {'a', 'b'}
     assert {path.parent.name for path in files('half', 10)} == {'a'}
+    assert {path.parent.name for path in files('other half', 10)} == {'b'}
     assert {path.parent.name for path in files('outside', 10)} == {'outside'}
     for path in files('textures', 5):
         pixels = np.asarray(Image.open(path))
@@ -47,3 +48,20 @@ def test_tool(run_tool, tiny_run, digits, tmp_path):
     assert code == 0 and ': written' not in printed
     lines = (tmp_path / 'table.md').read_text().splitlines()
     assert [line.split('|')[1].strip() for line in lines[2:]] == ['float', 'all classes, 32', 'half of the classes, 32']
+
+
+def test_settings(run_tool, tiny_run, digits):
+    own = digits / 'train'
+    arguments = TINY, tiny_run / 'epoch_4.pth', own, own
+    code, printed = run_tool('research.int8.settings', *arguments, 'balance=0,ridge=3', 'floor=0.5')
+    rows = [line.split(' | ') for line in printed.splitlines() if ' % ' in line]
+    assert code == 0 and [row[1] for row in rows] == ['half, 200'] * 2 + ['half, 32'] * 2 + ['outside, 100'] * 2
+    assert all(0 < float(value) < 1 for row in rows for value in row[4].strip(' |').split(', '))
+    assert rows[0][4] != rows[1][4] and rows[0][0] == '| balance=0,ridge=3'
+
+
+@pytest.mark.parametrize('setting', ['floor', 'floor=low', 'flor=1', 'equalize=0', ''])
+def test_a_wrong_setting(run_tool, tiny_run, digits, setting):
+    arguments = TINY, tiny_run / 'epoch_4.pth', digits / 'train', digits / 'train'
+    code, printed = run_tool('research.int8.settings', *arguments, 'floor=1', setting)
+    assert code and 'a setting is NAME=NUMBER, of balance, floor, ridge, weight_bits' in only_line(printed)

@@ -33,7 +33,7 @@ class Options:
 
     Attributes:
         per_channel: one weight scale for each output channel instead of one for the layer.
-        equalize, balance: see equalization.py.
+        equalize, balance, floor: see equalization.py.
         absorb_bias: move what a depthwise channel always exceeds into the next layer's bias.
         correct_bias: fit each bias to the means of the float network.
         compensate: least squares and compensated rounding instead of rounding to nearest; fits the bias too.
@@ -46,6 +46,7 @@ class Options:
     per_channel: bool = True
     equalize: bool = True
     balance: float = 0.5
+    floor: float = 1.0
     absorb_bias: bool = False
     correct_bias: bool = True
     compensate: bool = True
@@ -136,7 +137,7 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
     reference = copy.deepcopy(model).eval()
     images = images.contiguous(memory_format=torch.channels_last)
     if options.equalize:
-        equalize(reference, images, options.balance)
+        equalize(reference, images, options.balance, options.floor)
     if options.absorb_bias:
         absorb_bias(reference, images)
     result = Int8(copy.deepcopy(reference))
@@ -174,14 +175,15 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
 
 
 @torch.no_grad()
-def equalize(model: nn.Module, images: Tensor, balance: float) -> None:
+def equalize(model: nn.Module, images: Tensor, balance: float, floor: float = 1.0) -> None:
     """Bring the channels between any two layers to one range, in place; the function stays the same.
 
     An SE between them reads the divided channels, so it is made to multiply them back.
     """
     layers = layers_of(model)
     for layer, after, largest in zip(layers, layers[1:], largest_activations(layers, images)):
-        scales = channel_scales(largest, outgoing_range(layer.linear), incoming_range(after.linear), balance)
+        weights = outgoing_range(layer.linear), incoming_range(after.linear)
+        scales = channel_scales(largest, *weights, balance, floor)
         divide_outputs(layer.linear, scales)
         if layer.has_se:
             multiply_inputs(layer.finish[0].conv1.conv, scales)
@@ -283,7 +285,7 @@ def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Te
     full = quantize(model, images, dataclasses.replace(options, compensate=False, correct_bias=False))
     reference = copy.deepcopy(model).eval()
     if options.equalize:
-        equalize(reference, images, options.balance)
+        equalize(reference, images, options.balance, options.floor)
     expected = in_chunks(Int8(reference), held_out).log_softmax(1)
     costs = []
     for layer, quantized in zip(layers_of(reference), layers_of(full.model)):

@@ -8,10 +8,12 @@ here it balances the range of the activation too, since it has one scale for all
 import torch
 from torch import Tensor, nn
 
-FLOOR = 0.5  # of the median; a channel that is quiet on the calibration images may be loud on others
+WEIGHT_FLOOR = 0.5  # of the median; of weights that are 0, say
 
 
-def channel_scales(activation: Tensor, weight_out: Tensor, weight_in: Tensor, balance: float) -> Tensor:
+def channel_scales(
+    activation: Tensor, weight_out: Tensor, weight_in: Tensor, balance: float, floor: float = 1.0
+) -> Tensor:
     """What to divide each of C channels by; all arguments (C,), their median 1 in the result.
 
     Args:
@@ -19,19 +21,21 @@ def channel_scales(activation: Tensor, weight_out: Tensor, weight_in: Tensor, ba
         weight_out: largest weight of the layer before that makes the channel.
         weight_in: largest weight of the layer after that reads it.
         balance: 1 brings the activations to one range, 0 makes the weights alike in both layers.
+        floor: what an activation counts as at least, of the median: a channel that is quiet on the calibration images
+            may be loud on others.
     """
-    activation = _floored(activation)
-    weights = (_floored(weight_out) / _floored(weight_in)).sqrt()
+    activation = _floored(activation, floor)
+    weights = (_floored(weight_out, WEIGHT_FLOOR) / _floored(weight_in, WEIGHT_FLOOR)).sqrt()
     scales = activation**balance * (weights / weights.median()) ** (1 - balance)
     return scales / scales.median()
 
 
-def _floored(values: Tensor) -> Tensor:
-    """``values`` over the median of the positive ones, none below ``FLOOR``."""
+def _floored(values: Tensor, floor: float) -> Tensor:
+    """``values`` over the median of the positive ones, none below ``floor``."""
     positive = values[values > 0]
     if not len(positive):
         return torch.ones_like(values)
-    return (values / positive.median()).clamp_min(FLOOR)
+    return (values / positive.median()).clamp_min(floor)
 
 
 def outgoing_range(linear: nn.Module) -> Tensor:

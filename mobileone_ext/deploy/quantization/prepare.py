@@ -56,7 +56,7 @@ def prepare(
     else:
         prepared = copy.deepcopy(model).eval()
         if options.equalize:
-            equalize(prepared, images, options.balance)
+            equalize(prepared, images, options.balance, options.floor)
         if options.absorb_bias:
             absorb_bias(prepared, images)
     difference = Difference()
