@@ -5,7 +5,7 @@ own training photos (all classes or half of them; 32, 100 and 200), of photos fr
 careless user takes: the middle eighth of those photos, enlarged.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from mobileone_ext.data.pixels import Normalize, read_images
 from mobileone_ext.deploy.export import FileOptions
 from mobileone_ext.deploy.quantization.calibrate import Options, quantize
 from mobileone_ext.deploy.quantization.quantize import measure_accuracy, write
-from research.integers.study import open_session
+from research.sessions import in_exact_integers
 
 ZOOM = 8  # of textures
 
@@ -92,15 +92,9 @@ def quantize_all(
     return files
 
 
-def _in_exact_integers(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """An ONNX file as processors with VNNI compute it, on any."""
-    session = open_session(path.read_bytes(), precise=True)
-    return lambda images: session.run(None, {'image': images})[0]
-
-
 def table(config: Config, model: nn.Module, files: dict[str, Path]) -> str:
     """Markdown: top-1, what it loses, and flips on the config's test set, a line a set."""
-    networks = {name: _in_exact_integers(path) for name, path in files.items()}
+    networks = {name: in_exact_integers(path.read_bytes()) for name, path in files.items()}
     reference, *rows = measure_accuracy(config, model, networks)
     lines = ['| calibration | top-1 | loss | flips |', '|---|---|---|---|']
     lines.append(f'| float | {reference["top1"]:.2f} | | of {reference["num_images"]} |')

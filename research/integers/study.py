@@ -15,10 +15,10 @@ from mmengine.config import Config
 from onnx import numpy_helper
 
 from mobileone_ext.deploy.export import load_fused
+from research.sessions import PRECISE, open_session
 from research.toolchains.study import TestSet
 
 IMAGES = 4  # a turn
-PRECISE = 'session.x64quantprecision'
 
 
 def with_unsigned_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -52,16 +52,6 @@ def kinds(path: Path) -> dict:
         's8 x s8': (with_signed_activations(proto), False),
     }
     return {name: open_session(content.SerializeToString(), precise) for name, (content, precise) in files.items()}
-
-
-def open_session(content: bytes, precise: bool):
-    """onnxruntime's session of one thread; ``precise``: in exact integers also on processors without VNNI."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    options.add_session_config_entry(PRECISE, str(int(precise)))
-    return onnxruntime.InferenceSession(content, options)
 
 
 def times(sessions: dict, image: np.ndarray, rounds: int) -> dict[str, float]:

@@ -21,6 +21,7 @@ from mobileone_ext.deploy.formats.onnx import onnx_proto
 from mobileone_ext.deploy.quantization import calibrate
 from mobileone_ext.deploy.quantization.chain import Layer, layers_of
 from mobileone_ext.deploy.runtime import open_network
+from research.sessions import in_exact_integers
 
 Predict = Callable[[Tensor], Tensor]
 BATCH = 10
@@ -40,7 +41,7 @@ def _save_onnx(model: nn.Module, photos: Tensor, folder: Path) -> Path:
 
 
 def onnxruntime_static(model: nn.Module, photos: Tensor, per_channel: bool, folder: Path) -> Predict:
-    """Min-max, int8 activations and weights, QDQ."""
+    """Min-max, int8 activations and weights, QDQ; run in exact integers on any processor."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -52,11 +53,12 @@ def onnxruntime_static(model: nn.Module, photos: Tensor, per_channel: bool, fold
 
     logging.getLogger().setLevel(logging.ERROR)
     quantize_static(_save_onnx(model, photos, folder), folder / 'int8.onnx', Reader(), per_channel=per_channel)
-    return _run(folder / 'int8.onnx')
+    network = in_exact_integers((folder / 'int8.onnx').read_bytes())
+    return lambda images: torch.from_numpy(network(images.numpy()))
 
 
 def openvino_nncf(model: nn.Module, photos: Tensor, per_channel: bool, folder: Path) -> Predict:
-    """Symmetric activations, those of depthwise layers by channel; fast bias correction."""
+    """Symmetric activations, those of depthwise layers by channel; fast bias correction. Exact with VNNI alone."""
     import nncf
     import openvino
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
