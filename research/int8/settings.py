@@ -9,12 +9,16 @@ import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobileone_ext import cli
+
+if TYPE_CHECKING:
+    from mobileone_ext.deploy.quantization.calibrate import Options
 
 CALIBRATIONS = ('half', 200), ('half', 32), ('outside', 100)
 SEEDS = (10, 11)
@@ -31,11 +35,11 @@ def parse_args():
     return parser.parse_args()
 
 
-def parse_setting(text: str) -> dict:
-    """``balance=0.35,ridge=3`` as options of int8.
+def parse_setting(text: str) -> 'Options':
+    """The default but for ``text``: ``balance=0.35,ridge=3``.
 
     Raises:
-        ValueError: for what is no option with a number.
+        ValueError: for what is no option with a number, or a number that it does not take.
     """
     from mobileone_ext.deploy.quantization.calibrate import Options
 
@@ -47,7 +51,7 @@ def parse_setting(text: str) -> dict:
             values[name] = numbers[name](value)
         except (KeyError, ValueError) as error:
             raise ValueError(f'{part!r}: a setting is NAME=NUMBER, of {", ".join(numbers)}') from error
-    return values
+    return replace(Options(), **values)
 
 
 @torch.no_grad()
@@ -65,7 +69,7 @@ def main():
     settings = [parse_setting(text) for text in args.settings]
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext.deploy.export import load_fused
-    from mobileone_ext.deploy.quantization.calibrate import Options, quantize
+    from mobileone_ext.deploy.quantization.calibrate import quantize
     from research.int8.study import Calibration, calibration_images, draw
 
     model = load_fused(config, args.weights)
@@ -77,8 +81,7 @@ def main():
     print('| setting | calibration | flips | divergence, mean | each |\n|---|---|---|---|---|', flush=True)
     for source, count in CALIBRATIONS:
         calibrations = [images(source, count, seed) for seed in SEEDS]
-        for text, setting in zip(args.settings, settings):
-            options = replace(Options(), **setting)
+        for text, options in zip(args.settings, settings):
             found = [measure(model, quantize(model, photos, options), held_out) for photos in calibrations]
             flips, divergences = zip(*found)
             share = 100 * mean(flips) / len(held_out)

@@ -343,6 +343,7 @@ def test_quantizing_leaves_the_model_alone():
     [
         (dict(ranges='kl'), 'minmax, percentile, mse'),
         (dict(balance=2.0), r'0 \.\. 1'),
+        (dict(floor=0.0), 'above 0'),
         (dict(weight_bits=6), '7, 8'),
         (dict(keep=('backbone.stage9',)), r"'backbone\.stage9'.*head\.fc"),
     ],

@@ -60,6 +60,8 @@ class Options:
             raise ValueError(f'ranges={self.ranges!r}: allowed are {", ".join(METHODS)}')
         if not 0 <= self.balance <= 1:
             raise ValueError(f'balance={self.balance}: allowed is 0 .. 1')
+        if not 0 < self.floor < float('inf'):
+            raise ValueError(f'floor={self.floor}: allowed is a number above 0')
         if self.weight_bits not in WEIGHT_BITS:
             raise ValueError(f'weight_bits={self.weight_bits}: allowed are {", ".join(map(str, WEIGHT_BITS))}')
 
