@@ -57,6 +57,15 @@ def test_snapped_weights_survive_torchaos_scale(per_channel):
         assert ((off.sum(1) <= 1).float().mean()) > 0.8, layer.name
 
 
+@torch.no_grad()
+def test_the_floor_reaches_the_prepared_network():
+    weights = [
+        prepare(small_classifier(), images(4), Options(balance=1.0, floor=floor))[0].head.fc.weight
+        for floor in (0.01, 1.0)
+    ]
+    assert (weights[0] - weights[1]).abs().max() > 0.01 * weights[0].abs().max()
+
+
 def test_function_that_changes_is_refused(monkeypatch):
     from mobileone_ext.deploy.quantization import prepare as module
 

@@ -82,7 +82,7 @@ def test_equalization_keeps_the_function(se_blocks, balance):
     x = images(dtype=torch.float64)
     before = model(x)
     unequal = unevenness(model, x)
-    equalize(model, x, balance)
+    equalize(model, x, balance, floor=0.5)
     torch.testing.assert_close(model(x), before, rtol=1e-10, atol=1e-10)
     if balance == 1:
         assert max(unevenness(model, x)) < 1 + 1e-6 < min(unequal)
@@ -91,12 +91,30 @@ def test_equalization_keeps_the_function(se_blocks, balance):
 def test_scales_of_channels():
     uneven, even = torch.tensor([0.0, 0.1, 2.0, 2.0, 8.0]), torch.ones(5)
     # What is quiet on the calibration images may be loud on others: no activation counts as less than the median.
-    torch.testing.assert_close(channel_scales(uneven, even, even, 1.0), torch.tensor([1.0, 1.0, 1.0, 1.0, 4.0]))
+    torch.testing.assert_close(
+        channel_scales(uneven, even, even, 1.0, floor=1.0), torch.tensor([1.0, 1.0, 1.0, 1.0, 4.0])
+    )
     expected = torch.tensor([0.5, 0.5, 1.0, 1.0, 4.0])
     torch.testing.assert_close(channel_scales(uneven, even, even, 1.0, floor=0.5), expected)
     torch.testing.assert_close(channel_scales(uneven, even, even, 0.5, floor=0.5), expected.sqrt())
-    torch.testing.assert_close(channel_scales(even, uneven, even, 0.0), expected.sqrt())
-    torch.testing.assert_close(channel_scales(even, even, uneven, 0.0), 1 / expected.sqrt())
+    torch.testing.assert_close(channel_scales(even, uneven, even, 0.0, floor=1.0), expected.sqrt())
+    torch.testing.assert_close(channel_scales(even, even, uneven, 0.0, floor=1.0), 1 / expected.sqrt())
+
+
+@torch.no_grad()
+def test_quiet_channels_stay_quiet():
+    """A quarter of the channels are: none of them is made as loud as the others, unless the floor is low."""
+    model = small_classifier()
+    for layer in layers_of(model)[:-1]:
+        layer.linear.weight[::4] *= 0.1
+        layer.linear.bias[::4] *= 0.1
+
+    def quiet(floor):
+        int8 = quantize(model, images(), Options(balance=1.0, floor=floor))
+        loudest = largest_activations(layers_of(int8.model), images())[2]
+        return float(loudest[::4].max() / loudest.median())
+
+    assert quiet(1.0) < 0.5 < 0.8 < quiet(0.01)
 
 
 @torch.no_grad()

@@ -56,6 +56,18 @@ def test_activations_alone_leave_the_weights(tmp_path):
     assert 0 < (simulated(images(4)) - model(images(4))).abs().max() < 0.3 * model(images(4)).abs().max()
 
 
+@torch.no_grad()
+def test_onnxruntime_saturates_on_no_processor(tmp_path):
+    """Neighboring weights at the grid's end: without VNNI their products leave 16 bits."""
+    model = small_classifier()
+    for layer in layers_of(model)[:-1]:
+        if not layer.is_depthwise:
+            layer.linear.weight.uniform_(0.9, 1).div_(layer.linear.weight[0].numel())
+    photos = images(8).abs() + 1
+    found, expected = quantizers.onnxruntime_static(model, photos, True, tmp_path)(photos), model(photos)
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
 def test_a_layer_alone():
     model, x = small_classifier(), images(8)
     rows = layers.costs(model, x, x)

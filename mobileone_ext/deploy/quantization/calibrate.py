@@ -177,7 +177,7 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
 
 
 @torch.no_grad()
-def equalize(model: nn.Module, images: Tensor, balance: float, floor: float = 1.0) -> None:
+def equalize(model: nn.Module, images: Tensor, balance: float, floor: float) -> None:
     """Bring the channels between any two layers to one range, in place; the function stays the same.
 
     An SE between them reads the divided channels, so it is made to multiply them back.

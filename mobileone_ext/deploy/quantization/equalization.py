@@ -11,9 +11,7 @@ from torch import Tensor, nn
 WEIGHT_FLOOR = 0.5  # of the median; of weights that are 0, say
 
 
-def channel_scales(
-    activation: Tensor, weight_out: Tensor, weight_in: Tensor, balance: float, floor: float = 1.0
-) -> Tensor:
+def channel_scales(activation: Tensor, weight_out: Tensor, weight_in: Tensor, balance: float, floor: float) -> Tensor:
     """What to divide each of C channels by; all arguments (C,), their median 1 in the result.
 
     Args:
