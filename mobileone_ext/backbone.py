@@ -28,6 +28,7 @@ from .block import MobileOneBlock
 from .moments import kernels
 from .moments.guard import PLAIN_NORMS
 from .registry import MODELS
+from .text import one_line
 
 NUM_STAGES = 4
 T = TypeVar('T')
@@ -237,7 +238,7 @@ def _checked(name: str, config: object, build: Callable[[], T]) -> T:
         with torch.random.fork_rng(devices=[]):
             return build()
     except Exception as error:  # mmcv, torch and the layer's own checks, each in its own way
-        raise ValueError(f'{name}={config!r}: {" ".join(str(error).split()) or type(error).__name__}') from error
+        raise ValueError(f'{name}={config!r}: {one_line(error)}') from error
 
 
 def _check_norm(norm: nn.Module) -> None:

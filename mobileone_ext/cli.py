@@ -1,6 +1,7 @@
 """What every tool shares: the config it reads, and how it reports a user's mistake."""
 
 import argparse
+import errno
 import logging
 import math
 import os
@@ -9,7 +10,8 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from .files import HOW_TO_GO_ON, TRACEBACK_VARIABLE, one_line, printable
+from .files import HOW_TO_GO_ON, TRACEBACK_VARIABLE
+from .text import one_line, printable
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -27,16 +29,18 @@ def run(main: Callable[[], int | None]) -> None:
         print(f'interrupted; {str(stop) or HOW_TO_GO_ON}', file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, RuntimeError) as error:
-        message = one_line(error) if isinstance(error, (ValueError, OSError)) else outside_cause(error)
+        message = outside_cause(error) or (None if isinstance(error, RuntimeError) else one_line(error))
         if message is None or os.environ.get(TRACEBACK_VARIABLE):
             raise
         print(f'error: {printable(message)}', file=sys.stderr)
         sys.exit(1)
 
 
-def outside_cause(error: RuntimeError) -> str | None:
+def outside_cause(error: Exception) -> str | None:
     """A line for what the machine did to a run, None for any other error."""
     text = str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+        return f'{error.strerror}: nothing more can be written; make room; {HOW_TO_GO_ON}'
     worker = re.search(r'DataLoader worker \(pid(?:\(s\))? (\d+)', text)
     if worker:
         return (

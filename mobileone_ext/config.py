@@ -27,7 +27,8 @@ from mmengine.registry import DefaultScope, Registry, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from mmengine.utils import import_modules_from_strings
 
-from .files import TRACEBACK_VARIABLE, installed, one_line
+from .files import TRACEBACK_VARIABLE, installed
+from .text import one_line
 
 DATA_SUFFIXES = ('.yaml', '.yml', '.json')
 

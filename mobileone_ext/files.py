@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and names of files as they may be printed."""
+"""Files that are either whole or not there."""
 
 import contextlib
 import csv
@@ -174,30 +174,6 @@ def _to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def printable(text: object) -> str:
-    """``text`` for a terminal or a log: control characters, line breaks and stray bytes as escapes."""
-    text = os.fsdecode(text) if isinstance(text, bytes) else str(text)
-    return ''.join(character if character.isprintable() else _escaped(character) for character in text)
-
-
-def abbreviate(items: Iterable[str], count: int = 3) -> str:
-    """The first ``count`` of ``items``, and how many there are beside, for a message."""
-    items = list(items)
-    more = f' and {len(items) - count} more' if len(items) > count else ''
-    return ', '.join(items[:count]) + more
-
-
-def as_text(path: str | Path) -> str:
-    """A path as text that can be written to any file: what is not UTF-8 as ``\\xff``."""
-    return ''.join(_escaped(character) if '\ud800' <= character <= '\udfff' else character for character in str(path))
-
-
-def _escaped(character: str) -> str:
-    if '\udc80' <= character <= '\udcff':  # how Python keeps a byte that is not UTF-8
-        return f'\\x{ord(character) - 0xDC00:02x}'
-    return character.encode('unicode_escape', 'surrogatepass').decode()
-
-
 def check_distinct(out: str | Path, *sources: str | Path | None) -> None:
     """Raise ValueError if writing ``out`` would replace one of ``sources``: the same file, also through links."""
     for source in sources:
@@ -260,13 +236,3 @@ def csv_text(rows: Iterable[dict], columns: Sequence[str]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def one_line(error: Exception) -> str:
-    """The message of ``error``; where a loader's worker wrapped it in a traceback, the innermost one."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
-        return f'{error.strerror}: nothing more can be written; make room; {HOW_TO_GO_ON}'
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if 'Traceback' not in str(error):
-        return ' '.join(line.strip() for line in lines)
-    return lines[-1].split('Error: ', 1)[-1]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 
 from mobileone_ext import files
-from mobileone_ext.files import check_distinct, printable, temporary_folder, write_atomically, write_text
+from mobileone_ext.files import check_distinct, temporary_folder, write_atomically, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -119,23 +119,6 @@ def test_errors_of_other_kinds_stay(tmp_path):
     with pytest.raises(OSError) as caught, write_atomically(tmp_path / 'a'):
         raise OSError(errno.ENOENT, 'gone', 'b')
     assert caught.value.errno == errno.ENOENT
-
-
-@pytest.mark.parametrize(
-    'text, shown',
-    [
-        ('photo.png', 'photo.png'),
-        ('Füße 写真.png', 'Füße 写真.png'),
-        ('a\x1b[31mred.png', r'a\x1b[31mred.png'),
-        ('two\nlines', r'two\nlines'),
-        ('\u202egnp.exe', r'\u202egnp.exe'),
-        (os.fsdecode(b'stray\xff.png'), r'stray\xff.png'),
-        (b'bytes\x07', r'bytes\x07'),
-    ],
-)
-def test_names_on_a_terminal(text, shown):
-    assert printable(text) == shown
-    printable(text).encode('utf-8')
 
 
 @pytest.mark.parametrize('kind', ['itself', 'another spelling', 'symbolic link', 'hard link', 'link to come'])

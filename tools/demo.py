@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mobileone_ext import cli
 from mobileone_ext.files import installed
+from mobileone_ext.text import make_console
 
 CONFIG = 'configs/mobileone_s0_digits.py'
 DATA = Path('data/digits')
@@ -52,7 +53,6 @@ def main():
 
 
 def summarize(report: dict) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title='MobileOne-S0 on 360 handwritten digits it has not seen', title_justify='left')
@@ -63,7 +63,7 @@ def summarize(report: dict) -> None:
     table.add_row('parameters', f'{report["params_before"]:,}', f'{report["params_after"]:,}')
     table.add_row('latency, one image (ms)', f'{report["latency_ms_before"]:.1f}', f'{report["latency_ms_after"]:.1f}')
     table.add_row('file', report['checkpoint'], report['out'])
-    Console(width=110).print(table)
+    make_console(width=110).print(table)
     print(f'TensorBoard: tensorboard --logdir {WORK_DIR}')
 
 

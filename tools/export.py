@@ -33,7 +33,7 @@ def main():
     from mobileone_ext.data.pixels import Normalize
     from mobileone_ext.deploy import cost, export
     from mobileone_ext.deploy.runtime import open_network
-    from mobileone_ext.files import printable
+    from mobileone_ext.text import printable
 
     export.check_distinct(args.out, args.config, args.checkpoint)
     export.check_request(args.out, args.format, args.opset, args.size, args.input_name)

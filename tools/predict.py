@@ -23,6 +23,7 @@ def main():
     from mobileone_ext import files
     from mobileone_ext.data.images import find_images
     from mobileone_ext.deploy import predict
+    from mobileone_ext.text import printable
 
     if args.out:
         predict.check_format(args.out)
@@ -37,18 +38,18 @@ def main():
     results, skipped = [], []
     for number, result in enumerate(predict.predict(config, classify, paths, skipped, args.top)):
         results.append(result)
-        print(files.printable(result['image']))
+        print(printable(result['image']))
         for best in result['predictions']:
-            print(f'  {best["score"]:6.1%}  {files.printable(best["label"])}')
+            print(f'  {best["score"]:6.1%}  {printable(best["label"])}')
         if args.draw:
             picture = Path(args.draw, predict.picture_name(number, result['image']))
             files.check_distinct(picture, *(paths if picture.exists() else ()))
             try:
                 predict.save_drawing(result, picture)
             except (ValueError, OSError) as error:  # the other photos' results are not to be lost
-                print(f'not drawn: {files.printable(error)}')
+                print(f'not drawn: {printable(error)}')
     for message in skipped:
-        print(f'skipped {files.printable(message)}')
+        print(f'skipped {printable(message)}')
     if skipped:
         print(f'{len(skipped)} of {len(paths)} files are not readable images')
     if paths.note:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..files import csv_text, write_atomically, write_text
 from ..provenance import device, versions
+from ..text import as_markdown, code, markdown_table
 from .study import Study
 
 # What a run brings home beside variant, seed, status and reason: the keys of the fusion's report.
@@ -24,6 +25,7 @@ METRICS = (
     'latency_ms_after',
     'training_minutes',
 )
+_HEADINGS = 'variant', 'top-1', 'n', 'difference', 'paper', 'parameters', 'multiply-adds', 'latency ms', 'minutes'
 _COLUMNS = ('variant', 'seed', 'status', *METRICS, 'reason')
 
 
@@ -70,40 +72,41 @@ def write_results(study: Study, base: str, rows: Sequence[dict], folder: Path) -
 def markdown(study: Study, base: str, summaries: Sequence[Summary]) -> str:
     """The study's table: mean, standard deviation, n, the paper's number beside ours."""
     lines = [
-        f'# {study.title}',
+        f'# {as_markdown(study.title)}',
         '',
         study.text,
         '',
-        f'Base config: `{base}`. Top-1 in percent of the fused network, mean ± standard deviation of the sample over n '
-        f'seeds; difference to "{summaries[0].variant}"; parameters, multiply-adds and latency are the fused '
-        "network's; minutes of training, a run's mean.",
+        f'Base config: {code(base)}. Top-1 in percent of the fused network, mean ± standard deviation of the sample '
+        f'over n seeds; difference to "{as_markdown(summaries[0].variant)}"; parameters, multiply-adds and latency are '
+        "the fused network's; minutes of training, a run's mean.",
         '',
-        '| variant | top-1 | n | difference | paper | parameters | multiply-adds | latency ms | minutes |',
-        '|---|---|---|---|---|---|---|---|---|',
+        markdown_table(_HEADINGS, (_cells(study, summary, summaries[0]) for summary in summaries)),
     ]
-    for summary in summaries:
-        row = summary.row
-        cells = [
-            summary.variant,
-            _top1(summary),
-            str(summary.runs) + (f' ({len(summary.failures)} failed)' if summary.failures else ''),
-            _difference(summary, summaries[0]),
-            f'{study.numbers[summary.variant]:.1f}' if summary.variant in study.numbers else '',
-            f'{int(row["params_after"]):,}' if 'params_after' in row else '',
-            f'{row["multiply_adds_after"] / 1e6:.1f} M' if 'multiply_adds_after' in row else '',
-            f'{row["latency_ms_after"]:.2f}' if 'latency_ms_after' in row else '',
-            f'{summary.minutes:.1f}' if summary.minutes is not None else '',
-        ]
-        lines.append(f'| {" | ".join(cells)} |')
-    failures = [f'- {s.variant}, {failure}' for s in summaries for failure in s.failures]
+    failures = [f'- {as_markdown(f"{s.variant}, {failure}")}' for s in summaries for failure in s.failures]
     if failures:
         lines += ['', 'Failed runs:', *failures]
     if study.source:
-        lines += ['', f'The paper: {study.source}.']
+        lines += ['', f'The paper: {as_markdown(study.source)}.']
     counts = {summary.row['num_images'] for summary in summaries if 'num_images' in summary.row}
     lines += ['', '![every run and the mean](results.png)']
     lines += ['', f'Evaluated on {", ".join(f"{count:g}" for count in sorted(counts))} images. {environment()}', '']
     return '\n'.join(lines)
+
+
+def _cells(study: Study, summary: Summary, first: Summary) -> list[str]:
+    """A row of the table below ``_HEADINGS``."""
+    row = summary.row
+    return [
+        summary.variant,
+        _top1(summary),
+        str(summary.runs) + (f' ({len(summary.failures)} failed)' if summary.failures else ''),
+        _difference(summary, first),
+        f'{study.numbers[summary.variant]:.1f}' if summary.variant in study.numbers else '',
+        f'{int(row["params_after"]):,}' if 'params_after' in row else '',
+        f'{row["multiply_adds_after"] / 1e6:.1f} M' if 'multiply_adds_after' in row else '',
+        f'{row["latency_ms_after"]:.2f}' if 'latency_ms_after' in row else '',
+        f'{summary.minutes:.1f}' if summary.minutes is not None else '',
+    ]
 
 
 def environment() -> str:

@@ -17,6 +17,7 @@ from filelock import FileLock
 from .. import __version__
 from ..files import write_atomically
 from ..provenance import sha256
+from ..text import make_console
 
 TIMEOUT = 30  # seconds without an answer or a byte
 CHUNK = 1 << 18  # bytes
@@ -110,11 +111,10 @@ def _download(name: str, url: str, path: Path, digits: str) -> None:
 
 def _with_progress(answer, size: int, description: str) -> Iterator[bytes]:
     """The chunks of ``answer``, behind a bar on a terminal's stderr."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn('{task.description}'), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    columns = (TextColumn('{task.description}', markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=make_console(stderr=True)) as progress:
         task = progress.add_task(f'downloading {description}', total=size or None)
         while chunk := answer.read(CHUNK):
             yield chunk

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from ..files import abbreviate
+from ..text import abbreviate
 
 OWN = 'mmpretrain'
 LAYOUTS = (OWN, 'apple', 'timm')

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import abbreviate, printable
+from ..text import abbreviate, printable
 from .layouts import HEAD, OWN, to_layout, to_own
 from .names import resolve
 from .pickles import CostlyPickle, check_pickle

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..provenance import sha256
+from ..text import as_markdown, markdown_table
 from .load import Weights
 
 _BUFFERS = ('running_mean', 'running_var', 'num_batches_tracked')
@@ -43,11 +44,9 @@ def model_card(path: Path, layout: str, weights: Weights, source: Path, original
         'done to it': note or 'renamed; every number is as it was',
         'written by': f'mobileone_ext {__version__}, torch {torch.__version__}',
     }
-    table = '\n'.join(f'| {name} | {value} |' for name, value in rows.items() if value is not None)
-    return f"""# {path.name}
+    table = markdown_table(('', ''), ((name, value) for name, value in rows.items() if value is not None))
+    return f"""# {as_markdown(path.name)}
 
-| | |
-|---|---|
 {table}
 
 The weights keep the license of their source.

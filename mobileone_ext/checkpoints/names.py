@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from ..text import code, markdown_table
 from .download import cache_folder, fetch, fetch_from_hub
 
 _APPLE = 'https://docs-assets.developer.apple.com/ml-research/datasets/mobileone/'
@@ -73,12 +74,12 @@ PUBLISHED = _published()
 
 def table() -> str:
     """``PUBLISHED`` in Markdown."""
-    rows = ['| name | form | top-1 | license of the weights | sha256 | file |', '|---|---|---|---|---|---|']
+    rows = []
     for name, entry in PUBLISHED.items():
-        digits = f'`{entry.sha256}...`' if entry.sha256 else "the hub's" if entry.repo else 'not published'
-        file = _HUB_FILE if entry.repo else entry.file
-        rows.append(f'| `{name}` | {entry.form} | {entry.top1:.2f} | {entry.license} | {digits} | `{file}` |')
-    return '\n'.join(rows)
+        digits = code(f'{entry.sha256}...') if entry.sha256 else "the hub's" if entry.repo else 'not published'
+        file = code(_HUB_FILE if entry.repo else entry.file)
+        rows.append((code(name), entry.form, f'{entry.top1:.2f}', entry.license, digits, file))
+    return markdown_table(('name', 'form', 'top-1', 'license of the weights', 'sha256', 'file'), rows)
 
 
 def resolve(source: str | PurePath) -> Path:

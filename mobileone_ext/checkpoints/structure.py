@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..arch import ARCHS, resolve_arch, stage_widths
-from ..files import abbreviate
+from ..text import abbreviate
 from .layouts import HEAD
 
 STAGES = (1, 2, 3, 4)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import abbreviate
+from ..text import abbreviate
 from .load import read_checkpoint
 from .structure import differences, shapes_of
 

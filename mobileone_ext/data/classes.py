@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from mmpretrain.registry import DATASETS
 
-from ..files import abbreviate
+from ..text import abbreviate
 from .images import class_folders, leaves
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from ..files import printable, write_atomically, write_json
+from ..files import write_atomically, write_json
+from ..text import make_console, printable
 from .decode import decode, open_jpeg, reduction
 from .images import SUFFIXES, Images, class_folders, images_below, is_hidden
 
@@ -100,7 +100,7 @@ def resize_dataset(
         _copy(source / name, target / name)
     counts, before, after, unreadable = Counter(annotations=len(annotations)), 0, 0, []
     outcomes = _outcomes(_Work(source, target, photos, short_edge, quality), processes)
-    bar = track(outcomes, 'photos', len(photos), console=Console(stderr=True), transient=True)
+    bar = track(outcomes, 'photos', len(photos), console=make_console(stderr=True), transient=True)
     for name, outcome in zip(photos, bar):
         counts[outcome.kind] += 1
         before, after = before + outcome.before, after + outcome.after

@@ -13,7 +13,8 @@ from ..checkpoints.load import load_weights
 from ..data.classes import is_multi_label, labels
 from ..data.decode import open_image, to_8_bits
 from ..data.pixels import Normalize, in_batches, read_images
-from ..files import as_text, csv_text, json_text, printable, write_atomically
+from ..files import csv_text, json_text, write_atomically
+from ..text import as_text, printable
 from . import fuse
 from .compare import check_finite
 from .exported import ExportedClassifier

@@ -3,7 +3,6 @@
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -12,6 +11,7 @@ from ..config import require_data, require_mobileone
 from ..data.check import check_data
 from ..data.pixels import image_size
 from ..files import check_distinct, check_writable, write_atomically, write_json
+from ..text import make_console
 from . import DEFAULT_SIZE, compare, cost, fuse
 
 
@@ -107,7 +107,7 @@ def _pipeline_size(config: Config) -> int | list[int]:
     return _size(*found) if found else DEFAULT_SIZE
 
 
-def show(report: dict, console: Console | None = None) -> None:
+def show(report: dict) -> None:
     """Print a report of :func:`convert` as a table."""
     table = Table(title=f'{report["weights"]} ({report["source"]})')
     for heading in ('', 'branched', 'fused'):
@@ -123,7 +123,7 @@ def show(report: dict, console: Console | None = None) -> None:
     size = ' x '.join(map(str, cost.sides(report['input_size'])))
     row(f'multiply-adds at {size} px', 'multiply_adds', ',')
     row('latency, batch 1 (ms)', 'latency_ms', '.2f')
-    console = console or Console()
+    console = make_console()
     console.print(table)
     if 'num_images' in report:
         console.print(

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from ..data.classes import labels
 from ..files import write_atomically
+from ..text import make_console, shorten
 
 ROWS = 50  # a table of more classes shows the lowest figures alone
 COLUMNS = 20  # a confusion matrix of more classes shows the largest confusions alone
@@ -36,9 +36,12 @@ def as_plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def show(metrics: dict, classes: Sequence[str] | None, console: Console | None = None) -> None:
-    """Print plain ``metrics``: accuracy in a line, other numbers in a table, figures of each class by its name."""
-    console = console or Console()
+def show(metrics: dict, classes: Sequence[str] | None, **options) -> None:
+    """Print plain ``metrics``: accuracy in a line, other numbers in a table, figures of each class by its name.
+
+    ``options`` are those of the console.
+    """
+    console = make_console(**options)
     figures = dict(flat(metrics))
     matrices = {key: value for key, value in figures.items() if is_matrix(value)}
     by_class: dict[int, dict] = {}
@@ -48,7 +51,7 @@ def show(metrics: dict, classes: Sequence[str] | None, console: Console | None =
     shown = {'num_images', 'accuracy/top1', 'accuracy/top5', *matrices}
     if 'accuracy/top1' in figures:
         tops = [f'top-{k} {figures[key]:.2f}' for k in (1, 5) if (key := f'accuracy/top{k}') in figures]
-        console.print(f'{", ".join(tops)} on {figures["num_images"]} images', highlight=False)
+        console.print(f'{", ".join(tops)} on {figures["num_images"]} images')
     rest = {
         key: value for key, value in figures.items() if key not in shown and not (is_numbers(value) and len(value) > 1)
     }
@@ -89,12 +92,7 @@ def _text(value: Any) -> str:
     return 'nan' if value is None else f'{value:.2f}' if isinstance(value, float) else str(value)
 
 
-def _short(name: str) -> str:
-    name = ''.join(character if character.isprintable() else '?' for character in name)
-    return name if len(name) <= LETTERS else name[: LETTERS - 1] + '…'
-
-
-def _show_classes(columns: dict[str, list], classes: Sequence[str] | None, console: Console) -> None:
+def _show_classes(columns: dict[str, list], classes: Sequence[str] | None, console) -> None:
     count = len(next(iter(columns.values())))
     names = labels(classes, count)
     rows = sorted(range(count), key=lambda row: [(v[row] is None, v[row] or 0) for v in columns.values()])
@@ -107,11 +105,11 @@ def _show_classes(columns: dict[str, list], classes: Sequence[str] | None, conso
     for key in columns:
         table.add_column(key.removesuffix('_classwise'), justify='right')
     for row in rows:
-        table.add_row(_short(names[row]), *(_text(values[row]) for values in columns.values()))
+        table.add_row(shorten(names[row], LETTERS), *(_text(values[row]) for values in columns.values()))
     console.print(table)
 
 
-def _show_matrix(key: str, matrix: list[list], classes: Sequence[str] | None, console: Console) -> None:
+def _show_matrix(key: str, matrix: list[list], classes: Sequence[str] | None, console) -> None:
     count = len(matrix)
     names = labels(classes, count)
     if count <= COLUMNS:
@@ -120,7 +118,7 @@ def _show_matrix(key: str, matrix: list[list], classes: Sequence[str] | None, co
         for number in range(count):
             table.add_column(str(number), justify='right')
         for number, row in enumerate(matrix):
-            table.add_row(f'{number} {_short(names[number])}', *(_text(value) for value in row))
+            table.add_row(f'{number} {shorten(names[number], LETTERS)}', *(_text(value) for value in row))
     else:
         cells = np.array(matrix, dtype=float)
         np.fill_diagonal(cells, 0)
@@ -130,7 +128,7 @@ def _show_matrix(key: str, matrix: list[list], classes: Sequence[str] | None, co
             table.add_column(heading, justify='right' if heading == 'images' else 'left')
         for row, column in zip(*np.unravel_index(order, cells.shape)):
             if cells[row, column] > 0:
-                table.add_row(_short(names[row]), _short(names[column]), _text(matrix[row][column]))
+                table.add_row(shorten(names[row], LETTERS), shorten(names[column], LETTERS), _text(matrix[row][column]))
     console.print(table)
 
 
@@ -161,7 +159,7 @@ def draw_matrix(cells: np.ndarray, names: Sequence[str], path: Path) -> None:
     image = axis.imshow(share, cmap='Blues', vmin=0, vmax=1, interpolation='nearest' if count <= 100 else 'auto')
     axis.set(xlabel='predicted', ylabel='label')
     if count <= 100:
-        shown = [_short(name).replace('$', r'\$') for name in names]
+        shown = [shorten(name, LETTERS).replace('$', r'\$') for name in names]
         axis.set_xticks(range(count), shown, rotation=90)
         axis.set_yticks(range(count), shown)
     if count <= 30:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from ..text import one_line
 from . import kernels
 from .kernels import PLANE_SUMS, STEM_TAPS, STRIDED_SUMS
 
@@ -245,7 +246,7 @@ def _find_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     try:
         _check(device, dtype)
     except Exception as error:  # whatever a compiler or driver comes up with: operators do the same
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+        reason = one_line(f'{type(error).__name__}: {error}')[:300]
         kernels.report(
             f"training statistics of {kind}: by torch's operators, which are slower: {reason}", logging.WARNING
         )

@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..text import one_line
+
 PLANE_SUMS = 42
 STRIDED_SUMS = 56
 STEM_TAPS = 32
@@ -116,7 +118,7 @@ def library() -> ctypes.CDLL | None:
             raise OSError('MOBILEONE_KERNELS=0')
         library = _load()
     except (OSError, subprocess.SubprocessError) as error:
-        _obstacle.append(' '.join(str(error).split())[:300])
+        _obstacle.append(one_line(error)[:300])
         report(f"training statistics: by torch's operators, which are slower: {_obstacle[-1]}", logging.WARNING)
         return None
     report('training statistics: by compiled kernels', logging.INFO)

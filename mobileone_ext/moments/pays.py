@@ -18,6 +18,7 @@ import torch
 
 from ..files import write_json
 from ..provenance import processor
+from ..text import one_line
 from . import kernels
 
 REACH = 4
@@ -158,6 +159,6 @@ def _rows(device_name: str) -> tuple[Row, ...]:
     except FileNotFoundError:
         reason, level = 'nobody has measured it; tools/benchmark.py train does', logging.INFO
     except (OSError, ValueError, RecursionError) as error:  # among them wrong JSON and characters
-        reason, level = f'{file}: {" ".join(str(error).split())[:200]}', logging.WARNING
+        reason, level = f'{file}: {one_line(error)[:200]}', logging.WARNING
     kernels.report(f"train_impl='auto' on {device_name} takes the branches where no rule is known: {reason}", level)
     return ()

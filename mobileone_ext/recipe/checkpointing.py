@@ -23,6 +23,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from ..checkpoints.training import digests
 from ..files import write_atomically
 from ..registry import HOOKS
+from ..text import one_line
 from .finite import check_finite
 
 _HISTORY = 'history_buffer'
@@ -274,7 +275,7 @@ def check_saving(runner) -> dict:
         runner.save_checkpoint('', 'small.pth', save_optimizer=True, backend_args=dict(backend='mobileone_memory'))
         return torch.load(io.BytesIO(MemoryBackend.saved), weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        reason = one_line(error)
         raise ValueError(f'checkpoints of this run could not be saved and read back: {reason[:300]}') from error
     finally:
         plain.in_small, MemoryBackend.saved = False, b''

@@ -9,7 +9,6 @@ import torch
 from conftest import ROOT, TINY, data_options, only_line
 from mmpretrain.registry import MODELS
 from PIL import Image
-from rich.console import Console
 
 from mobileone_ext import cli
 from mobileone_ext.data.check import fit_metrics
@@ -112,9 +111,9 @@ def test_a_network_that_is_no_mobileone(test, tmp_path):
 
 
 def printed(metrics, classes):
-    console = Console(width=200, record=True, file=io.StringIO())
-    show(metrics, classes, console)
-    return console.export_text()
+    printed = io.StringIO()
+    show(metrics, classes, width=200, file=printed)
+    return printed.getvalue()
 
 
 @pytest.mark.parametrize('count', [2, 3, 20, 21, 1000])

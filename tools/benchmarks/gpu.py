@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 
 from mobileone_ext.files import check_writable, csv_text, write_text
 from mobileone_ext.moments import pays
 from mobileone_ext.provenance import machine, processor, versions
+from mobileone_ext.text import make_console
 
 from . import report
 from .blocks import Precision, measure_blocks, pays_rows
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     print(head)
 
     wraps = {way: _wrap(way, args.dry_run) for way in args.ways}
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     geometries = {arch: blocks(arch, args.size) for arch in args.archs}
     distinct = [*dict.fromkeys(geometry for found in geometries.values() for geometry in found)]
     block_rows = measure_blocks(distinct, args.batch, precision, wraps, args.steps, console.print)

@@ -19,12 +19,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.progress import track
 
 from mobileone_ext.cli import silence_imports
 from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
 from mobileone_ext.provenance import machine
+from mobileone_ext.text import make_console
 
 from . import CLOCKS, gpu
 from .classifier import CLASSES
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     threads = f'{args.threads} thread{"s" * (args.threads > 1)}{", processor time" * (args.clock == "cpu")}'
     head = f'{machine("torch", "mmpretrain", "timm")}; batch {args.batch}, {args.size} px, {threads}'
     print(head)
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     settings = [Setting(arch, args.batch, args.size, args.threads) for arch in args.archs]
     # Memory first: a child's peak counts what this process held when it was started.
     peaks = {

@@ -7,6 +7,8 @@ from statistics import median
 
 import torch
 
+from mobileone_ext.text import one_line
+
 Step = Callable[[], None]
 
 
@@ -82,7 +84,7 @@ class Contestant:
 
 def failure(error: Exception) -> str:
     """In a few words."""
-    text = ' '.join(str(error).split())
+    text = one_line(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return 'out of memory'
     return f'{type(error).__name__}: {text[:100]}'

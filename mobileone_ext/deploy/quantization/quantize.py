@@ -12,7 +12,6 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.models.heads import MultiLabelClsHead
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -20,7 +19,8 @@ from ...data.check import check_data
 from ...data.classes import is_multi_label
 from ...data.images import find_images, spread
 from ...data.pixels import Normalize, Preprocessing, read_images
-from ...files import check_writable, printable, staging_folder, write_atomically, write_json
+from ...files import check_writable, staging_folder, write_atomically, write_json
+from ...text import make_console, printable
 from .. import export
 from ..compare import Difference, top_accuracies, with_progress
 from ..formats.base import MissingPackage, Request, check_installed, first_line, load_format
@@ -287,7 +287,7 @@ def show_accuracy(rows: list[dict]) -> None:
     for row in rows:
         accuracies = ['-' if row[key] is None else f'{row[key]:.2f}' for key in ('top1', 'top5')]
         table.add_row(row['name'], *accuracies, str(row['flips']))
-    Console().print(table)
+    make_console().print(table)
 
 
 def show_sensitivity(costs: list[tuple[str, float]]) -> None:
@@ -296,4 +296,4 @@ def show_sensitivity(costs: list[tuple[str, float]]) -> None:
     table.add_column('divergence', justify='right')
     for name, cost in costs:
         table.add_row(name, f'{cost:.5f}')
-    Console().print(table)
+    make_console().print(table)

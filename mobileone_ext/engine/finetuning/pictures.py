@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ...files import printable
+from ...text import printable
 from .curves import Curve
 from .scores import Scores, worst
 
@@ -82,8 +82,3 @@ def _fit(text: str, pen: ImageDraw.ImageDraw, font) -> str:
     while pen.textlength(text + '…', font) > TILE:
         text = text[:-1]
     return text + '…'
-
-
-def shorten(text: str, length: int) -> str:
-    text = printable(text)
-    return text if len(text) <= length else text[: length - 1] + '…'

@@ -8,8 +8,9 @@ import numpy as np
 from mmengine.config import Config
 
 from ...checkpoints.load import load_weights
-from ...files import printable, write_atomically, write_text
+from ...files import write_atomically, write_text
 from ...provenance import machine
+from ...text import markdown_table
 from ..metrics import draw_matrix
 from . import pictures
 from .curves import read_curves
@@ -148,12 +149,16 @@ def markdown(report: dict, drawn: list[str]) -> str:
         f'# {len(report["classes"])} classes, {report["num_train"]} photos to learn from, {count} to measure on',
         f'**{what}: {report["right_after"]:.1f} %** of {count} photos ({uncertainty(report["right_after"], count)}); '
         f'before fusion {report["right_before"]:.1f} %. {fusion}',
-        '| | |\n|---|---|\n'
-        f'| file to deploy | fused.pth, {report["megabytes"]:.1f} MB |\n'
-        f'| parameters | {deployed["params_after"]:,} |\n'
-        f'| multiply-adds at {report["size"]} px | {deployed["multiply_adds_after"]:,} |\n'
-        f'| latency of one photo, this machine | {deployed["latency_ms_after"]:.1f} ms |\n'
-        f'| machine | {report["machine"]} |',
+        markdown_table(
+            ('', ''),
+            [
+                ('file to deploy', f'fused.pth, {report["megabytes"]:.1f} MB'),
+                ('parameters', f'{deployed["params_after"]:,}'),
+                (f'multiply-adds at {report["size"]} px', f'{deployed["multiply_adds_after"]:,}'),
+                ('latency of one photo, this machine', f'{deployed["latency_ms_after"]:.1f} ms'),
+                ('machine', report['machine']),
+            ],
+        ),
     ]
     if report['several']:
         shown = {name: value for name, value in report['metrics'].items() if isinstance(value, float)}
@@ -184,11 +189,10 @@ def class_table(rows: list[dict]) -> str:
     def shown(value: float | None) -> str:
         return '-' if value is None else f'{value:.1f} %'
 
-    lines = ['| class | photos | found | right of those named so |', '|---|---|---|---|']
-    for row in rows:
-        name = printable(row['name']).replace('|', '\\|')
-        lines.append(f'| {name} | {row["count"]} | {shown(row["recall"])} | {shown(row["precision"])} |')
-    return '\n'.join(lines)
+    return markdown_table(
+        ('class', 'photos', 'found', 'right of those named so'),
+        ((row['name'], row['count'], shown(row['recall']), shown(row['precision'])) for row in rows),
+    )
 
 
 def uncertainty(percent: float, count: int) -> str:

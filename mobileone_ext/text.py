@@ -1,0 +1,123 @@
+"""Text of users in the small languages that it meets: a line, a console, rich's tables, Markdown.
+
+Each is spoken in one place, and there text is taken as it is written: whoever passes a name on escapes nothing.
+matplotlib's language is that of :mod:`mobileone_ext.pictures`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Characters that end a line or steer a terminal, and halves of surrogate pairs, which no file in UTF-8 can hold.
+_CONTROLS = ('Cc', 'Cs', 'Zl', 'Zp')
+# Marks of direction that reach beyond the name that they stand in.
+_TURNS = ('LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI')
+
+
+def one_line(message: object) -> str:
+    """``message``, of an error or any other, on one line; an error that says nothing is the name of its type.
+
+    Where a loader's worker wrapped an error in a traceback, it is the innermost one.
+    """
+    lines = str(message).strip().splitlines() or [type(message).__name__]
+    if 'Traceback (most recent call last)' in str(message):
+        return lines[-1].split('Error: ', 1)[-1]
+    return ' '.join(line.strip() for line in lines)
+
+
+def fits_a_line(text: str) -> bool:
+    """Whether ``text`` can stand in a line of a file as it is: no line ends, control characters or stray bytes."""
+    return not any(unicodedata.category(character) in _CONTROLS for character in text)
+
+
+def printable(text: object) -> str:
+    """``text`` for a terminal or a log: control characters, line breaks and stray bytes as escapes."""
+    text = os.fsdecode(text) if isinstance(text, bytes) else str(text)
+    return ''.join(_escaped(character) if _steers(character) else character for character in text)
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in _CONTROLS or unicodedata.bidirectional(character) in _TURNS
+
+
+def as_text(path: object) -> str:
+    """A path as text that can be written to any file: what is not UTF-8 as ``\\xff``."""
+    return ''.join(_escaped(character) if '\ud800' <= character <= '\udfff' else character for character in str(path))
+
+
+def _escaped(character: str) -> str:
+    if '\udc80' <= character <= '\udcff':  # how Python keeps a byte that is not UTF-8
+        return f'\\x{ord(character) - 0xDC00:02x}'
+    return character.encode('unicode_escape', 'surrogatepass').decode()
+
+
+def abbreviate(items: Iterable[str], count: int = 3) -> str:
+    """The first ``count`` of ``items``, and how many there are beside, for a message."""
+    items = list(items)
+    more = f' and {len(items) - count} more' if len(items) > count else ''
+    return ', '.join(items[:count]) + more
+
+
+def shorten(text: str, length: int) -> str:
+    """``text`` for a terminal, its end cut off beyond ``length`` characters."""
+    text = printable(text)
+    return text if len(text) <= length else text[: length - 1] + '…'
+
+
+def make_console(**options) -> Console:
+    """rich's console, to which brackets and colons are text: ``[red] fox`` and ``:cat:`` are shown as written.
+
+    Tables and progress bars that are printed to it take their strings the same way; ``options`` are its class's.
+    """
+    from rich.console import Console
+
+    return Console(**{'markup': False, 'emoji': False, 'highlight': False, **options})
+
+
+class Markdown(str):
+    """Text that is Markdown already: :func:`as_markdown` leaves it as it is."""
+
+    __slots__ = ()
+
+
+# An underscore between letters is none of Markdown's.
+_MARKS = re.compile(r'[\\`*\[\]<>|$~&#]|(?<![^\W_])_|_(?![^\W_])')
+
+
+def as_markdown(text: object) -> Markdown:
+    """``text`` on a line of Markdown, shown as it is written: also ``|`` in a table, ``<`` and ``*``."""
+    return text if isinstance(text, Markdown) else Markdown(_MARKS.sub(r'\\\g<0>', _line(text)))
+
+
+def code(text: object) -> Markdown:
+    """``text`` as code in a line of Markdown, or in a table's cell."""
+    line = _line(text)
+    fence = '`' * (1 + max(map(len, re.findall('`+', line)), default=0))
+    space = ' ' if len(fence) > 1 else ''
+    return Markdown(f'{fence}{space}{line}{space}{fence}'.replace('|', r'\|'))
+
+
+def _line(text: object) -> str:
+    return printable(' '.join(str(text).splitlines()))
+
+
+def markdown_table(headings: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown; cells are taken as written, but for those that are :class:`Markdown`."""
+    return '\n'.join(_table_lines(headings, rows))
+
+
+def _table_lines(headings: Sequence[object], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    yield _row(headings)
+    yield '|---' * len(headings) + '|'
+    yield from map(_row, rows)
+
+
+def _row(cells: Iterable[object]) -> str:
+    return f'| {" | ".join(map(as_markdown, cells))} |'
