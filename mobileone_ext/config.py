@@ -27,7 +27,7 @@ from mmengine.registry import DefaultScope, Registry, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from mmengine.utils import import_modules_from_strings
 
-from .files import TRACEBACK_VARIABLE, installed
+from .files import TRACEBACK_VARIABLE, home, installed
 from .text import one_line
 
 DATA_SUFFIXES = ('.yaml', '.yml', '.json')
@@ -115,8 +115,29 @@ class SafeYamlHandler(YamlHandler):
         return yaml.safe_load(file)
 
 
+def find_file(name: str, folder: str = 'configs', what: str = 'config') -> str:
+    """The file ``name``, or where there is none, the one that ships: by its path, or by its bare name in ``folder``.
+
+    Raises:
+        OSError: if there is neither, naming those that ship.
+    """
+    shipped = {file.stem: str(file) for file in sorted((home() / folder).glob('*.py'))}
+    path = installed(name)
+    if os.path.isfile(path):
+        return path
+    if name.removesuffix('.py') in shipped:
+        return shipped[name.removesuffix('.py')]
+    if os.path.isdir(name):
+        raise IsADirectoryError(f'{name}: is a folder, no {what} file')
+    close = difflib.get_close_matches(Path(name).stem, shipped, 3)
+    others = f'did you mean {" or ".join(close)}?' if close else f'those that ship are {", ".join(shipped)}'
+    raise FileNotFoundError(f'{name}: no such {what} file; {others}')
+
+
 def load_config(path: str, options: dict | None = None) -> Config:
-    """The mmengine ``Config`` at ``path`` with ``options`` set as :func:`override` does; its scope becomes the default.
+    """The mmengine ``Config`` that :func:`find_file` finds, with ``options`` set as :func:`override` does.
+
+    Its scope becomes the default.
 
     Names that only the config's text reads (``data_root = ...``) have done their work and are left out.
 
@@ -124,9 +145,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
         ValueError: for a config that doesn't load, a key that nothing reads, at the top or within, a value of the
             wrong kind, or an option that does not fit; OSError if there is no such file.
     """
-    path = installed(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'{path}: no such config file')
+    path = find_file(path)
     suffix = Path(path).suffix
     if suffix not in ('.py', *DATA_SUFFIXES):
         raise ValueError(f'{path}: a config is a .py, .yaml, .yml or .json file')
@@ -595,10 +614,11 @@ def override(config: Config, overrides: dict[str, Any], none_removes: bool = Tru
     :func:`mobileone_ext.recipe.schedule.for_length`; a schedule that is overridden itself stays as it is given.
 
     Args:
-        none_removes: whether None takes a dict's key away (studies) or is a value like others (command line).
+        none_removes: whether None takes any key of a dict away (studies), or is a value like others where
+            something reads the key (command line).
 
     Raises:
-        ValueError: naming a key that leads nowhere, or that nothing would read.
+        ValueError: naming a key that leads nowhere or that nothing would read, or what another ``type`` does not read.
     """
     config = copy.deepcopy(config)
     if config.get('custom_hooks') is None:
@@ -620,7 +640,42 @@ def override(config: Config, overrides: dict[str, Any], none_removes: bool = Tru
             node.pop(last, None)
         else:
             node[last] = copy.deepcopy(value)
+    for key, value in overrides.items():
+        if value is None:
+            _without_unread(config, key)
+    for key in overrides:
+        if key.endswith('.type'):
+            _check_type(config, key)
     return config
+
+
+def _at(config: Config, key: str) -> tuple[Any, set[str] | None]:
+    """The part of ``config`` that ``key`` lies in, and what it reads; None if that is anything, or isn't known."""
+    node: Any = config
+    *path, _ = key.split('.')
+    for part in path:
+        node = _child(node, part, key, '')
+    return node, _known_arguments('.'.join(path), node) if isinstance(node, dict) else None
+
+
+def _without_unread(config: Config, key: str) -> None:
+    """Take ``key`` away if it is None and nothing reads it."""
+    node, known = _at(config, key)
+    last = key.rpartition('.')[2]
+    if known is not None and last not in known:
+        node.pop(last, None)
+
+
+def _check_type(config: Config, key: str) -> None:
+    """Raise ValueError if the ``type`` at ``key`` doesn't read what the config has beside it."""
+    node, known = _at(config, key)
+    unread = [name for name in node if name not in known] if known is not None else []
+    if unread:
+        place = key.rpartition('.')[0]
+        raise ValueError(
+            f'override {key!r}: {_type_name(node)} does not read {", ".join(unread)}, which the config sets; '
+            f'{" ".join(f"{place}.{name}=None" for name in unread)} leaves that out'
+        )
 
 
 def _follow_length(config: Config, key: str, value: Any, overrides: dict[str, Any]) -> Config:

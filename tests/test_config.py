@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, TINY, only_line
 from mmengine.config import Config
 
-from mobileone_ext.config import building, check_config, load_config, override, require_data
+from mobileone_ext.config import building, check_config, find_file, load_config, override, require_data
 
 BASE = f"_base_ = '{ROOT}/configs/mobileone_tiny_digits.py'\n"
 
@@ -107,6 +107,14 @@ OPTIONS = [
     ({'model.backbone.init_cfg.type': 'Kaiming'}, lambda c: c.model.backbone.init_cfg == dict(type='Kaiming')),
     ({'model.head.topk': (1, 3)}, lambda c: c.model.head.topk == (1, 3)),
     ({'env_cfg.dist_cfg.backend': 'gloo'}, lambda c: c.env_cfg.dist_cfg.backend == 'gloo'),
+    (
+        {'optim_wrapper.optimizer.type': 'AdamW', 'optim_wrapper.optimizer.momentum': None},
+        lambda c: set(c.optim_wrapper.optimizer) == {'type', 'lr', 'weight_decay'},
+    ),
+    (
+        {'train_cfg.max_epochs': None, 'train_cfg.type': 'IterBasedTrainLoop', 'train_cfg.max_iters': 9},
+        lambda c: 'max_epochs' not in c.train_cfg,
+    ),
 ]
 
 
@@ -122,11 +130,39 @@ def test_options_are_set(options, holds):
         ({'model.backbon.arch': 's0'}, "no 'backbon' there; did you mean 'backbone'"),
         ({'train_dataloader.dataset.pipline': []}, "'pipline' there; did you mean 'pipeline'"),
         ({'train_cfg.max_epochs': 2.5}, 'train_cfg.max_epochs=2.5'),
+        (
+            {'optim_wrapper.optimizer.type': 'AdamW'},
+            'AdamW does not read momentum, which the config sets; optim_wrapper.optimizer.momentum=None leaves',
+        ),
+        ({'model.backbone.type': 'MobileNetV2'}, 'MobileNetV2 does not read arch, .*; model.backbone.arch=None leaves'),
     ],
 )
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         load_config(str(ROOT / TINY), options)
+
+
+@pytest.mark.parametrize('name', ['mobileone_s0_8xb32', 'mobileone_s0_8xb32.py', 'configs/mobileone_s0_8xb32.py'])
+def test_a_config_that_ships_is_found_by_its_name_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name).filename == str(ROOT / 'configs/mobileone_s0_8xb32.py')
+    (tmp_path / 'mobileone_s0_8xb32.py').write_text(BASE)
+    assert find_file('mobileone_s0_8xb32.py') == 'mobileone_s0_8xb32.py'
+    assert find_file('branches', 'configs/ablations') == str(ROOT / 'configs/ablations/branches.py')
+
+
+@pytest.mark.parametrize(
+    'name, message',
+    [
+        ('mobileone_s0_8bx32', 'no such config file; did you mean mobileone_s0_8xb32 or '),
+        ('own/mobileone_tiny_digit.py', 'no such config file; did you mean mobileone_tiny_digits'),
+        ('mine', '; those that ship are mobileone_s0_8xb32, .*, mobileone_tiny_digits$'),
+        ('tests', 'tests: is a folder, no config file'),
+    ],
+)
+def test_a_config_that_is_not_there(name, message):
+    with pytest.raises(OSError, match=message):
+        load_config(name)
 
 
 def plain(config):

@@ -8,12 +8,11 @@ import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
-from mobileone_ext.files import installed
 
 
 def parse_args():
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('study', help='a study file, e.g. configs/ablations/branches.py')
+    parser.add_argument('study', help='a study file, e.g. configs/ablations/branches.py, or the name of one that ships')
     parser.add_argument('--base', default='configs/mobileone_s0_digits.py', help='the config to vary (%(default)s)')
     parser.add_argument(
         '--seeds', type=cli.count, nargs='+', default=[0, 1, 2], help='one run a variant and seed (0 1 2)'
@@ -33,9 +32,10 @@ def main():
     args = parse_args()
     from mobileone_ext.ablation.ablate import plan, run_study
     from mobileone_ext.ablation.study import choose, overrides_label, read_study
+    from mobileone_ext.config import find_file
     from mobileone_ext.engine.train import use_data
 
-    study = read_study(installed(args.study))
+    study = read_study(find_file(args.study, 'configs/ablations', 'study'))
     if args.variants:
         study = choose(study, args.variants)
     base = cli.load_config(args.base)
