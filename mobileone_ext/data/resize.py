@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..files import write_atomically, write_json
 from ..text import make_console, printable
-from .decode import decode, open_jpeg, reduction
+from .decode import read_pixels
 from .images import SUFFIXES, Images, class_folders, images_below, is_hidden
 
 SHORT_EDGES = (32, 4096)  # allowed, in pixels
@@ -247,21 +247,6 @@ def resize_file(source: Path, target: Path, short_edge: int, quality: int) -> Ou
         part.write_bytes(encoded)
         _keep_time(source, part)
     return Outcome('resized', len(data), len(encoded))
-
-
-def read_pixels(data: bytes, short_edge: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Upright BGR pixels of a photo (h, w, 3), of a large JPEG fewer than all, and the whole photo's size (H, W).
-
-    Raises:
-        OSError, ValueError: saying why the photo is not readable.
-    """
-    jpeg = open_jpeg(data)
-    if jpeg is None:
-        pixels = decode(data)
-        return pixels, pixels.shape[:2]
-    size = jpeg.shape[:2]
-    # Half the pixels in each direction are left to the better filter.
-    return jpeg.decode(reduction(size, (2 * short_edge, 2 * short_edge))), size
 
 
 def fitted(size: tuple[int, int], short_edge: int) -> tuple[int, int]:

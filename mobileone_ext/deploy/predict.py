@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..checkpoints.load import load_weights
 from ..data.classes import is_multi_label, labels
-from ..data.decode import open_image, to_8_bits
+from ..data.decode import read_rgb
 from ..data.pixels import Normalize, in_batches, read_images
 from ..files import csv_text, json_text, write_atomically
 from ..text import as_text, printable
@@ -113,9 +113,7 @@ def save_drawing(result: dict, path: Path) -> None:
 
 def draw(result: dict) -> Image.Image:
     """The picture with its predictions and their scores as bars below it."""
-    photo = open_image(Path(result['image']).read_bytes())
-    photo.draft('RGB', (1280, 1280))  # a large JPEG is decoded small
-    picture = ImageOps.exif_transpose(to_8_bits(photo)).convert('RGB')
+    picture = read_rgb(result['image'], 640)
     width = max(320, min(picture.width, 640))
     picture = picture.resize((width, max(1, min(round(picture.height * width / picture.width), 4 * width))))
     line = 24

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ...data.decode import read_rgb
 from ...text import printable
 from .curves import Curve
 from .scores import Scores, worst
@@ -70,9 +71,7 @@ def _caption(found: Scores, index: int) -> list[tuple[str, str]]:
 
 
 def _thumbnail(path: str) -> Image.Image:
-    with Image.open(path) as photo:
-        photo.draft('RGB', (2 * TILE, 2 * TILE))
-        return ImageOps.contain(ImageOps.exif_transpose(photo).convert('RGB'), (TILE, TILE))
+    return ImageOps.contain(read_rgb(path, TILE), (TILE, TILE))
 
 
 def _fit(text: str, pen: ImageDraw.ImageDraw, font) -> str:
