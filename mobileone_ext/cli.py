@@ -100,18 +100,32 @@ def positive_number(text: str) -> float:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the positional CONFIG and ``--cfg-options k=v ...``."""
-    from mmengine.config import DictAction
-
+    """Add the positional CONFIG and ``--cfg-options``."""
     parser.add_argument('config', help='a config file, e.g. configs/mobileone_s0_8xb32.py')
+    add_cfg_options(parser)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options k=v ...``: a dict of texts, to which ``load_config`` gives a meaning."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_KeysAndValues,
         default={},
         metavar='K=V',
-        help='override values of the config, e.g. train_dataloader.batch_size=64',
+        help='override values of the config, e.g. train_dataloader.batch_size=64; V is a number, true, false, None, '
+        "a list ([a,b] or 1,2), a tuple ((1,2)), a dict ({'type': 'SGD'}) or else text, as it is written",
     )
+
+
+class _KeysAndValues(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        options = dict(getattr(namespace, self.dest))
+        for text in values:
+            key, sign, options[key] = text.partition('=')
+            if not (key and sign):
+                raise argparse.ArgumentError(self, f'{text!r}: is not KEY=VALUE')
+        setattr(namespace, self.dest, options)
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:

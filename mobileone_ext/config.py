@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.fileio import register_handler
 from mmengine.fileio.handlers import YamlHandler
 from mmengine.registry import DefaultScope, Registry, init_default_scope
@@ -28,7 +28,7 @@ from mmengine.runner import Runner, set_random_seed
 from mmengine.utils import import_modules_from_strings
 
 from .files import TRACEBACK_VARIABLE, home, installed
-from .text import one_line
+from .text import one_line, option_value
 
 DATA_SUFFIXES = ('.yaml', '.yml', '.json')
 
@@ -88,6 +88,7 @@ _KEYS_OF_TABLES = {
     'auto_scale_lr': {'enable', 'base_batch_size'},
     'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
 }
+_MORE_THAN_TEXT = {'loss_scale'}  # is annotated as text, and may be a number
 _COUNTS = {  # key: smallest value
     'train_cfg.max_epochs': 1,
     'train_cfg.max_iters': 1,
@@ -171,8 +172,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
         if key not in known_keys():
             config.pop(key)
     if options:
-        options = {key: _read(value) if isinstance(value, str) else value for key, value in options.items()}
-        config = override(config, options, none_removes=False)
+        config = override(config, options, from_command_line=True)
     _complete(config)
     check_config(config)
     return config
@@ -466,7 +466,8 @@ def _check_number(key: str, value: Any, kinds: set) -> None:
         return
     if isinstance(value, (str, list, tuple, dict)):
         expected = 'true or false' if kinds <= {bool} else 'a whole number' if float not in kinds else 'a number'
-        comma = ' (a decimal comma?)' if isinstance(value, (list, tuple)) and len(value) == 2 else ''
+        pair = isinstance(value, (list, tuple)) and len(value) == 2
+        comma = ' (a decimal comma?)' if pair or re.fullmatch(r'-?\d+,\d+', str(value)) else ''
         raise ValueError(f'{key}={value!r}{comma}: {expected} is needed')
     if isinstance(value, float) and float not in kinds and int in kinds and value != int(value):
         raise ValueError(f'{key}={value!r}: a whole number is needed')
@@ -474,6 +475,12 @@ def _check_number(key: str, value: Any, kinds: set) -> None:
 
 def _numbers_alone(part: Any, name: str) -> set:
     """The kinds of number that argument ``name`` of ``part`` takes; empty if it may take anything else."""
+    kinds = _kinds(part, name)
+    return kinds if kinds <= {int, float, bool} else set()
+
+
+def _kinds(part: Any, name: str) -> set:
+    """The types that argument ``name`` of ``part`` is annotated with, None and tensors left out; empty if unknown."""
     for cls in inspect.getmro(part) if inspect.isclass(part) else ():
         if '__init__' not in vars(cls):
             continue
@@ -486,8 +493,7 @@ def _numbers_alone(part: Any, name: str) -> set:
             return set()
         union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
         kinds = set(typing.get_args(annotation)) if union else {annotation}
-        kinds = {kind for kind in kinds if getattr(kind, '__name__', '') not in ('NoneType', 'Tensor')}
-        return kinds if kinds and kinds <= {int, float, bool} else set()
+        return {kind for kind in kinds if getattr(kind, '__name__', '') not in ('NoneType', 'Tensor')}
     return set()
 
 
@@ -594,15 +600,10 @@ def _complete(config: Config) -> None:
                 loader['persistent_workers'] = False
 
 
-def _read(text: str) -> Any:
-    """The value that ``text`` is for ``--cfg-options``: a number, true or false, None, a list, or itself."""
-    return DictAction._parse_iterable(text)
-
-
 # -- overriding ---------------------------------------------------------------------------------
 
 
-def override(config: Config, overrides: dict[str, Any], none_removes: bool = True) -> Config:
+def override(config: Config, overrides: dict[str, Any], from_command_line: bool = False) -> Config:
     """A copy of ``config`` with every override, ``{'model.backbone.use_skip': False}``, applied.
 
     A part of a key is a dict's key, a list's index, or the ``type`` of one of a
@@ -614,8 +615,9 @@ def override(config: Config, overrides: dict[str, Any], none_removes: bool = Tru
     :func:`mobileone_ext.recipe.schedule.for_length`; a schedule that is overridden itself stays as it is given.
 
     Args:
-        none_removes: whether None takes any key of a dict away (studies), or is a value like others where
-            something reads the key (command line).
+        from_command_line: whether text stands for the value that :func:`mobileone_ext.text.option_value` reads in it,
+            and None is a value like others where something reads the key; else text is text, and None takes any key
+            of a dict away.
 
     Raises:
         ValueError: naming a key that leads nowhere or that nothing would read, or what another ``type`` does not read.
@@ -625,22 +627,27 @@ def override(config: Config, overrides: dict[str, Any], none_removes: bool = Tru
         config['custom_hooks'] = []  # a list to mmengine as well, where a config has none
     for key, value in overrides.items():
         if key in ('train_cfg.max_epochs', 'train_cfg.max_iters') and not callable(value):
-            config = _follow_length(config, key, value, overrides)
+            length = option_value(value) if from_command_line and isinstance(value, str) else value
+            config = _follow_length(config, key, length, overrides)
+    values = {}
     for key, value in overrides.items():
         *path, last = key.split('.')
         value = value(config) if callable(value) else value
         node = config
         for depth, part in enumerate(path):
             node = _child(node, part, key, '.'.join(path[:depth]))
+        if from_command_line and isinstance(value, str):
+            value = _read_option(value, node, last, '.'.join(path))
+        values[key] = value
         if isinstance(node, list):
             _set_in_list(node, last, copy.deepcopy(value), key)
             continue
         _check_known(node, last, key, '.'.join(path))
-        if value is None and none_removes:
+        if value is None and not from_command_line:
             node.pop(last, None)
         else:
             node[last] = copy.deepcopy(value)
-    for key, value in overrides.items():
+    for key, value in values.items():
         if value is None:
             _without_unread(config, key)
     for key in overrides:
@@ -676,6 +683,16 @@ def _check_type(config: Config, key: str) -> None:
             f'override {key!r}: {_type_name(node)} does not read {", ".join(unread)}, which the config sets; '
             f'{" ".join(f"{place}.{name}=None" for name in unread)} leaves that out'
         )
+
+
+def _read_option(text: str, node: dict | list, last: str, place: str) -> Any:
+    """What ``text`` means for ``last`` at ``place``: as written, but for quotes, where its reader takes text alone."""
+    if isinstance(node, list):
+        return option_value(text)
+    value = option_value(text, words=isinstance(node.get(last), (list, tuple)))
+    readers = [Runner] if isinstance(node, Config) else [part for _, part in _parts(place, node)]
+    takes_text = readers and all(_kinds(part, last) == {str} for part in readers) and last not in _MORE_THAN_TEXT
+    return text if takes_text and not isinstance(value, str | None) else value
 
 
 def _follow_length(config: Config, key: str, value: Any, overrides: dict[str, Any]) -> Config:

@@ -6,11 +6,12 @@ matplotlib's language is that of :mod:`mobileone_ext.pictures`.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,6 +70,58 @@ def shorten(text: str, length: int) -> str:
     """``text`` for a terminal, its end cut off beyond ``length`` characters."""
     text = printable(text)
     return text if len(text) <= length else text[: length - 1] + '…'
+
+
+_NUMBER = re.compile(r'[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)', re.I | re.A)
+_CONSTANTS = {'true': True, 'True': True, 'false': False, 'False': False, 'None': None}
+_QUOTED = r"""'[^']*'|"[^"]*\""""
+_IN_BRACKETS = re.compile(rf'{_QUOTED}|[][(),]|[^][(),]+')
+
+
+def option_value(text: str, words: bool = False) -> Any:
+    """What ``text`` means behind ``key=``: a number, true or false, None, a list, tuple or dict, or itself as written.
+
+    Brackets are read as in Python, and as in mmengine where the words in them have no quotes: ``[a, (b, 1)]``.
+    Numbers with commas are a list; quotes around the whole are taken off. A text that is none of these is text.
+
+    Args:
+        words: whether words with commas are a list as well.
+    """
+    if re.fullmatch(_QUOTED, text):
+        return text[1:-1]
+    value = _scalar(text)
+    if value is text and text[:1] in tuple('[({'):
+        value = _bracketed(text)
+    if value is text and ',' in text and not set(text) & set('[](){}'):
+        items = [_scalar(item.strip()) for item in text.split(',')]
+        if words or not any(isinstance(item, str) for item in items):
+            return items
+    return value
+
+
+def _scalar(text: str) -> Any:
+    if _NUMBER.fullmatch(text):
+        return int(text) if re.fullmatch(r'[+-]?\d+', text, re.A) else float(text)
+    return _CONSTANTS.get(text, text)
+
+
+def _bracketed(text: str) -> Any:
+    parts = re.compile(_QUOTED) if text[0] == '{' else _IN_BRACKETS
+    try:
+        value = ast.literal_eval(parts.sub(_as_literal, text))
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # all that Python's parser raises
+        return text
+    if text[0] == '(' and not isinstance(value, tuple):
+        value = (value,)
+    return value if isinstance(value, (list, tuple, dict)) else text
+
+
+def _as_literal(match: re.Match) -> str:
+    """A part of a text in brackets as Python writes it: words and what is in quotes as text, without escapes."""
+    part = match[0].strip()
+    if part in ('', *'[](),'):
+        return part
+    return repr(part[1:-1] if part[0] in '\'"' and part[0] == part[-1] else _scalar(part))
 
 
 def make_console(**options) -> Console:

@@ -123,6 +123,48 @@ def test_options_are_set(options, holds):
     assert holds(load_config(str(ROOT / TINY), options))
 
 
+@pytest.mark.parametrize('text', ['[2024] set', 'x,y', '2024', '(new)', 'true', '1e3', "it's", '{a}', '  a', '猫'])
+def test_text_is_taken_as_written_where_its_reader_takes_text_alone(text):
+    config = load_config(str(ROOT / TINY), {'train_dataloader.dataset.data_root': text, 'work_dir': text})
+    assert config.train_dataloader.dataset.data_root == config.work_dir == text
+
+
+@pytest.mark.parametrize(
+    'key, text, value',
+    [
+        ('load_from', 'None', None),
+        ('load_from', "'None'", 'None'),
+        ('model.head.topk', '1,3', [1, 3]),
+        ('model.head.topk', '(1,3)', (1, 3)),
+        ('train_dataloader.dataset.metainfo', "{'classes': ['a', 'b']}", dict(classes=['a', 'b'])),
+        ('optim_wrapper.loss_scale', '512', 512),
+        ('model.backbone.out_indices', '[3]', [3]),
+        ('custom_hooks.EMAHook', 'None', None),
+    ],
+)
+def test_options_from_the_command_line(key, text, value):
+    options = {key: text}
+    if 'loss_scale' in key:
+        options = {'optim_wrapper.type': 'AmpOptimWrapper', **options}
+    config = load_config(str(ROOT / TINY), options)
+    node = config
+    for part in key.split('.'):
+        node = node.get(part) if hasattr(node, 'get') else None
+    assert node == value
+
+
+def test_words_with_commas_are_a_list_where_one_stands(written):
+    path = written(BASE + "train_dataloader = dict(dataset=dict(metainfo=dict(classes=['a', 'b'])))")
+    options = {'train_dataloader.dataset.metainfo.classes': 'c,d'}
+    assert load_config(path, options).train_dataloader.dataset.metainfo.classes == ['c', 'd']
+
+
+@pytest.mark.parametrize('option', ['key', '=3', ''])
+def test_an_option_without_key_or_value_is_one_line(run_tool, option):
+    code, text = run_tool('train', TINY, '--cfg-options', option)
+    assert code == 1 and f'{option!r}: is not KEY=VALUE' in only_line(text)
+
+
 @pytest.mark.parametrize(
     'options, message',
     [

@@ -15,6 +15,7 @@ from mobileone_ext.text import (
     make_console,
     markdown_table,
     one_line,
+    option_value,
     printable,
     shorten,
 )
@@ -66,6 +67,58 @@ def test_a_message_is_one_line(message, line):
 
 def test_shorten_counts_the_mark():
     assert (shorten('abcde', 5), shorten('abcdef', 5), shorten('a\n', 3)) == ('abcde', 'abcd…', r'a\n')
+
+
+OPTIONS = {
+    '1': 1,
+    '-.5e-3': -0.0005,
+    'inf': float('inf'),
+    'true': True,
+    'None': None,
+    '': '',
+    '007': '007',
+    '2024_01': '2024_01',
+    '１２': '１２',  # full-width digits
+    '[2024] set': '[2024] set',
+    'x,y': 'x,y',
+    'a  b ': 'a  b ',
+    "it's": "it's",
+    'dict(': 'dict(',
+    '(x) [y)': '(x) [y)',
+    '[a] and [b]': '[a] and [b]',
+    '[' * 10_000: '[' * 10_000,
+    '(' * 10_000 + ')' * 10_000: '(' * 10_000 + ')' * 10_000,
+    '{1,2}': '{1,2}',
+    '{a}': '{a}',
+    '1,2': [1, 2],
+    '0.9, 0.99': [0.9, 0.99],
+    '[a, b c,1]': ['a', 'b c', 1],
+    '[(train,1),(val,1)]': [('train', 1), ('val', 1)],
+    '(3)': (3,),
+    '()': (),
+    '[[]]': [[]],
+    "'1'": '1',
+    r'"C:\new"': r'C:\new',
+    r"['C:\new', d]": [r'C:\new', 'd'],
+    "{'type': 'SGD', 'lr': 0.1}": {'type': 'SGD', 'lr': 0.1},
+    '[猫,犬]': ['猫', '犬'],
+}
+
+
+@pytest.mark.parametrize('text', OPTIONS, ids=lambda text: text[:30])
+def test_the_value_of_an_option(text):
+    value = option_value(text)
+    assert value == OPTIONS[text] and type(value) is type(OPTIONS[text])
+
+
+MMENGINE = ['1', '0.1', '1e-3', 'true', 'False', 'None', 'word', '1,2,3', '[a,b,c]', '[(1,2,3),[a,b],c]', '(1,2)']
+
+
+@pytest.mark.parametrize('text', MMENGINE)
+def test_options_of_mmengine_keep_their_meaning(text):
+    from mmengine.config import DictAction
+
+    assert option_value(text) == DictAction._parse_iterable(text)
 
 
 NAMES = ['[red] fox', 'pos[/neg]', '[/]', ':cat:', '[link=x]y', 'a\\', '[bold]', '$x$', '1.5 [kg]']

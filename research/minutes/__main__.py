@@ -8,8 +8,6 @@ unfinished one goes on from its last checkpoint.
 import argparse
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from mobileone_ext import cli
 
 
@@ -19,7 +17,7 @@ def parse_args():
     parser.add_argument('out', type=Path)
     parser.add_argument('configs', nargs='+', metavar='CONFIG')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='K=V', help='of each config')
+    cli.add_cfg_options(parser)
     return parser.parse_args()
 
 
