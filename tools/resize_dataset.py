@@ -12,6 +12,7 @@ def parse_args():
     )
     parser.add_argument('--quality', type=cli.positive, default=90, help='of JPEG and WebP, 1 .. 100 (%(default)s)')
     parser.add_argument('--processes', type=cli.positive, metavar='N', help='that work at a time (all cores)')
+    parser.add_argument('--prune', action='store_true', help='remove from DST what it wrote and SRC has no more')
     return parser.parse_args()
 
 
@@ -20,7 +21,7 @@ def main():
     from mobileone_ext.data import resize
 
     report = resize.resize_dataset(
-        args.source, args.target, args.short_edge, args.quality, args.processes or resize.cores()
+        args.source, args.target, args.short_edge, args.quality, args.processes or resize.cores(), args.prune
     )
     resize.show(report)
 

@@ -1,9 +1,11 @@
 """A data set's photos resized once to a short edge, so that each epoch reads and decodes fewer pixels.
 
 What is written has the folders, names and annotation files of what is read. Photos that are small
-already are hard links to their originals. A run that was killed goes on where it stopped.
+already are hard links to their originals. A list in the folder says what each file was made of, so that a run
+that was killed goes on where it stopped, and another one makes anew what has changed and knows what is gone.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -20,7 +22,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from ..files import write_atomically, write_json
-from ..text import make_console, printable
+from ..text import abbreviate, make_console, printable
 from .decode import read_pixels
 from .images import SUFFIXES, Images, class_folders, images_below, is_hidden
 
@@ -28,6 +30,7 @@ SHORT_EDGES = (32, 4096)  # allowed, in pixels
 QUALITIES = (1, 100)
 QUALITY = 90  # in full color, smaller and closer to the original than 95 with colors at half the pixels
 MARK = '.resized.json'  # in the folder that is written: how, and from where
+FILES = '.resized.files'  # beside it: a line for each file and folder written, as JSON, name and stamp
 _ANNOTATIONS = ('.csv', '.json', '.jsonl', '.mat', '.names', '.npy', '.pkl', '.tsv', '.txt', '.yaml', '.yml')
 _EVALUATED = 256  # pixels: the short edge to which photos are resized for evaluation, before the center crop
 # Formats by the suffix, which annotation files name; photos of others stay as they are.
@@ -42,22 +45,36 @@ _QUEUED = 16  # photos that wait for each process
 
 
 class Outcome(NamedTuple):
-    """What became of a file: ``kind`` of ``KINDS``, bytes before and after, and why it was skipped."""
+    """What became of a file: ``kind`` of ``KINDS``, bytes before and after, why it was skipped, stamp of the source."""
 
     kind: str
     before: int = 0
     after: int = 0
     reason: str = ''
+    stamp: str = ''
 
 
 class Report(NamedTuple):
-    """Files by kind, bytes of the photos written before and after, a line a photo not readable, what was left out."""
+    """What became of a data set.
+
+    Attributes:
+        counts: files by kind.
+        before, after: bytes of the photos written.
+        unreadable: a line a photo.
+        left_out: what else was there.
+        gone: files and folders (with ``/``) written earlier, of which the source has nothing readable any more.
+        pruned: whether ``gone`` was removed.
+        foreign: what else the target has beyond the source, which this tool did not write.
+    """
 
     counts: Counter
     before: int
     after: int
     unreadable: list[str]
     left_out: str
+    gone: list[str]
+    pruned: bool
+    foreign: list[str]
 
 
 KINDS = {
@@ -71,7 +88,12 @@ KINDS = {
 
 
 def resize_dataset(
-    source: str | Path, target: str | Path, short_edge: int, quality: int = QUALITY, processes: int = 1
+    source: str | Path,
+    target: str | Path,
+    short_edge: int,
+    quality: int = QUALITY,
+    processes: int = 1,
+    prune: bool = False,
 ) -> Report:
     """Write the photos and annotation files below ``source`` to ``target``.
 
@@ -79,6 +101,7 @@ def resize_dataset(
         short_edge: of the photos written, in pixels.
         quality: of JPEG and WebP, 1 .. 100.
         processes: that work at a time.
+        prune: remove what an earlier run wrote and ``source`` does not have any more.
 
     Raises:
         ValueError, OSError: before anything is written for folders that do not fit and numbers out of range;
@@ -94,21 +117,37 @@ def resize_dataset(
 
     target.mkdir(parents=True, exist_ok=True)
     write_json(settings, target / MARK)
-    for folder in _folders(source, [*photos, *annotations]):
-        (target / folder).mkdir(parents=True, exist_ok=True)
+    written = _Written(target)
+    kept = _folders(source, [*photos, *annotations])
+    for folder in sorted(kept):
+        (target / folder).mkdir(exist_ok=True)
+        written.note(folder, '')
     for name in annotations:
-        _copy(source / name, target / name)
+        stamp = _stamp(source / name)
+        if not written.has(name, stamp):
+            with write_atomically(target / name) as part:
+                shutil.copyfile(source / name, part)
+            written.note(name, stamp)
+    kept.update(annotations)
     counts, before, after, unreadable = Counter(annotations=len(annotations)), 0, 0, []
-    outcomes = _outcomes(_Work(source, target, photos, short_edge, quality), processes)
+    outcomes = _outcomes(_Work(source, written, photos, short_edge, quality), processes)
     bar = track(outcomes, 'photos', len(photos), console=make_console(stderr=True), transient=True)
     for name, outcome in zip(photos, bar):
         counts[outcome.kind] += 1
         before, after = before + outcome.before, after + outcome.after
         if outcome.kind == 'unreadable':
             unreadable.append(printable(f'{name}: {outcome.reason}'))
+        else:
+            written.note(name, outcome.stamp)
+            kept.add(name)
     if len(unreadable) == len(photos):
         raise ValueError(f'{source}: none of its {len(photos)} photos is readable; the first is {unreadable[0]}')
-    return Report(counts, before, after, unreadable, photos.note)
+    beyond = _beyond(target, kept)
+    gone = [name for name in beyond if written.stamps.get(name) is not None]
+    if prune:
+        gone = written.remove(gone)
+    foreign = [name for name in beyond if name not in gone]
+    return Report(counts, before, after, unreadable, photos.note, gone, prune, foreign)
 
 
 def show(report: Report) -> None:
@@ -122,6 +161,13 @@ def show(report: Report) -> None:
         print(f'{report.before / 1e6:,.1f} MB of photos are {report.after / 1e6:,.1f} MB')
     if report.left_out:
         print(report.left_out)
+    if report.gone:
+        removed = 'removed, as the source has them no more' if report.pruned else 'not in the source any more'
+        remedy = '' if report.pruned else '; --prune removes them'
+        print(f'{len(report.gone):,} files and folders {removed}: {abbreviate(map(printable, report.gone))}{remedy}')
+    if report.foreign:
+        named = abbreviate(map(printable, report.foreign))
+        print(f'{len(report.foreign):,} files and folders that this tool did not write stay: {named}')
 
 
 def cores() -> int:
@@ -184,11 +230,65 @@ def find(source: Path, target: Path) -> tuple[Images, list[str]]:
 
 
 def _folders(source: Path, names: list[str]) -> set[str]:
-    """Folders to make: those of the files, and class folders that hold none, for labels follow their order."""
+    """Folders to make, with ``/``: those of the files, and class folders without any, for labels follow their order."""
     folders = {os.path.dirname(name) for name in names}
     for split in ('', *class_folders(source)):
         folders |= {os.path.join(split, name) for name in class_folders(source / split)}
-    return folders
+    above = {parent for folder in folders for parent in Path(folder, 'x').parents}
+    return {f'{folder.as_posix()}/' for folder in above if folder.name}
+
+
+class _Written:
+    """The list of what runs of this tool have written to ``target``, by lines, which outlive a kill.
+
+    ``stamps`` has, by name, what :func:`_stamp` said of the file that it was made of, ``''`` for a folder, whose name
+    ends in ``/``, and None for what was removed.
+    """
+
+    def __init__(self, target: Path):
+        self.target, self.stamps = target, {}
+        path = target / FILES
+        for line in path.read_text(encoding='ascii', errors='replace').splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError, TypeError):  # the last line of a killed run
+                name, stamp = json.loads(line)
+                self.stamps[name] = stamp
+
+    def has(self, name: str, stamp: str) -> bool:
+        """Whether the file is there, and made of one of this stamp."""
+        return self.stamps.get(name) == stamp and (self.target / name).exists()
+
+    def note(self, name: str, stamp: str | None) -> None:
+        if self.stamps.get(name) != stamp:
+            self.stamps[name] = stamp
+            with open(self.target / FILES, 'a', encoding='ascii') as file:
+                file.write(f'\n{json.dumps([name, stamp])}')
+
+    def remove(self, names: list[str]) -> list[str]:
+        """Remove files, and the folders in which nothing of others is left; those of ``names`` that are gone."""
+        removed = []
+        for name in sorted(names, reverse=True):  # what is in a folder before the folder
+            with contextlib.suppress(OSError):
+                path = self.target / name
+                path.rmdir() if name.endswith('/') else path.unlink()
+                self.note(name, None)
+                removed.append(name)
+        return sorted(removed)
+
+
+def _stamp(path: Path) -> str:
+    """Size and date, by which a file is the same as before."""
+    status = path.stat()
+    return f'{status.st_size} {status.st_mtime_ns}'
+
+
+def _beyond(target: Path, kept: set[str]) -> list[str]:
+    """Files and folders (with ``/``) below ``target`` that are not ``kept``, hidden ones left out."""
+    found = []
+    for folder, folders, files in os.walk(target):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        names = [f'{name}/' for name in folders] + [name for name in files if not is_hidden(name)]
+        found += [Path(folder, name).relative_to(target).as_posix() + '/' * name.endswith('/') for name in names]
+    return sorted(set(found) - kept)
 
 
 def _outcomes(work: '_Work', processes: int) -> Iterator[Outcome]:
@@ -213,8 +313,8 @@ def _unchanged(outcome: Outcome) -> Outcome:
 class _Work(Dataset):
     """Item i resizes photo i and is its :class:`Outcome`."""
 
-    def __init__(self, source: Path, target: Path, photos: Images, short_edge: int, quality: int):
-        self.source, self.target, self.photos = source, target, list(photos)
+    def __init__(self, source: Path, written: _Written, photos: Images, short_edge: int, quality: int):
+        self.source, self.written, self.photos = source, written, list(photos)
         self.short_edge, self.quality = short_edge, quality
 
     def __len__(self) -> int:
@@ -222,17 +322,22 @@ class _Work(Dataset):
 
     def __getitem__(self, index: int) -> Outcome:
         name = self.photos[index]
-        return resize_file(self.source / name, self.target / name, self.short_edge, self.quality)
+        try:
+            stamp = _stamp(self.source / name)  # before it is read: what changes later is seen the next time
+        except OSError as error:
+            return Outcome('unreadable', reason=error.strerror)
+        if self.written.has(name, stamp):
+            return Outcome('done', stamp=stamp)
+        outcome = resize_file(self.source / name, self.written.target / name, self.short_edge, self.quality)
+        return outcome._replace(stamp=stamp)
 
 
 def resize_file(source: Path, target: Path, short_edge: int, quality: int) -> Outcome:
-    """Write the photo ``source`` to ``target``, whole or not at all, unless it is there and as new.
+    """Write the photo ``source`` to ``target``, whole or not at all.
 
     Raises:
         OSError: if ``target`` cannot be written; what is wrong with ``source`` is the outcome's reason.
     """
-    if _is_done(source, target):
-        return Outcome('done')
     try:
         data = source.read_bytes()
         pixels, size = read_pixels(data, short_edge)
@@ -245,7 +350,6 @@ def resize_file(source: Path, target: Path, short_edge: int, quality: int) -> Ou
     encoded = encode(pixels, fitted(size, short_edge), file_format, quality)
     with write_atomically(target) as part:
         part.write_bytes(encoded)
-        _keep_time(source, part)
     return Outcome('resized', len(data), len(encoded))
 
 
@@ -272,18 +376,6 @@ def encode(pixels: np.ndarray, size: tuple[int, int], file_format: str, quality:
     return buffer.getvalue()
 
 
-def _keep_time(source: Path, target: Path) -> None:
-    status = source.stat()
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def _is_done(source: Path, target: Path) -> bool:
-    try:
-        return target.stat().st_mtime_ns >= source.stat().st_mtime_ns
-    except OSError:
-        return False
-
-
 def _link(source: Path, target: Path) -> None:
     """A hard link; a copy where the file system or the owner of the file allows none."""
     with write_atomically(target) as part:
@@ -291,11 +383,3 @@ def _link(source: Path, target: Path) -> None:
             os.link(os.path.realpath(source), part)
         except OSError:
             shutil.copyfile(source, part)
-            _keep_time(source, part)
-
-
-def _copy(source: Path, target: Path) -> None:
-    if not _is_done(source, target):
-        with write_atomically(target) as part:
-            shutil.copyfile(source, part)
-            _keep_time(source, part)

@@ -38,7 +38,7 @@ def tree(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob('*'))
-        if path.is_file() and path.name != resize.MARK
+        if path.is_file() and path.name not in (resize.MARK, resize.FILES)
     }
 
 
@@ -161,14 +161,73 @@ def test_unreadable_photos_are_named_and_tried_again(run_tool, source, tmp_path)
     )
 
 
-def test_a_changed_photo_is_made_anew(source, tmp_path):
+@pytest.mark.parametrize('seconds', [-1e6, -1e-3, 10])
+def test_a_changed_photo_is_made_anew(source, tmp_path, seconds):
     resize.resize_dataset(source, tmp_path / 'target', EDGE)
     changed = photo(source / 'val/cat/0.jpg', (96, 96))
-    later = (tmp_path / 'target/val/cat/0.jpg').stat().st_mtime + 10
-    os.utime(changed, (later, later))
-    report = resize.resize_dataset(source, tmp_path / 'target', EDGE)
-    assert report.counts['resized'] == 1 and report.counts['done'] == 3
-    assert Image.open(tmp_path / 'target/val/cat/0.jpg').size == (48, 48)
+    date = (tmp_path / 'target/val/cat/0.jpg').stat().st_mtime + seconds
+    os.utime(changed, (date, date))
+    for made in (1, 0):
+        report = resize.resize_dataset(source, tmp_path / 'target', EDGE)
+        assert report.counts['resized'] == made and report.counts['done'] == 4 - made
+        assert Image.open(tmp_path / 'target/val/cat/0.jpg').size == (48, 48)
+
+
+@pytest.mark.parametrize('seconds', [-1e6, 1e6])
+def test_a_changed_annotation_file_is_copied_anew(source, tmp_path, seconds):
+    resize.resize_dataset(source, tmp_path / 'target', EDGE)
+    changed = source / 'meta/train.txt'
+    changed.write_text('cat/0.jpg 1\n')
+    date = changed.stat().st_mtime + seconds
+    os.utime(changed, (date, date))
+    resize.resize_dataset(source, tmp_path / 'target', EDGE)
+    assert (tmp_path / 'target/meta/train.txt').read_text() == 'cat/0.jpg 1\n'
+
+
+def test_what_is_gone_is_said_and_pruned(run_tool, source, tmp_path):
+    """A photo, a class, an annotation file; a class that was renamed; a photo that is damaged by now."""
+    target = tmp_path / 'target'
+    for number in (2, 3):
+        photo(source / f'train/cat/{number}.jpg')
+    photo(source / 'train/\udcff/odd.jpg')
+    resize.resize_dataset(source, target, EDGE)
+    (target / 'train/dog/mine.txt').write_text('not of this tool')
+    (target / 'mine').mkdir()
+    (source / 'train/cat/2.jpg').unlink()
+    (source / 'train/cat/3.jpg').write_bytes(b'no photo')
+    (source / 'meta/train.txt').unlink()
+    (source / 'meta').rmdir()
+    (source / 'train/\udcff/odd.jpg').unlink()
+    (source / 'train/\udcff').rmdir()
+    (source / 'val/cat').rename(source / 'val/tomcat')
+    (source / 'train/dog/1.jpg').unlink()
+    (source / 'train/dog').rmdir()
+    before = tree(target)
+    command = 'resize_dataset', source, target, '--short-edge', EDGE, '--processes', 1
+    code, printed = run_tool(*command)
+    gone = {'train/cat/2.jpg', 'train/cat/3.jpg', 'meta/', 'meta/train.txt', 'train/dog/1.jpg', 'train/dog/'}
+    gone |= {'train/\udcff/', 'train/\udcff/odd.jpg', 'val/cat/', 'val/cat/0.jpg'}
+    assert code == 0 and '10 files and folders not in the source any more' in printed and '--prune' in printed
+    assert '2 files and folders that this tool did not write stay: mine/, train/dog/mine.txt' in printed
+    assert set(tree(target)) == {*before, 'val/tomcat/0.jpg'}
+    code, printed = run_tool(*command, '--prune')
+    assert code == 0 and '9 files and folders removed' in printed  # train/dog holds a file of somebody else
+    assert '3 files and folders that this tool did not write stay: mine/, train/dog/, train/dog/mine.txt' in printed
+    assert set(tree(target)) == {*before, 'val/tomcat/0.jpg'} - gone
+    assert not (target / 'meta').exists() and not (target / 'val/cat').exists()
+    (target / 'val/cat').mkdir()
+    photo(target / 'val/cat/0.jpg')
+    code, printed = run_tool(*command, '--prune')
+    assert 'removed' not in printed and (target / 'val/cat/0.jpg').exists()  # somebody else's by now
+
+
+def test_what_a_killed_run_was_writing_down_is_done_again(source, tmp_path):
+    target = tmp_path / 'target'
+    resize.resize_dataset(source, target, EDGE)
+    lines = (target / resize.FILES).read_text()
+    (target / resize.FILES).write_text(lines[:-5])
+    for made in (1, 0):
+        assert resize.resize_dataset(source, target, EDGE).counts['resized'] == made
 
 
 def test_a_killed_run_goes_on_and_leaves_nothing_half_written(source, tmp_path):
