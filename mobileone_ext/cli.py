@@ -1,35 +1,43 @@
 """What every tool shares: the config it reads, and how it reports a user's mistake."""
 
 import argparse
+import contextlib
 import errno
+import getpass
 import logging
 import math
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from .files import HOW_TO_GO_ON, TRACEBACK_VARIABLE
 from .text import one_line, printable
+
+_OURS = {'mobileone_ext', 'benchmarks', 'research', 'tests'}  # whose imports fail by a fault of ours
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a tool's ``main`` and exit with its code; a user's mistake becomes one line and exit code 1.
 
     ValueError and OSError are mistakes of the user: a bad value, a missing or
-    unreadable file. ``MOBILEONE_TRACEBACK=1`` shows where they came from.
-    Ctrl-C is one line and exit code 130.
+    unreadable file. What a library raises over a user's file becomes one of them where the file is read.
+    What the machine lacks is a line as well; everything else is a fault of ours and keeps its traceback.
+    ``MOBILEONE_TRACEBACK=1`` shows where an error came from. Ctrl-C is one line and exit code 130.
+
+    Whatever is set in the process for a tool's sake is set here; importing the package changes nothing.
     """
-    silence_imports()
-    logging.raiseExceptions = False  # a log on a full disk is not worth a traceback a line
+    prepare_process()
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt as stop:
         print(f'interrupted; {str(stop) or HOW_TO_GO_ON}', file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
-        message = outside_cause(error) or (None if isinstance(error, RuntimeError) else one_line(error))
+    except Exception as error:
+        message = outside_cause(error) or (one_line(error) if isinstance(error, (ValueError, OSError)) else None)
         if message is None or os.environ.get(TRACEBACK_VARIABLE):
             raise
         print(f'error: {printable(message)}', file=sys.stderr)
@@ -41,6 +49,15 @@ def outside_cause(error: Exception) -> str | None:
     text = str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
         return f'{error.strerror}: nothing more can be written; make room; {HOW_TO_GO_ON}'
+    if isinstance(error, ImportError) and error.name and error.name.partition('.')[0] not in _OURS:
+        if not isinstance(error, ModuleNotFoundError):
+            return f'{error.name} is installed and cannot be imported: {one_line(error)}'
+        return (
+            f"{one_line(error)}: the package is not installed; pip install 'mobileone_ext[EXTRA]' brings optional "
+            'ones, EXTRA being benchmark, coreml, demo, deploy, executorch, gpu, heic, hub, litert, mnn or ncnn'
+        )
+    if isinstance(error, MemoryError):
+        return f'the memory does not suffice: {one_line(error)}'
     worker = re.search(r'DataLoader worker \(pid(?:\(s\))? (\d+)', text)
     if worker:
         return (
@@ -50,6 +67,34 @@ def outside_cause(error: Exception) -> str | None:
     if type(error).__name__ == 'OutOfMemoryError':
         return f'{text.splitlines()[0]} A smaller batch needs less (train_dataloader.batch_size=N)'
     return None
+
+
+def prepare_process() -> None:
+    """What every tool needs of the process that it runs in, whatever console and user it has."""
+    silence_imports()
+    logging.raiseExceptions = False  # a log on a full disk is not worth a traceback a line
+    for stream in (sys.stdout, sys.stderr):  # names of classes and files that a console's encoding doesn't have
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
+    give_home()
+
+
+def give_home() -> None:
+    """Give a user without home or name, as in a container, a folder and a name: libraries ask for both.
+
+    The folder is the same one each time, for what is cached there.
+    """
+    if not os.path.isabs(os.path.expanduser('~')):
+        folder = Path(tempfile.gettempdir(), f'mobileone_{os.getuid()}')
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        if not folder.is_dir() or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            folder = Path(tempfile.mkdtemp())
+        os.environ['HOME'] = str(folder)
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ['LOGNAME'] = str(os.getuid())
 
 
 def silence_imports() -> None:

@@ -108,7 +108,6 @@ _BACKENDS = {  # visualization backends, and the package that each needs
 }
 
 
-@register_handler(['yaml', 'yml'])
 class SafeYamlHandler(YamlHandler):
     """mmengine's reader of YAML, without ``!!python/object`` and its like."""
 
@@ -138,7 +137,7 @@ def find_file(name: str, folder: str = 'configs', what: str = 'config') -> str:
 def load_config(path: str, options: dict | None = None) -> Config:
     """The mmengine ``Config`` that :func:`find_file` finds, with ``options`` set as :func:`override` does.
 
-    Its scope becomes the default.
+    Its scope becomes the default, and mmengine reads YAML as data from then on.
 
     Names that only the config's text reads (``data_root = ...``) have done their work and are left out.
 
@@ -150,6 +149,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
     suffix = Path(path).suffix
     if suffix not in ('.py', *DATA_SUFFIXES):
         raise ValueError(f'{path}: a config is a .py, .yaml, .yml or .json file')
+    register_handler(['yaml', 'yml'])(SafeYamlHandler)
     try:
         files: dict = {}
         _collect_files(os.path.abspath(path), files)

@@ -30,7 +30,7 @@ def main():
     check_distinct(out, args.config)
     found = preview(config)
     if found.stand_in:
-        print(f'{found.stand_in}: photographs of scikit-learn stand in for the training images')
+        print(f'{found.stand_in}: a photograph stands in for the training images')
     print('\n'.join(summary(found)))
     with write_atomically(out) as part:
         draw(found, args.config, part, out.suffix[1:].lower())

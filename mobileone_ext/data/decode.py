@@ -15,8 +15,6 @@ from PIL import ExifTags, Image, ImageChops
 
 from .images import register_readers
 
-register_readers()
-
 MAX_PIXELS = 2 * 89_478_485  # 178 million; above it Pillow takes an image for an attack, too
 MAX_RATIO = 256  # of the sides: resized by its short one, a longer image fills the memory
 GROUND = (124, 117, 104)  # RGB, behind what is transparent: ImageNet's mean color, which mmcv puts behind gray
@@ -129,6 +127,7 @@ def decode(data: bytes, gray: bool = False) -> np.ndarray:
     Raises:
         OSError, ValueError: for what is no image, of a size that no photo has, or whose range of values is not known.
     """
+    register_readers()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', module=r'PIL\.')

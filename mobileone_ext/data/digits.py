@@ -20,11 +20,11 @@ def write_digits(root: str | Path) -> None:
 
     Does nothing where ``root`` is there; else it appears whole or not at all.
     """
-    from sklearn.datasets import load_digits
-
     root = Path(root)
     if root.exists():
         return
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     order = np.random.RandomState(0).permutation(len(digits.target))
     split = {'train': order[:NUM_TRAIN], 'val': order[NUM_TRAIN:]}

@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -145,6 +146,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[index * (len(items) - 1) // max(count - 1, 1)] for index in range(count)]
 
 
+@cache
 def register_readers() -> None:
     """Let Pillow read what the optional packages read."""
     if _HEIF[0] in SUFFIXES:

@@ -18,6 +18,7 @@ from ..arch import ARCHS
 from ..checkpoints.load import load_weights
 from ..deploy import reparam
 from ..files import write_atomically, write_text
+from ..recipe import plot_recipe
 from . import train as training
 from .finetuning import config as writing
 from .finetuning import photos as reading
@@ -238,8 +239,6 @@ def write_plan(plan: Plan, options: Options) -> Path:
 
 def draw_recipe(folder: Path) -> Path:
     """Draw what the run in ``folder`` will do."""
-    from ..recipe import plot_recipe  # needs scikit-learn, as nothing else here does
-
     found = plot_recipe.preview(cli.load_config(str(folder / CONFIG)))
     print('\n'.join(plot_recipe.summary(found)))
     with write_atomically(folder / RECIPE) as part:

@@ -17,9 +17,6 @@ ROWS = 50  # a table of more classes shows the lowest figures alone
 COLUMNS = 20  # a confusion matrix of more classes shows the largest confusions alone
 LETTERS = 24  # of a name
 
-if not hasattr(np, 'in1d'):  # which NumPy 2.4 took away, and mmpretrain's retrieval metrics call
-    np.in1d = np.isin
-
 
 def as_plain(value: Any) -> Any:
     """``value`` as JSON has it: tensors and arrays as lists, NaN and infinity as None, objects by their text."""

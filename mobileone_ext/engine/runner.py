@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook
@@ -81,6 +82,8 @@ class Runner(_Runner):
         if number:
             file = getattr(cfg, 'filename', None)
             experiment_name = f'{experiment_name or (Path(file).stem if file else "run")}_{number}'
+        if not hasattr(np, 'in1d'):  # which NumPy 2.4 took away, and mmpretrain's retrieval metrics call
+            np.in1d = np.isin
         super().__init__(*args, experiment_name=experiment_name, cfg=cfg, **kwargs)
 
     def train(self) -> torch.nn.Module:

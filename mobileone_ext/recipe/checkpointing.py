@@ -89,6 +89,7 @@ class SafeCheckpointHook(CheckpointHook):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.backend_args is None and self.file_client_args is None:
+            register_backend('atomic', AtomicBackend, force=True)
             self.backend_args = dict(backend='atomic')
 
     def before_train(self, runner) -> None:
@@ -271,6 +272,7 @@ def check_saving(runner) -> dict:
     if plain is None or not is_main_process():
         return {}
     plain.in_small = True
+    register_backend('mobileone_memory', MemoryBackend, force=True)
     try:
         runner.save_checkpoint('', 'small.pth', save_optimizer=True, backend_args=dict(backend='mobileone_memory'))
         return torch.load(io.BytesIO(MemoryBackend.saved), weights_only=True)
@@ -281,7 +283,6 @@ def check_saving(runner) -> dict:
         plain.in_small, MemoryBackend.saved = False, b''
 
 
-@register_backend('mobileone_memory')
 class MemoryBackend(LocalBackend):
     """Keeps the last file that was written, in memory."""
 
@@ -298,7 +299,6 @@ def restore_history(value: Any) -> Any:
     return HistoryBuffer(value[_HISTORY].numpy(), value['counts'].numpy(), value['max_length'])
 
 
-@register_backend('atomic')
 class AtomicBackend(LocalBackend):
     """Local files that are either whole or not there: written aside, then renamed."""
 

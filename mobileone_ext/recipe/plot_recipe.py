@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import sklearn
+from matplotlib.cbook import get_sample_data
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, ParamSchedulerHook
 from mmengine.runner import Runner
@@ -63,8 +63,8 @@ class Preview(NamedTuple):
 def preview(config: Config, images: int = 8) -> Preview:
     """Build the run of ``config`` and walk through its epochs.
 
-    Where the training images are missing, two photographs that come with
-    scikit-learn stand in.
+    Where the training images are missing, a photograph that comes with
+    matplotlib stands in.
 
     Args:
         images: how many training images to augment for each stage, the same ones.
@@ -135,17 +135,16 @@ def _steps(config: Config, stand_in: str) -> int:
 
 
 def _use_stand_in_if_missing(config: Config, folder: Path, number: int) -> str:
-    """Let ``number`` photographs stand in for absent training images; what is missing, or an empty string."""
+    """Let ``number`` copies of a photograph stand in for absent training images; what is missing, or ``''``."""
     try:
         check_data(config, 'train_dataloader')
     except ValueError as error:
         dataset = config.train_dataloader.dataset
         while 'dataset' in dataset:
             dataset = dataset['dataset']
-        photographs = sorted(Path(sklearn.__file__).parent.glob('datasets/images/*.jpg'))
         folder.mkdir()
         for index in range(number):
-            shutil.copy(photographs[index % len(photographs)], folder / f'{index}.jpg')
+            shutil.copy(get_sample_data('grace_hopper.jpg', asfileobj=False), folder / f'{index}.jpg')
         config.train_dataloader.dataset = dict(
             type='CustomDataset', data_root=str(folder), with_label=False, pipeline=dataset['pipeline']
         )
