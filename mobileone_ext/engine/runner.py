@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm, is_model_wrapper
 from mmengine.optim import BaseOptimWrapper, OptimWrapper, OptimWrapperDict
+from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 
@@ -75,6 +79,7 @@ class Runner(_Runner):
     """
 
     _built = count()
+    _wrapper = None  # the config of what comes around the model
 
     def __init__(self, *args, experiment_name: str | None = None, cfg=None, **kwargs):
         # mmengine's loggers go by name and second: another run of this process would write to the files of the first.
@@ -247,7 +252,11 @@ class Runner(_Runner):
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         if fn_name not in ('before_run', 'before_train'):
-            return super().call_hook(fn_name, **kwargs)
+            super().call_hook(fn_name, **kwargs)
+            several = fn_name == 'before_train_iter' and self._wrapper is not None
+            if several and what_is_planned_by(self.model) != self._planned:
+                self._maybe_compile('train_step')
+            return
         for hook in self.hooks:  # before the first step what a hook refuses is a mistake of the config
             with building(type(hook).__name__, 'does not start'):
                 getattr(hook, fn_name, lambda runner, **kwargs: None)(self, **kwargs)
@@ -281,9 +290,35 @@ class Runner(_Runner):
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg, model):
-        if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
-            model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-        return super().wrap_model(model_wrapper_cfg, model)
+        """``model`` where it trains; DistributedDataParallel comes around it just before the first step.
+
+        That plans by the parameters that it finds, and the hooks have not been asked yet.
+        """
+        wrapper = dict(broadcast_buffers=False, find_unused_parameters=self.cfg.get('find_unused_parameters', False))
+        wrapper = dict(model_wrapper_cfg or wrapper)
+        kind = MODEL_WRAPPERS.get(wrapper.setdefault('type', 'MMDistributedDataParallel'))
+        if not self.distributed or is_model_wrapper(model) or not issubclass(kind, MMDistributedDataParallel):
+            return super().wrap_model(model_wrapper_cfg, model)
+        on_gpu = torch.cuda.is_available()
+        self._wrapper = dict(device_ids=[int(os.environ['LOCAL_RANK'])] if on_gpu else None, **wrapper)
+        model = model.to(get_device())
+        return convert_sync_batchnorm(model, self.cfg.sync_bn) if self.cfg.get('sync_bn') else model
+
+    def _maybe_compile(self, target: str) -> None:
+        """Called before the first step, and again when hooks have changed what was planned by."""
+        if self._wrapper is not None:
+            model = unwrap(self.model)
+            self._planned = what_is_planned_by(model)
+            self.model = MODEL_WRAPPERS.build(self._wrapper, default_args=dict(module=model))
+        super()._maybe_compile(target)
+
+
+def what_is_planned_by(model: torch.nn.Module) -> list[tuple]:
+    """What DistributedDataParallel sorts gradients by: those that there are, and their strides.
+
+    After a change it would mix them up, wait for some in vain, or leave some as different as the ranks' images are.
+    """
+    return [(id(parameter), parameter.requires_grad, parameter.stride()) for parameter in model.parameters()]
 
 
 def after_a_step(optim_wrapper: BaseOptimWrapper) -> dict:

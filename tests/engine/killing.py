@@ -3,17 +3,14 @@
 Nothing in the package knows of this: a moment is a function of the package, of mmengine or of torch, wrapped here.
 """
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import ranks
 import torch
-from conftest import ROOT, TINY, data_options
-
-_CONTEXT = multiprocessing.get_context('forkserver')
-_CONTEXT.set_forkserver_preload(['mobileone_ext.engine.train', 'mmpretrain.models'])
+from conftest import TINY, data_options
 
 
 def kill() -> None:
@@ -101,16 +98,12 @@ def moments() -> dict[str, Callable]:
     }
 
 
-def _train(work_dir: str, digits: str, options: list[str], moment: str | None) -> None:
+def _train(work_dir: str, digits: str, options: dict, moment: str | None, killed: int) -> None:
     import contextlib
-    import warnings
 
     from mobileone_ext import cli
     from mobileone_ext.engine import train as training
 
-    torch.set_num_threads(1)
-    warnings.simplefilter('ignore')
-    os.chdir(ROOT)
     pairs = dict(option.split('=') for option in data_options(digits)[:3])
     config = cli.load_config(TINY, pairs)
     for loader, step in (('train_dataloader', 16), ('val_dataloader', 6)):  # some of each class
@@ -122,18 +115,23 @@ def _train(work_dir: str, digits: str, options: list[str], moment: str | None) -
     )
     config.work_dir, config.randomness.seed = work_dir, 3
     config.default_hooks.checkpoint.update(options)
+    if os.environ['WORLD_SIZE'] != '1':
+        config.launcher = 'pytorch'
+        config.train_dataloader.batch_size = 22
     with open(os.devnull, 'w') as sink, contextlib.redirect_stdout(sink):
         newest = training.latest_checkpoint(work_dir)
         if newest:
             training.use_checkpoint(config, newest)
-        if moment:
+        if moment and os.environ['RANK'] == str(killed):
             moments()[moment]()
         training.train(config)
 
 
-def train(work_dir: Path, digits: Path, options: dict, moment: str | None = None) -> int:
-    """Start or resume a run in a process of its own; its exit code, -9 if it was killed."""
-    process = _CONTEXT.Process(target=_train, args=(str(work_dir), str(digits), options, moment))
-    process.start()
-    process.join()
-    return process.exitcode
+def train(
+    work_dir: Path, digits: Path, options: dict, moment: str | None = None, processes: int = 1, killed: int = 0
+) -> list[int]:
+    """Start or resume a run in processes of its own, one of which, ``killed``, ends at a moment.
+
+    Their exit codes, -9 of those that were killed; a launcher kills the others.
+    """
+    return ranks.run(_train, str(work_dir), str(digits), options, moment, killed, processes=processes)

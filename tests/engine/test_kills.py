@@ -37,33 +37,40 @@ ALL = [
 ]
 
 
+# What a killed rank leaves: one that writes, one that does not, in a step and while the others validate.
+OF_TWO = [
+    ('in the optimizer step', 1),
+    ('in the optimizer step', 0),
+    ('in the moving average', 1),
+    ('in the validation', 1),
+    ('in the write', 0),
+    ('between save and validation', 0),
+    ('validated, before it is written again', 0),
+    ('while best is written', 0),
+    ("at a stage's change", 1),
+    ("at the loader's start", 1),
+]
+
+
 @pytest.fixture(scope='module')
 def undisturbed(digits, tmp_path_factory):
     """The work dir of a whole run with these options, made once."""
     made = {}
 
-    def run(keep, best):
-        if (keep, best) not in made:
-            made[keep, best] = tmp_path_factory.mktemp('undisturbed')
-            assert train(made[keep, best], digits, dict(max_keep_ckpts=keep, save_best=best)) == 0
-        return made[keep, best]
+    def run(keep, best, processes=1):
+        options = keep, best, processes
+        if options not in made:
+            made[options] = tmp_path_factory.mktemp('undisturbed')
+            assert not any(train(made[options], digits, dict(max_keep_ckpts=keep, save_best=best), processes=processes))
+        return made[options]
 
     return run
 
 
-@pytest.mark.parametrize(
-    'moment, keep, best',
-    [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in FAST)],
-)
-def test_a_run_killed_and_resumed(digits, tmp_path, undisturbed, moment, keep, best):
-    options = dict(max_keep_ckpts=keep, save_best=best)
-    whole = undisturbed(keep, best)
-    assert train(tmp_path, digits, options, moment) == -9, 'the moment did not come'
-    assert train(tmp_path, digits, options) == 0
-    expected, found = ({path.name: path for path in folder.glob('*.pth')} for folder in (whole, tmp_path))
+def assert_same_files(folder, whole):
+    """The same checkpoints, with the same values bit for bit; their files."""
+    expected, found = ({path.name: path for path in folder.glob('*.pth')} for folder in (whole, folder))
     assert found.keys() == expected.keys()
-    assert sum(name.startswith('best') for name in found) == (best is not None)
-    assert sum(name.startswith('epoch') for name in found) == keep
     for name, path in expected.items():
         one, other = (torch.load(file, weights_only=True) for file in (path, found[name]))
         for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
@@ -72,3 +79,27 @@ def test_a_run_killed_and_resumed(digits, tmp_path, undisturbed, moment, keep, b
                 assert_equal_values(other[part], one[part], f'{name}: {part}')
         info, other_info = (file['message_hub']['runtime_info'] for file in (one, other))
         assert info.get('best_score') == other_info.get('best_score')
+    return found
+
+
+@pytest.mark.parametrize(
+    'moment, keep, best',
+    [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in FAST)],
+)
+def test_a_run_killed_and_resumed(digits, tmp_path, undisturbed, moment, keep, best):
+    options = dict(max_keep_ckpts=keep, save_best=best)
+    assert train(tmp_path, digits, options, moment) == [-9], 'the moment did not come'
+    assert train(tmp_path, digits, options) == [0]
+    found = assert_same_files(tmp_path, undisturbed(keep, best))
+    assert sum(name.startswith('best') for name in found) == (best is not None)
+    assert sum(name.startswith('epoch') for name in found) == keep
+
+
+@pytest.mark.parametrize(
+    'moment, killed', [OF_TWO[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in OF_TWO[1:])]
+)
+def test_two_processes_killed_and_resumed(digits, tmp_path, undisturbed, moment, killed):
+    options = dict(max_keep_ckpts=1, save_best='auto')
+    assert train(tmp_path, digits, options, moment, 2, killed)[killed] == -9, 'the moment did not come'
+    assert train(tmp_path, digits, options, processes=2) == [0, 0]
+    assert_same_files(tmp_path, undisturbed(1, 'auto', 2))

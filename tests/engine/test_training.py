@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ import time
 import torch
 from conftest import ROOT, TINY, data_options
 from mmengine.optim import build_optim_wrapper
+from ranks import free_port
 
 from mobileone_ext import cli
 from mobileone_ext.checkpoints.load import load_weights
@@ -137,12 +137,6 @@ def test_all_ranks_stop_when_the_loss_of_one_is_nan(digits, tmp_path):
     assert first.startswith('training has diverged: loss of another rank is NaN at epoch 2, iteration 6'), first
     assert second.startswith('training has diverged: loss is nan at epoch 2, iteration 6'), second
     assert [path.name for path in tmp_path.glob('epoch*.pth')] == ['epoch_1.pth']
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return listener.getsockname()[1]
 
 
 def test_dist_train_launches_the_tool(digits, tmp_path):
