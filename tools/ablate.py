@@ -19,6 +19,11 @@ def parse_args():
     )
     parser.add_argument('--variants', nargs='+', metavar='NAME', help='some of the variants of the study (all)')
     parser.add_argument('--data', metavar='DIR', help='where the data lie, as in tools/train.py')
+    parser.add_argument(
+        '--classes-from-data',
+        action='store_true',
+        help='the classes are those of the training data (its folders or list), and the head has so many',
+    )
     parser.add_argument('--work-dir', help='where runs and results go (work_dirs/ablations/STUDY)')
     parser.add_argument('--dry-run', action='store_true', help='check and list the runs, and stop')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
@@ -33,7 +38,7 @@ def main():
     from mobileone_ext.ablation.ablate import plan, run_study
     from mobileone_ext.ablation.study import choose, overrides_label, read_study
     from mobileone_ext.config import find_file
-    from mobileone_ext.engine.train import use_data
+    from mobileone_ext.engine.train import use_classes_of_data, use_data
 
     study = read_study(find_file(args.study, 'configs/ablations', 'study'))
     if args.variants:
@@ -41,6 +46,8 @@ def main():
     base = cli.load_config(args.base)
     if args.data:
         use_data(base, args.data)
+    if args.classes_from_data:
+        use_classes_of_data(base)
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f'--seeds {args.seeds}: a seed is given twice')
     work_dir = Path(args.work_dir or Path('work_dirs/ablations', study.name))

@@ -11,6 +11,11 @@ def parse_args():
     parser.add_argument('--batch-size', type=cli.positive, metavar='N', help='images a step and process')
     parser.add_argument('--data', metavar='ROOT', help='where the data lies, instead of every data_root of the config')
     parser.add_argument(
+        '--classes-from-data',
+        action='store_true',
+        help='the classes are those of the training data (its folders or list), and the head has so many',
+    )
+    parser.add_argument(
         '--dry-run', action='store_true', help='build all but the data, save and load a checkpoint in memory, and stop'
     )
     parser.add_argument('--work-dir', help='where logs and checkpoints go (work_dirs/CONFIG)')
@@ -53,6 +58,8 @@ def main():
         config.auto_scale_lr.enable = False
     if args.data:
         training.use_data(config, args.data)
+    if args.classes_from_data:
+        training.use_classes_of_data(config)
 
     training.use_work_dir(config, args.work_dir)
     config.launcher = args.launcher

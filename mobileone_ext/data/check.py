@@ -25,6 +25,7 @@ from .classes import (
     names_of,
     num_classes,
     quoted,
+    read_lines,
     scanned_folder,
 )
 from .dataset import CustomDataset, match_folders
@@ -37,7 +38,8 @@ LISTED = 2000  # so many files of an annotation file are looked for
 def check_data(config: Config, *loaders: str, classes: Sequence[str] | None = None) -> None:
     """Check the data of ``loaders`` (``'train_dataloader'``, ...) of a config, and let their labels agree by name.
 
-    mmpretrain's ``CustomDataset`` is replaced by ours, which takes the same arguments.
+    mmpretrain's ``CustomDataset`` is replaced by ours, which takes the same arguments, and so is one that is bound to
+    as many classes as the head does not have (``ImageNet``).
 
     Args:
         classes: names of the outputs of the weights to be measured, if known; by default the training set's.
@@ -46,11 +48,12 @@ def check_data(config: Config, *loaders: str, classes: Sequence[str] | None = No
         ValueError: naming what is missing or does not fit, and the option or the
             layout that would; OSError for a file that cannot be read.
     """
+    count = num_classes(config)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         for dataset, _ in _datasets(config, name):
-            if dataset_class(dataset) is MmpretrainDataset:
-                dataset['type'] = OWN_DATASET
-    count = num_classes(config)
+            bound = getattr(dataset_class(dataset), 'METAINFO', {}).get('classes')
+            if not bound or count not in (None, len(bound)):
+                read_by_files(dataset)
     reference = _Reference.of(config, classes)
     for name in loaders:
         for dataset, option in _datasets(config, name):
@@ -64,6 +67,19 @@ def check_data(config: Config, *loaders: str, classes: Sequence[str] | None = No
     for name in loaders:
         if name != 'train_dataloader':
             fit_metrics(config, name.replace('dataloader', 'evaluator'), count)
+
+
+def read_by_files(dataset: dict) -> None:
+    """Let ours read a data set that mmpretrain binds to classes of their own (``ImageNet``), from the same files."""
+    kind = dataset_class(dataset)
+    if not (isinstance(kind, type) and issubclass(kind, MmpretrainDataset)) or kind is CustomDataset:
+        return
+    listed, split = annotation_file(dataset), dataset.pop('split', '')
+    dataset['type'] = OWN_DATASET
+    if split:
+        dataset['data_prefix'] = dataset.get('data_prefix') or split
+    if listed and not dataset.get('ann_file'):
+        dataset['ann_file'] = f'meta/{split}.txt'
 
 
 def say(line: str) -> None:
@@ -160,7 +176,10 @@ def _check_dataset(dataset: dict, option: str, num_classes: int | None, training
     if annotations:
         if isinstance(kind, type) and issubclass(kind, MmpretrainDataset):
             with_label = dataset.get('with_label', True)
-            check_annotations(annotations, folder, num_classes if with_label else 0, remedy)
+            hint = '; --classes-from-data takes the classes from the data' if training else ''
+            count = check_annotations(annotations, folder, num_classes if with_label else 0, remedy, hint)
+            if hint and with_label and num_classes and count < num_classes:
+                say(f'{annotations}: labels 0 .. {count - 1}, and the head has {num_classes} classes{hint}')
         elif annotations.suffix == '.json':
             _check_json(annotations, num_classes)
         return
@@ -171,18 +190,20 @@ def _check_dataset(dataset: dict, option: str, num_classes: int | None, training
     if scanned_folder(dataset) is None:
         return
     present = class_folders(folder)
-    hidden = sorted({entry.name for entry in os.scandir(folder) if entry.is_dir()} - set(present))
-    if hidden and kind is not CustomDataset:
-        raise ValueError(f'{folder}: {dataset["type"]} takes {quoted(hidden)} for classes; remove these folders')
-    names = dataset.get('folders') or names_of(dataset) or present
+    own = kind is CustomDataset  # mmpretrain's number the folders that are there
+    names = (dataset.get('folders') or names_of(dataset) if own else None) or present
     if not present:
         raise ValueError(f'{folder}: holds no class folders; {remedy}')
-    if num_classes and len(names) != num_classes and not (some_will_do and len(names) < num_classes):
+    if num_classes and len(names) != num_classes and not (own and some_will_do and len(names) < num_classes):
+        own_classes = '--classes-from-data' if training else f'--cfg-options model.head.num_classes={len(names)}'
         raise ValueError(
             f'{folder}: has {len(names)} class folders, the head has {num_classes} classes; '
-            f'--cfg-options model.head.num_classes={len(names)}, or {option}.data_root=DIR'
+            f'{own_classes} takes these, {option}.data_root=DIR others'
         )
-    if kind is CustomDataset:
+    hidden = sorted({entry.name for entry in os.scandir(folder) if entry.is_dir()} - set(present))
+    if hidden and not own:
+        raise ValueError(f'{folder}: {dataset["type"]} takes {quoted(hidden)} for classes; remove these folders')
+    if own:
         _check_folders(folder, present, suffixes, names, training)
 
 
@@ -207,39 +228,36 @@ def _check_folders(folder: Path, present: Sequence[str], suffixes: list, names: 
         say(f'{folder}: no images of {quoted(empty)}')
 
 
-def check_annotations(file: Path, folder: Path, num_classes: int | None, remedy: str = '') -> None:
-    """Check a text file with a line ``image label`` for each image.
+def check_annotations(file: Path, folder: Path, num_classes: int | None, remedy: str = '', too_many: str = '') -> int:
+    """Check a text file with a line ``image label`` for each image; how many classes its labels count up to.
 
     Args:
         folder: the images are named relative to it; some of them are looked for.
         num_classes: labels are 0 .. this - 1; None where that is not known, 0 for lines without labels.
+        remedy, too_many: what to do about images that are not there, and about more labels.
 
     Raises:
         ValueError: naming the file and the first line that is none, a label out of range, an image that is not there.
     """
-    lines = _lines(file)
-    images = []
+    lines = read_lines(file)
+    images, count = [], 0
     for number, line in enumerate(lines, 1):
         image, _, label = line.strip().rpartition(' ') if num_classes != 0 else (line.strip(), '', '0')
         if not image or not label.isdecimal():
             raise ValueError(f'{file}, line {number}: {line[:80]!r}: expected is an image and its label, "a/b.jpg 3"')
         if num_classes and int(label) >= num_classes:
             raise ValueError(
-                f'{file}, line {number}: label {label}, and the head has {num_classes} classes, 0 .. {num_classes - 1}'
+                f'{file}, line {number}: label {label}, and the head has {num_classes} classes, '
+                f'0 .. {num_classes - 1}{too_many}'
             )
         images.append((number, image))
+        count = max(count, int(label) + 1)
     if not images:
         raise ValueError(f'{file}: lists no images; {remedy}')
     for number, image in spread(images, LISTED):
         if not os.path.exists(folder / image):
             raise ValueError(f'{file}, line {number}: no such image {folder / image}; {remedy}')
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding='utf-8').splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{file}: not UTF-8 text ({error.reason} at byte {error.start})') from None
+    return count
 
 
 def _check_json(file: Path, num_classes: int | None) -> None:

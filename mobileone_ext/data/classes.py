@@ -7,6 +7,7 @@ another order would shift every label without a word.
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mmpretrain.registry import DATASETS
 from ..text import abbreviate
 from .images import class_folders, leaves
 
-_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def num_classes(config: Config) -> int | None:
@@ -39,7 +40,7 @@ def class_names(config: Config, stored: Sequence[str] | None = None, published: 
     """
     count = num_classes(config)
     sources = [stored]
-    for loader in _LOADERS:
+    for loader in LOADERS:
         sources += [names_of(dataset) for dataset in leaves((config.get(loader) or {}).get('dataset') or {})]
     if published:
         sources.append(IMAGENET_CATEGORIES)
@@ -58,6 +59,57 @@ def names_of(dataset: dict) -> tuple[str, ...] | None:
     if not names and folder is not None and folder.is_dir():
         names = class_folders(folder)
     return tuple(names) if names else None
+
+
+def classes_in(dataset: dict) -> tuple[str, ...]:
+    """The classes that the files of a data set hold, whatever its config or its type says of them.
+
+    Names are those of its class folders. The images of a list have names where each label has a folder of its own, or
+    where the config names as many; else labels are their own names.
+
+    Raises:
+        OSError: if there are no such files.
+        ValueError: if they hold fewer than two classes, or labels that no image has.
+    """
+    folder, file = scanned_folder(dataset), annotation_file(dataset)
+    place = folder or file
+    if folder is not None:
+        if not folder.is_dir():
+            raise FileNotFoundError(f'{folder}: no such folder of class folders; --data ROOT names the one it lies in')
+        names = class_folders(folder)
+    elif file is not None and file.suffix != '.json':
+        listed, given = _classes_listed(file), given_names(dataset) or ()
+        names = given if len(given) == len(listed) else listed
+    else:
+        names = names_of(dataset) or ()
+    if len(names) < 2:
+        raise ValueError(
+            f'{place or dataset.get("type")}: holds {len(names) or "no"} class folders or names of classes'
+        )
+    return tuple(names)
+
+
+def _classes_listed(file: Path) -> list[str]:
+    """Names for the labels of a text file with a line ``image label`` for each image."""
+    folders = defaultdict(set)
+    for line in read_lines(file):
+        image, _, label = line.strip().rpartition(' ')
+        if label.isdecimal():
+            folders[int(label)].add(image.rpartition('/')[0])
+    absent = next((label for label in range(len(folders)) if label not in folders), None)
+    if absent is not None:
+        raise ValueError(f'{file}: no image has label {absent}, some have label {max(folders)}')
+    numbers = list(map(str, range(len(folders))))
+    names = [folders[label].pop() if len(folders[label]) == 1 else '' for label in range(len(folders))]
+    return names if all(names) and len(set(names)) == len(names) else numbers
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file; ValueError, naming it, where it is no UTF-8."""
+    try:
+        return file.read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{file}: not UTF-8 text ({error.reason} at byte {error.start})') from None
 
 
 def dataset_class(dataset: dict) -> type | None:

@@ -3,16 +3,21 @@
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 
 from ..checkpoints.training import check_digest, read_training_checkpoint
 from ..config import building, require_data
-from ..data.check import check_data
+from ..data.check import check_data, read_by_files, say
+from ..data.classes import LOADERS, annotation_file, classes_in, scanned_folder
 from ..data.flip import check_flips
+from ..data.images import leaves
 from ..recipe.schedule import misfits
+from ..text import abbreviate, printable
 from .processes import end_with_parent, is_first, one_writer
 from .runner import Runner
 
@@ -82,6 +87,47 @@ def use_data(config: Config, root: str) -> None:
             raise ValueError(f'--data {root}: {loader} has no data set with a data_root; set it with --cfg-options')
         for dataset in found:
             dataset['data_root'] = root
+
+
+def use_classes_of_data(config: Config) -> None:
+    """Let the training data say which classes there are, and the head have so many; a line says which.
+
+    Data sets that mmpretrain binds to classes of their own (``ImageNet``) are read by folders or lists alone.
+
+    Raises:
+        OSError, ValueError: for data that is not there or names no classes, or a model whose head has no
+            ``num_classes``.
+    """
+    require_data(config, 'train_dataloader')
+    train, *others = (list(leaves(config[name]['dataset'])) for name in LOADERS if config.get(name))
+    for dataset in (*train, *chain(*others)):
+        read_by_files(dataset)
+    found = [classes_in(dataset) for dataset in train]
+    by_folder = all(scanned_folder(dataset) for dataset in train)
+    names = sorted(set().union(*found)) if by_folder else list(max(found, key=len))
+    for dataset in (*train, *chain(*others)):
+        dataset.pop('classes', None)
+        (dataset.get('metainfo') or {}).pop('classes', None)
+    for dataset in train:
+        dataset['metainfo'] = dict(dataset.get('metainfo') or {}, classes=names)
+    head = next((part for part in (config.model.get('head'), config.model) if 'num_classes' in (part or {})), None)
+    if head is None:
+        raise ValueError('--classes-from-data: model.head has no num_classes to set')
+    before = head['num_classes']
+    for part in (config.model, config.get('val_evaluator'), config.get('test_evaluator')):
+        _recount(part, before, len(names))
+    place = scanned_folder(train[0]) or annotation_file(train[0]) or train[0]['type']
+    say(f'{len(names)} classes of {place}: {printable(abbreviate(names, 10))}')
+
+
+def _recount(value: Any, before: int, now: int) -> None:
+    """Set every ``num_classes`` of ``before`` in a part of a config to ``now``, but for a teacher's."""
+    if isinstance(value, dict):
+        if value.get('num_classes') == before:
+            value['num_classes'] = now
+        value = [inner for key, inner in value.items() if key != 'teacher']
+    for inner in value if isinstance(value, list | tuple) else ():
+        _recount(inner, before, now)
 
 
 def _data_sets(dataset: dict) -> Iterator[dict]:
