@@ -629,7 +629,7 @@ def override(config: Config, overrides: dict[str, Any], from_command_line: bool 
         if key in ('train_cfg.max_epochs', 'train_cfg.max_iters') and not callable(value):
             length = option_value(value) if from_command_line and isinstance(value, str) else value
             config = _follow_length(config, key, length, overrides)
-    values = {}
+    changed: list[tuple[dict, str, str]] = []
     for key, value in overrides.items():
         *path, last = key.split('.')
         value = value(config) if callable(value) else value
@@ -638,7 +638,6 @@ def override(config: Config, overrides: dict[str, Any], from_command_line: bool 
             node = _child(node, part, key, '.'.join(path[:depth]))
         if from_command_line and isinstance(value, str):
             value = _read_option(value, node, last, '.'.join(path))
-        values[key] = value
         if isinstance(node, list):
             _set_in_list(node, last, copy.deepcopy(value), key)
             continue
@@ -647,41 +646,25 @@ def override(config: Config, overrides: dict[str, Any], from_command_line: bool 
             node.pop(last, None)
         else:
             node[last] = copy.deepcopy(value)
-    for key, value in values.items():
-        if value is None:
-            _without_unread(config, key)
-    for key in overrides:
-        if key.endswith('.type'):
-            _check_type(config, key)
+            changed.append((node, '.'.join(path), last))
+    for node, place, last in changed:
+        known = _known_arguments(place, node)
+        if node.get(last, 0) is None and known is not None and last not in known:
+            node.pop(last)
+    for node, place, last in changed:
+        if last == 'type':
+            _check_type(place, node)
     return config
 
 
-def _at(config: Config, key: str) -> tuple[Any, set[str] | None]:
-    """The part of ``config`` that ``key`` lies in, and what it reads; None if that is anything, or isn't known."""
-    node: Any = config
-    *path, _ = key.split('.')
-    for part in path:
-        node = _child(node, part, key, '')
-    return node, _known_arguments('.'.join(path), node) if isinstance(node, dict) else None
-
-
-def _without_unread(config: Config, key: str) -> None:
-    """Take ``key`` away if it is None and nothing reads it."""
-    node, known = _at(config, key)
-    last = key.rpartition('.')[2]
-    if known is not None and last not in known:
-        node.pop(last, None)
-
-
-def _check_type(config: Config, key: str) -> None:
-    """Raise ValueError if the ``type`` at ``key`` doesn't read what the config has beside it."""
-    node, known = _at(config, key)
+def _check_type(place: str, node: dict) -> None:
+    """Raise ValueError if the new ``type`` of ``node`` doesn't read what the config has beside it."""
+    known = _known_arguments(place, node)
     unread = [name for name in node if name not in known] if known is not None else []
     if unread:
-        place = key.rpartition('.')[0]
         raise ValueError(
-            f'override {key!r}: {_type_name(node)} does not read {", ".join(unread)}, which the config sets; '
-            f'{" ".join(f"{place}.{name}=None" for name in unread)} leaves that out'
+            f'override {f"{place}.type"!r}: {_type_name(node)} does not read {", ".join(unread)}, which the config '
+            f'sets; {" ".join(f"{place}.{name}=None" for name in unread)} leaves that out'
         )
 
 

@@ -112,6 +112,11 @@ OPTIONS = [
         lambda c: set(c.optim_wrapper.optimizer) == {'type', 'lr', 'weight_decay'},
     ),
     (
+        {'custom_hooks.EMAHook.type': 'mobileone_ext.FreezeNormHook', 'custom_hooks.0.epoch': 3}
+        | {f'custom_hooks.0.{key}': None for key in ('momentum', 'update_buffers')},
+        lambda c: set(c.custom_hooks[0]) == {'type', 'epoch', 'priority'},
+    ),
+    (
         {'train_cfg.max_epochs': None, 'train_cfg.type': 'IterBasedTrainLoop', 'train_cfg.max_iters': 9},
         lambda c: 'max_epochs' not in c.train_cfg,
     ),

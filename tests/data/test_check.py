@@ -79,8 +79,10 @@ def test_an_empty_class_is_refused_in_training_and_said_in_validation(tmp_path, 
 
 
 def test_hidden_folders_that_another_data_set_would_number(tmp_path):
-    write_photos(tmp_path / 'train', 'a/1.jpg', '.ipynb_checkpoints/1.jpg')
-    config = config_of(tmp_path, type='ImageNet', split='train', data_prefix='')
+    write_photos(tmp_path / 'train', '0/1.jpg', '.ipynb_checkpoints/1.jpg')
+    for number in range(1, 1000):
+        (tmp_path / f'train/{number}').mkdir()
+    config = config_of(tmp_path, 1000, type='ImageNet', split='train', data_prefix='')  # of another head ours reads it
     with pytest.raises(ValueError, match=r"ImageNet takes '.ipynb_checkpoints' for classes"):
         check_data(config, 'train_dataloader')
 
