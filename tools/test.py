@@ -27,6 +27,7 @@ def main():
     from mobileone_ext.engine import metrics
     from mobileone_ext.engine.test import evaluate, evaluate_file, load_for
     from mobileone_ext.engine.train import use_work_dir
+    from mobileone_ext.pictures import legend
 
     if args.out:
         files.check_writable(args.out)
@@ -57,6 +58,9 @@ def main():
         files.write_json({**results, **({'classes': classes} if classes else {})}, args.out)
         for picture in metrics.draw_matrices(results, classes, args.out):
             print(f'{picture}: confusion matrix')
+        numbers = legend(classes or ())
+        if numbers:
+            print(f'in pictures, numbers stand for names that no font here has: {numbers}')
 
 
 if __name__ == '__main__':

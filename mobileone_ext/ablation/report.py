@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib.figure import Figure
+
 from ..files import csv_text, write_atomically, write_text
+from ..pictures import drawing, in_picture, legend, names_in_pictures
 from ..provenance import device, versions
-from ..text import as_markdown, code, markdown_table
+from ..text import as_markdown, code, markdown_table, shorten
 from .study import Study
 
 # What a run brings home beside variant, seed, status and reason: the keys of the fusion's report.
@@ -89,6 +92,9 @@ def markdown(study: Study, base: str, summaries: Sequence[Summary]) -> str:
         lines += ['', f'The paper: {as_markdown(study.source)}.']
     counts = {summary.row['num_images'] for summary in summaries if 'num_images' in summary.row}
     lines += ['', '![every run and the mean](results.png)']
+    numbers = legend([summary.variant for summary in summaries])
+    if numbers:
+        lines += ['', f'In the picture, {as_markdown(numbers)}.']
     lines += ['', f'Evaluated on {", ".join(f"{count:g}" for count in sorted(counts))} images. {environment()}', '']
     return '\n'.join(lines)
 
@@ -117,34 +123,29 @@ def environment() -> str:
 
 def plot(study: Study, summaries: Sequence[Summary], rows: Sequence[dict], path: Path) -> None:
     """A dot a run and a bar at the mean, one line a variant; the paper's numbers in a panel of their own."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    panels = 2 if study.numbers else 1
-    figure, axes = plt.subplots(
-        1, panels, figsize=(4.5 * panels + 1.5, 0.45 * len(summaries) + 1.6), sharey=True, squeeze=False
-    )
-    ours, *theirs = axes[0]
-    for y, summary in enumerate(summaries):
-        dots = [row['top1_after'] for row in rows if row['variant'] == summary.variant and row['status'] == 'done']
-        ours.plot(dots, [y] * len(dots), 'o', color='tab:blue', alpha=0.6)
-        if dots:
-            ours.plot([summary.mean], [y], '|', color='black', markersize=18, markeredgewidth=2)
-    ours.set(xlabel='top-1 in %: dots are seeds, bars means', title='measured here')
-    ours.set_yticks(range(len(summaries)), [summary.variant for summary in summaries])
-    ours.invert_yaxis()
-    for axis in theirs:
-        ys = [y for y, summary in enumerate(summaries) if summary.variant in study.numbers]
-        axis.plot([study.numbers[summaries[y].variant] for y in ys], ys, 's', color='tab:orange')
-        axis.set(xlabel='top-1 in %', title=f'paper: {study.source.split(",", 1)[-1].strip()}')
-    for axis in axes[0]:
-        axis.grid(axis='x', alpha=0.3)
-    figure.suptitle(study.title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120, format='png')
-    plt.close(figure)
+    variants = names_in_pictures([shorten(summary.variant, 40) for summary in summaries])
+    title, source = in_picture(study.title), in_picture(study.source.split(',', 1)[-1].strip())
+    with drawing([*variants, title, source]):
+        panels = 2 if study.numbers else 1
+        figure = Figure(figsize=(4.5 * panels + 1.5, 0.45 * len(summaries) + 1.6))
+        ours, *theirs = axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+        for y, summary in enumerate(summaries):
+            dots = [row['top1_after'] for row in rows if row['variant'] == summary.variant and row['status'] == 'done']
+            ours.plot(dots, [y] * len(dots), 'o', color='tab:blue', alpha=0.6)
+            if dots:
+                ours.plot([summary.mean], [y], '|', color='black', markersize=18, markeredgewidth=2)
+        ours.set(xlabel='top-1 in %: dots are seeds, bars means', title='measured here')
+        ours.set_yticks(range(len(summaries)), variants)
+        ours.invert_yaxis()
+        for axis in theirs:
+            ys = [y for y, summary in enumerate(summaries) if summary.variant in study.numbers]
+            axis.plot([study.numbers[summaries[y].variant] for y in ys], ys, 's', color='tab:orange')
+            axis.set(xlabel='top-1 in %', title=f'paper: {source}')
+        for axis in axes:
+            axis.grid(axis='x', alpha=0.3)
+        figure.suptitle(title)
+        figure.tight_layout()
+        figure.savefig(path, dpi=120, format='png')
 
 
 def _top1(summary: Summary) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..checkpoints.load import load_weights
@@ -14,6 +14,7 @@ from ..data.classes import is_multi_label, labels
 from ..data.decode import read_rgb
 from ..data.pixels import Normalize, in_batches, read_images
 from ..files import csv_text, json_text, write_atomically
+from ..pictures import Line, write_on
 from ..text import as_text, printable
 from . import fuse
 from .compare import check_finite
@@ -119,12 +120,9 @@ def draw(result: dict) -> Image.Image:
     line = 24
     sheet = Image.new('RGB', (width, picture.height + line * len(result['predictions']) + 8), 'white')
     sheet.paste(picture)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    pen, lines = ImageDraw.Draw(sheet), []
     for row, best in enumerate(result['predictions']):
         top = picture.height + 4 + row * line
         pen.rectangle((0, top + 1, best['score'] * width, top + line - 2), fill='#bcd7f5')
-        text = f'{best["score"]:6.1%}  {printable(best["label"])}'
-        while pen.textlength(text, font) > width - 16:
-            text = text[:-2] + '…'
-        pen.text((8, top + 3), text, 'black', font)
-    return sheet
+        lines.append(Line(f'{best["score"]:6.1%}  {best["label"]}', 8, top + 3, width - 16))
+    return write_on(sheet, lines, 14)

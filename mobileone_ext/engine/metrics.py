@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
 from ..data.classes import labels
 from ..files import write_atomically
+from ..pictures import drawing, names_in_pictures
 from ..text import make_console, shorten
 
 ROWS = 50  # a table of more classes shows the lowest figures alone
@@ -143,27 +145,26 @@ def draw_matrices(metrics: dict, classes: Sequence[str] | None, out: str | Path)
 
 
 def draw_matrix(cells: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """A PNG of a confusion matrix (classes, classes): rows are the truth, color is the share of a row."""
-    import matplotlib
+    """A PNG of a confusion matrix (classes, classes): rows are the truth, color is the share of a row.
 
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    A name in a script that no font has stands as its number (:func:`mobileone_ext.pictures.legend`).
+    """
     count = len(names)
     side = min(max(4.0, 0.4 * count + 2), 20)
     share = cells / np.maximum(np.nansum(cells, axis=1, keepdims=True), 1e-9)  # of the images of a class
-    figure, axis = plt.subplots(figsize=(side, side), layout='constrained')
-    image = axis.imshow(share, cmap='Blues', vmin=0, vmax=1, interpolation='nearest' if count <= 100 else 'auto')
-    axis.set(xlabel='predicted', ylabel='label')
-    if count <= 100:
-        shown = [shorten(name, LETTERS).replace('$', r'\$') for name in names]
-        axis.set_xticks(range(count), shown, rotation=90)
-        axis.set_yticks(range(count), shown)
-    if count <= 30:
-        for row, column in np.ndindex(cells.shape):
-            if cells[row, column]:
-                color = 'white' if share[row, column] > 0.5 else 'black'
-                axis.text(column, row, f'{cells[row, column]:g}', ha='center', va='center', color=color, fontsize=8)
-    figure.colorbar(image, ax=axis, label='share of the row', shrink=0.8)
-    figure.savefig(path, dpi=100, format='png')
-    plt.close(figure)
+    shown = names_in_pictures([shorten(name, LETTERS) for name in names]) if count <= 100 else []
+    with drawing(shown):
+        figure = Figure(figsize=(side, side), layout='constrained')
+        axis = figure.subplots()
+        image = axis.imshow(share, cmap='Blues', vmin=0, vmax=1, interpolation='nearest' if count <= 100 else 'auto')
+        axis.set(xlabel='predicted', ylabel='label')
+        if shown:
+            axis.set_xticks(range(count), shown, rotation=90)
+            axis.set_yticks(range(count), shown)
+        if count <= 30:
+            for row, column in np.ndindex(cells.shape):
+                if cells[row, column]:
+                    color = 'white' if share[row, column] > 0.5 else 'black'
+                    axis.text(column, row, f'{cells[row, column]:g}', ha='center', va='center', color=color, fontsize=8)
+        figure.colorbar(image, ax=axis, label='share of the row', shrink=0.8)
+        figure.savefig(path, dpi=100, format='png')

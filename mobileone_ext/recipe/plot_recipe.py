@@ -3,16 +3,20 @@
 import copy
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.cbook import get_sample_data
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, ParamSchedulerHook
 from mmengine.runner import Runner
 
 from ..data.check import check_data
+from ..pictures import drawing, in_picture
 from .curriculum import CurriculumHook, pipelines, stage_at, stage_label
 from .schedule import ema_decay, named_groups
 from .seeding import seed_generators
@@ -184,17 +188,31 @@ def _rgb(sample: dict, preprocessor) -> np.ndarray:
 
 
 def summary(found: Preview) -> list[str]:
-    """A line for each stage: its epochs, image size, strength, learning rate and weight decay from first to last."""
+    """A line for each stage: its epochs, image size, strength, learning rate and weight decay from first to last.
+
+    Where the highest or lowest value lies between, it stands between.
+    """
     lines = []
     for stage in found.stages:
         last = found.epochs[stage.last]
         begin, end = stage.first * found.steps, (stage.last + 1) * found.steps - 1
-        decay = ', '.join(f'{name} {v[begin]:.3g} -> {v[end]:.3g}' for name, v in found.weight_decay.items())
+        decay = ', '.join(
+            f'{_course(values[begin : end + 1])} of {name.replace("_", " and ")}'
+            for name, values in found.weight_decay.items()
+        )
         lines.append(
-            f'{stage.epochs}: {stage.name or "own pipeline"}; lr {found.lr[begin]:.3g} -> {found.lr[end]:.3g}; '
+            f'{stage.epochs}: {stage.name or "own pipeline"}; lr {_course(found.lr[begin : end + 1])}; '
             f'weight decay {decay}; EMA decay {"none" if last.ema is None else f"{last.ema:.4f}"}'
         )
     return lines
+
+
+def _course(values: Sequence[float]) -> str:
+    """The first value, the extreme ones between in their order, the last; once where all are alike."""
+    first, last = values[0], values[-1]
+    between = sorted({values.index(value) for value in (min(values), max(values)) if value not in (first, last)})
+    shown = [f'{value:.3g}' for value in (first, *(values[index] for index in between), last)]
+    return ' -> '.join(value for value, before in zip(shown, ['', *shown]) if value != before)
 
 
 def draw(found: Preview, title: str, path: Path, form: str = 'png') -> None:
@@ -206,11 +224,6 @@ def draw(found: Preview, title: str, path: Path, form: str = 'png') -> None:
     Raises:
         ValueError: for another one.
     """
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
     curves = {
         'learning rate': {'': found.lr},
         'weight decay': found.weight_decay,
@@ -220,30 +233,32 @@ def draw(found: Preview, title: str, path: Path, form: str = 'png') -> None:
     }
     curves = {name: lines for name, lines in curves.items() if None not in next(iter(lines.values()))}
     columns = len(found.stages[0].images)
-    if form not in plt.gcf().canvas.get_supported_filetypes():
+    if form not in FigureCanvasBase.get_supported_filetypes():
         raise ValueError(f'a picture cannot be written as {form!r}; png, jpg, pdf and svg are some that can')
-    figure = plt.figure(figsize=(13, 3.2 + 1.8 * len(found.stages)), layout='constrained')
-    above, below = figure.subfigures(2, 1, height_ratios=[3.2, 1.8 * len(found.stages)])
-    for axis, (name, lines) in zip(above.subplots(1, len(curves), squeeze=False)[0], curves.items()):
-        for label, values in lines.items():
-            if len(values) > len(found.epochs):
-                axis.plot(np.arange(len(values)) / found.steps, values, label=label)
-            else:
-                axis.stairs(values, baseline=None, label=label)
-        axis.set(title=name, xlabel='epoch')
-        axis.grid(alpha=0.3)
-        if len(lines) > 1:
-            axis.legend()
-        elif min(values) == max(values):
-            axis.set(ylim=(0.999 * values[0], 1.001 * values[0]), yticks=values[:1], yticklabels=[f'{values[0]:g}'])
-    largest = max(image.shape[0] for stage in found.stages for image in stage.images)
-    cells = below.subplots(len(found.stages), columns, squeeze=False)
-    for row, stage in zip(cells, found.stages):
-        row[0].set_title(f'{stage.epochs}: {stage.name}', loc='left', fontsize=10)
-        for cell, image in zip(row, stage.images):
-            cell.imshow(image)
-            cell.set(xlim=(0, largest), ylim=(largest, 0))
-            cell.axis('off')
-    figure.suptitle(title)
-    figure.savefig(path, dpi=100, format=form)
-    plt.close('all')
+    title, groups = in_picture(title), [in_picture(name) for name in found.weight_decay]
+    with drawing([title, *groups]):
+        figure = Figure(figsize=(13, 3.2 + 1.8 * len(found.stages)), layout='constrained')
+        above, below = figure.subfigures(2, 1, height_ratios=[3.2, 1.8 * len(found.stages)])
+        for axis, (name, lines) in zip(above.subplots(1, len(curves), squeeze=False)[0], curves.items()):
+            handles = []
+            for values in lines.values():
+                if len(values) > len(found.epochs):
+                    handles += axis.plot(np.arange(len(values)) / found.steps, values)
+                else:
+                    handles.append(axis.stairs(values, baseline=None))
+            axis.set(title=name, xlabel='epoch')
+            axis.grid(alpha=0.3)
+            if len(lines) > 1:
+                axis.legend(handles, groups)
+            elif min(values) == max(values):
+                axis.set(ylim=(0.999 * values[0], 1.001 * values[0]), yticks=values[:1], yticklabels=[f'{values[0]:g}'])
+        largest = max(image.shape[0] for stage in found.stages for image in stage.images)
+        cells = below.subplots(len(found.stages), columns, squeeze=False)
+        for row, stage in zip(cells, found.stages):
+            row[0].set_title(f'{stage.epochs}: {stage.name}', loc='left', fontsize=10)
+            for cell, image in zip(row, stage.images):
+                cell.imshow(image)
+                cell.set(xlim=(0, largest), ylim=(largest, 0))
+                cell.axis('off')
+        figure.suptitle(title)
+        figure.savefig(path, dpi=100, format=form)

@@ -74,7 +74,7 @@ def test_curves_are_those_of_the_run(digits, tmp_path):
     assert 0 < found.lr[-1] == pytest.approx(5.0e-7, rel=0.02)  # 0.05 (1 + cos(pi 494 / 495)) / 2
     images = found.stages[0].images
     assert len({image.tobytes() for image in images}) == 10
-    assert 'lr 0.0005 -> 5.03e-07' in summary(found)[0]
+    assert 'lr 0.0005 -> 0.05 -> 5.03e-07; weight decay 0.0001 of bias and weight, 0 of norm' in summary(found)[0]
     draw(found, 'digits', tmp_path / 'r.part', 'jpg')
     assert Image.open(tmp_path / 'r.part').format == 'JPEG'
     with pytest.raises(ValueError, match="as 'doc'"):

@@ -3,40 +3,33 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 
 from ...data.decode import read_rgb
-from ...text import printable
+from ...pictures import Line, drawing, names_in_pictures, write_on
 from .curves import Curve
 from .scores import Scores, worst
 
 COLUMNS, TILE, LINE = 6, 190, 17  # of the contact sheet: photos a row, pixels
 
 
-def pyplot():
-    """matplotlib without a screen."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def draw_curves(curves: dict[str, Curve], path: Path) -> None:
     """A PNG with an axis for each of ``curves``, over the epochs."""
-    plt = pyplot()
-    figure, axes = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.2), layout='constrained', squeeze=False)
-    for axis, (name, curve) in zip(axes[0], curves.items()):
-        axis.plot(curve.epochs, curve.values, marker='.' if len(curve.values) <= 40 else None)
-        axis.set(title=name, xlabel='epoch')
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110, format='png')
-    plt.close(figure)
+    with drawing(curves):
+        figure = Figure(figsize=(4.2 * len(curves), 3.2), layout='constrained')
+        for axis, (name, curve) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items()):
+            axis.plot(curve.epochs, curve.values, marker='.' if len(curve.values) <= 40 else None)
+            axis.set(title=name, xlabel='epoch')
+            axis.grid(alpha=0.3)
+        figure.savefig(path, dpi=110, format='png')
 
 
 def draw_mistakes(found: Scores, path: Path) -> bool:
-    """A PNG with the photos of the worst mistakes, what they are, and what they were taken for; False without any."""
+    """A PNG with the photos of the worst mistakes, what they are, and what they were taken for; False without any.
+
+    A class whose name has no font is its number (:func:`mobileone_ext.pictures.legend`).
+    """
     chosen = worst(found)
     if not chosen:
         return False
@@ -44,21 +37,21 @@ def draw_mistakes(found: Scores, path: Path) -> bool:
     rows = -(-len(chosen) // columns)
     cell_width, cell_height = TILE + 10, TILE + 3 * LINE + 14
     sheet = Image.new('RGB', (columns * cell_width + 10, rows * cell_height + 10), 'white')
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    lines = []
     for number, index in enumerate(chosen):
         left = 10 + number % columns * cell_width
         top = 10 + number // columns * cell_height
         photo = _thumbnail(found.paths[index])
         sheet.paste(photo, (left + (TILE - photo.width) // 2, top + (TILE - photo.height) // 2))
         for line, (text, color) in enumerate(_caption(found, index)):
-            pen.text((left, top + TILE + 2 + line * LINE), _fit(text, pen, font), color, font)
-    sheet.save(path, 'png')
+            lines.append(Line(text, left, top + TILE + 2 + line * LINE, TILE, color))
+    write_on(sheet, lines, 13).save(path, 'png')
     return True
 
 
 def _caption(found: Scores, index: int) -> list[tuple[str, str]]:
     """Lines of text with their color: what a photo is, what it was taken for, its file."""
-    scores, names = found.scores[index], found.classes
+    scores, names = found.scores[index], names_in_pictures(found.classes)
 
     def listed(which: np.ndarray) -> str:
         return ', '.join(f'{names[i]} {scores[i]:.0%}' for i in np.flatnonzero(which)) or 'nothing'
@@ -72,12 +65,3 @@ def _caption(found: Scores, index: int) -> list[tuple[str, str]]:
 
 def _thumbnail(path: str) -> Image.Image:
     return ImageOps.contain(read_rgb(path, TILE), (TILE, TILE))
-
-
-def _fit(text: str, pen: ImageDraw.ImageDraw, font) -> str:
-    text = printable(text)
-    if pen.textlength(text, font) <= TILE:
-        return text
-    while pen.textlength(text + '…', font) > TILE:
-        text = text[:-1]
-    return text + '…'

@@ -9,8 +9,9 @@ from mmengine.config import Config
 
 from ...checkpoints.load import load_weights
 from ...files import write_atomically, write_text
+from ...pictures import legend
 from ...provenance import machine
-from ...text import markdown_table
+from ...text import as_markdown, code, markdown_table, printable
 from ..metrics import draw_matrix
 from . import pictures
 from .curves import read_curves
@@ -164,22 +165,28 @@ def markdown(report: dict, drawn: list[str]) -> str:
         shown = {name: value for name, value in report['metrics'].items() if isinstance(value, float)}
         parts.append(', '.join(f'{name.split("/")[-1]} {value:.1f}' for name, value in shown.items()))
     if report['notes']:
-        parts += ['What was left out, or should be known:', '\n'.join(f'- {note}' for note in report['notes'])]
+        parts += [
+            'What was left out, or should be known:',
+            '\n'.join(f'- {as_markdown(note)}' for note in report['notes']),
+        ]
     parts += ['## Classes', class_table(report['per_class'])]
     if report['confusion'] and 'confusion' in drawn:
         parts.append('![which class was taken for which](confusion.png)')
     elif report['confusion']:
         parts.append(f'The confusion matrix of so many classes is in {DATA}.')
+    numbers = legend(report['classes'])
+    if numbers and drawn:
+        parts.append(f'In the pictures, numbers stand for names that no font here has: {as_markdown(numbers)}.')
     parts.append('## Worst mistakes')
     parts.append('![worst mistakes](mistakes.png)' if 'mistakes' in drawn else 'There were none.')
     if 'curves' in drawn:
         parts += [
             '## Curves',
             '![loss, learning rate of the backbone, accuracy](curves.png)',
-            f'All of them: `tensorboard --logdir {shlex.quote(report["folder"])}`',
+            f'All of them: {code("tensorboard --logdir " + shlex.quote(report["folder"]))}',
         ]
     parts.append('## Next')
-    parts += [f'{title}:\n\n    {command}' for title, command in report['commands']]
+    parts += [f'{title}:\n\n    {printable(command)}' for title, command in report['commands']]
     return '\n\n'.join(parts) + '\n'
 
 
