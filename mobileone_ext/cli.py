@@ -117,20 +117,19 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f'{message}; --help lists the options')
 
 
-def count(text: str) -> int:
-    """The type of an option that is 0, 1, 2 ..."""
-    return _at_least(0, text)
+def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """The type of an option that is a whole number from ``low`` to ``high``."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r'\s*-?\d+\s*', text, re.A) or not low <= int(text) <= high:
+            upto = 'on' if high == math.inf else f'to {high}'
+            raise argparse.ArgumentTypeError(f'{text!r}: a whole number from {low} {upto} is needed')
+        return int(text)
+
+    return read
 
 
-def positive(text: str) -> int:
-    """The type of an option that is 1, 2, 3 ..."""
-    return _at_least(1, text)
-
-
-def _at_least(smallest: int, text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < smallest:
-        raise argparse.ArgumentTypeError(f'{text!r}: a whole number from {smallest} on is needed')
-    return int(text)
+count, positive = whole(0), whole(1)
 
 
 def positive_number(text: str) -> float:

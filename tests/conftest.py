@@ -68,6 +68,17 @@ def digits(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def without_scikit_learn(monkeypatch):
+    """As after ``pip install .``, which leaves optional packages out."""
+    import mobileone_ext.recipe
+
+    monkeypatch.setitem(sys.modules, 'sklearn', None)
+    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+    monkeypatch.delitem(sys.modules, 'mobileone_ext.recipe.plot_recipe', raising=False)
+    monkeypatch.delattr(mobileone_ext.recipe, 'plot_recipe', raising=False)
+
+
+@pytest.fixture
 def shared() -> Callable[..., Path]:
     """``shared('weights', 'x.pth')`` is a path below MOBILEONE_TEST_DATA (``../shared``); skips without it."""
 

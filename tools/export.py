@@ -24,6 +24,7 @@ def parse_args():
     parser.add_argument(
         '--num-images', type=cli.positive, default=1300, metavar='N', help='how many of them at most (1300)'
     )
+    parser.add_argument('--flops', action='store_true', help='print the column "FLOPs (G)" of vendors\' tables as well')
     return parser.parse_args()
 
 
@@ -64,7 +65,7 @@ def main():
         args.input_name,
     )
     print(f'{args.out}: written')
-    print(cost.describe(model, args.size))
+    print(cost.describe(model, args.size, args.flops))
     if args.format == 'coreml':
         print('CoreML runs on macOS alone: compare it with PyTorch there')
     if report:

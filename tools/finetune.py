@@ -13,7 +13,9 @@ from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
+    from mobileone_ext.arch import ARCHS
+
+    parser = cli.Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # what is not given stays out: the defaults are engine.finetune.Options'
@@ -22,20 +24,26 @@ def parse_args():
     parser.add_argument(
         '--weights', metavar='NAME|FILE|URL', help="to start from (Apple's fused S0); none: random weights"
     )
-    parser.add_argument('--arch', help='s0 .. s4 (that of the weights, or s0)')
-    parser.add_argument('--epochs', type=int, help='(20)')
-    parser.add_argument('--size', type=int, help='of the images in pixels (224)')
-    parser.add_argument('--batch-size', type=int, help='(32, less for few photos)')
-    parser.add_argument('--lr', type=float, help="the backbone's; the head's is ten times as high")
+    arches = [name for name in ARCHS if name.startswith('s')]
+    parser.add_argument('--arch', choices=arches, help='(that of the weights, or s0)')
+    parser.add_argument('--epochs', type=cli.positive, metavar='N', help='(20)')
+    parser.add_argument('--size', type=cli.whole(32, 1024), metavar='PX', help='of the images in pixels (224)')
+    parser.add_argument('--batch-size', type=cli.whole(2), metavar='N', help='(32, less for few photos)')
+    parser.add_argument('--lr', type=cli.positive_number, help="the backbone's; the head's is ten times as high")
     parser.add_argument('--val', metavar='DIR|FRACTION', help='photos to measure on, or how many to set aside (0.2)')
-    parser.add_argument('--seed', type=int, help='of split, head and order (0)')
-    parser.add_argument('--freeze', type=int, metavar='STAGES', help='0 keeps the stem as it is, 3 also stages 1 .. 3')
-    parser.add_argument('--work-dir', help='where all goes (work_dirs/finetune_NAME)')
+    parser.add_argument('--seed', type=cli.whole(0, 2**32 - 1), metavar='N', help='of split, head and order (0)')
+    parser.add_argument(
+        '--freeze',
+        type=cli.whole(-1, 4),
+        metavar='STAGES',
+        help='0 keeps the stem as it is, 3 also stages 1 .. 3, -1 nothing (-1)',
+    )
+    parser.add_argument('--work-dir', metavar='DIR', help='where all goes (work_dirs/finetune_NAME)')
     parser.add_argument('--branches', action='store_true', help='give fused weights their branches back first')
     parser.add_argument('--balance', action='store_true', help='show photos of rare classes more often')
     parser.add_argument(
         '--early-stop',
-        type=int,
+        type=cli.positive,
         nargs='?',
         const=5,
         metavar='EPOCHS',

@@ -1,4 +1,4 @@
-"""Static int8 of a trained network, without labels: ``python tools/quantize.py CONFIG CHECKPOINT OUT --calib DIR``."""
+"""Static int8 of a trained network, without labels: ``python tools/quantize.py CONFIG CHECKPOINT OUT``."""
 
 from mobileone_ext import cli
 
@@ -13,7 +13,9 @@ def parse_args():
         help='the int8 file to write: *.onnx, *.xml (OpenVINO), *.tflite (LiteRT) or *.pte (ExecuTorch); may be left '
         'out with --prepare',
     )
-    parser.add_argument('--calib', metavar='DIR', required=True, help='calibration images, not those to be measured on')
+    parser.add_argument(
+        '--calib', metavar='DIR', help="calibration images, not those to be measured on (the config's training set)"
+    )
     parser.add_argument(
         '--num-calib', type=cli.positive, default=200, metavar='N', help='how many of them, spread evenly (200)'
     )

@@ -8,9 +8,11 @@ def parse_args():
     parser.add_argument('source', metavar='SRC', help='folder of photos at any depth, with its annotation files')
     parser.add_argument('target', metavar='DST', help='folder to write; the same command goes on after a kill')
     parser.add_argument(
-        '--short-edge', type=cli.positive, default=292, metavar='PX', help='of the photos written (%(default)s)'
+        '--short-edge', type=cli.whole(32, 4096), default=292, metavar='PX', help='of the photos written (%(default)s)'
     )
-    parser.add_argument('--quality', type=cli.positive, default=90, help='of JPEG and WebP, 1 .. 100 (%(default)s)')
+    parser.add_argument(
+        '--quality', type=cli.whole(1, 100), default=90, help='of JPEG and WebP, 1 .. 100 (%(default)s)'
+    )
     parser.add_argument('--processes', type=cli.positive, metavar='N', help='that work at a time (all cores)')
     parser.add_argument('--prune', action='store_true', help='remove from DST what it wrote and SRC has no more')
     return parser.parse_args()

@@ -26,8 +26,6 @@ from ..text import abbreviate, make_console, printable
 from .decode import read_pixels
 from .images import SUFFIXES, Images, class_folders, images_below, is_hidden
 
-SHORT_EDGES = (32, 4096)  # allowed, in pixels
-QUALITIES = (1, 100)
 QUALITY = 90  # in full color, smaller and closer to the original than 95 with colors at half the pixels
 MARK = '.resized.json'  # in the folder that is written: how, and from where
 FILES = '.resized.files'  # beside it: a line for each file and folder written, as JSON, name and stamp
@@ -104,12 +102,8 @@ def resize_dataset(
         prune: remove what an earlier run wrote and ``source`` does not have any more.
 
     Raises:
-        ValueError, OSError: before anything is written for folders that do not fit and numbers out of range;
-            later if ``target`` takes no more.
+        ValueError, OSError: before anything is written for folders that do not fit; later if ``target`` takes no more.
     """
-    for name, value, (low, high) in (('--short-edge', short_edge, SHORT_EDGES), ('--quality', quality, QUALITIES)):
-        if not low <= value <= high:
-            raise ValueError(f'{name} {value}: allowed is {low} .. {high}')
     source, target = Path(source), Path(target)
     settings = dict(source=os.path.realpath(source), short_edge=short_edge, quality=quality)
     check_folders(source, target, settings)

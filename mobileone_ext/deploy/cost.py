@@ -58,14 +58,15 @@ def vendor_gflops(thop_count: int) -> float:
     return round(2 * thop_count / 0.9e9, 3)
 
 
-def describe(model: nn.Module, size: int | Sequence[int]) -> str:
-    """One line: parameters, multiply-adds and the vendors' column of a fused classifier."""
+def describe(model: nn.Module, size: int | Sequence[int], vendors: bool = False) -> str:
+    """One line: parameters and multiply-adds of a fused classifier, and on demand the ``vendors``' column."""
     height, width = sides(size)
-    return (
-        f'{count_parameters(model):,} parameters, {count_multiply_adds(model, size):,} multiply-adds '
-        f'at {height} x {width}; FLOPs (G) as vendors print them, 2 x thop / 0.9e9: '
-        f'{vendor_gflops(count_as_thop(model, size)):.3f}'
-    )
+    line = f'{count_parameters(model):,} parameters, {count_multiply_adds(model, size):,} multiply-adds '
+    line += f'at {height} x {width}'
+    if vendors:
+        gflops = vendor_gflops(count_as_thop(model, size))
+        line += f'; FLOPs (G) as vendors print them, 2 x thop / 0.9e9: {gflops:.3f}'
+    return line
 
 
 def model_device(model: nn.Module) -> torch.device:

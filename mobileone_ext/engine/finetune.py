@@ -3,9 +3,9 @@
 It writes a config and runs what a hand-written one runs: nothing here is out of reach of the other tools.
 """
 
+import contextlib
 import dataclasses
 import json
-import math
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from .. import cli
-from ..arch import ARCHS
 from ..checkpoints.load import load_weights
 from ..deploy import reparam
 from ..files import write_atomically, write_text
@@ -29,7 +28,6 @@ from .finetuning.scores import score_photos
 from .test import evaluate
 
 CONFIG, OPTIONS, FUSED, RECIPE = 'config.py', 'options.json', 'fused.pth', 'recipe.png'
-MIN_SIZE, MAX_SIZE = 32, 1024
 VAL_FRACTION = 0.2
 
 
@@ -70,7 +68,8 @@ class Options:
     @property
     def folder(self) -> Path:
         """Where everything of this run goes."""
-        return Path(self.work_dir or Path('work_dirs', f'finetune_{Path(self.photos).absolute().stem}')).absolute()
+        name = os.path.basename(os.path.abspath(self.photos))
+        return Path(self.work_dir or Path('work_dirs', f'finetune_{name}')).absolute()
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,6 @@ def make_plan(options: Options, command: str = 'tools/finetune.py') -> Plan:
     Raises:
         OSError, ValueError: for whatever would fail later; nothing is written.
     """
-    check_options(options)
     check_folder(options)
     arch, weights, form = choose_weights(options)
     photos = choose_photos(options)
@@ -117,38 +115,6 @@ def make_plan(options: Options, command: str = 'tools/finetune.py') -> Plan:
     return Plan(photos, recipe, choices)
 
 
-def check_options(options: Options) -> None:
-    """Raise ValueError for a number out of range."""
-    arches = [name for name in ARCHS if name.startswith('s')]
-    for wrong, text in (
-        (options.epochs < 1, f'--epochs {options.epochs}: must be 1 or more'),
-        (
-            not MIN_SIZE <= options.size <= MAX_SIZE,
-            f'--size {options.size}: must lie in {MIN_SIZE} .. {MAX_SIZE} pixels',
-        ),
-        (
-            options.batch_size is not None and options.batch_size < 2,
-            f'--batch-size {options.batch_size}: must be 2 or more',
-        ),
-        (
-            options.lr is not None and not (options.lr > 0 and math.isfinite(options.lr)),
-            f'--lr {options.lr}: must be above 0',
-        ),
-        (not 0 <= options.seed < 2**32, f'--seed {options.seed}: must lie in 0 .. {2**32 - 1}'),
-        (not -1 <= options.freeze <= 4, f'--freeze {options.freeze}: must lie in -1 (none), 0 (the stem) .. 4 (all)'),
-        (
-            options.arch is not None and options.arch not in arches,
-            f'--arch {options.arch}: known are {", ".join(arches)}',
-        ),
-        (
-            options.early_stop is not None and options.early_stop < 1,
-            f'--early-stop {options.early_stop}: must be 1 or more',
-        ),
-    ):
-        if wrong:
-            raise ValueError(text)
-
-
 def check_folder(options: Options) -> None:
     """Raise ValueError if the run's folder holds other things, or lies among the photos."""
     folder, photos = options.folder, Path(options.photos).absolute()
@@ -156,8 +122,9 @@ def check_folder(options: Options) -> None:
         raise ValueError(f'{folder}: would lie among the photos and be taken for a class; --work-dir names another')
     if folder.is_file():
         raise ValueError(f'{folder}: is a file; --work-dir names a folder')
-    leftovers = {CONFIG, OPTIONS, RECIPE, *(f'{n}.{s}' for n in ('train', 'val', 'test') for s in ('txt', 'json'))}
-    if folder.exists() and not {entry.name for entry in folder.iterdir()} <= leftovers:  # those of a dry run may go
+    lists = {f'{name}.{suffix}' for name in ('train', 'val', 'test') for suffix in ('txt', 'json')}
+    leftovers = {CONFIG, OPTIONS, RECIPE, writing.BASE_FOLDER, *lists}  # those of a dry run may go
+    if folder.exists() and not {entry.name for entry in folder.iterdir()} <= leftovers:
         raise ValueError(f'{folder}: is not empty; --resume goes on with the run in it, --work-dir names another')
 
 
@@ -230,8 +197,11 @@ def write_plan(plan: Plan, options: Options) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in writing.annotation_files(plan.photos).items():
         write_text(text, folder / name)
-    started = dict(dataclasses.asdict(options), notes=plan.photos.notes)
+    started = dict(as_started(plan, options), notes=plan.photos.notes)
     write_text(json.dumps(started, indent=2) + '\n', folder / OPTIONS)
+    for name, text in writing.base_files(plan.choices.arch).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_text(text, folder / name)
     path = folder / CONFIG
     write_text(writing.config_text(plan.photos, plan.recipe, plan.choices, folder), path)
     return path
@@ -246,14 +216,36 @@ def draw_recipe(folder: Path) -> Path:
     return folder / RECIPE
 
 
+def as_started(plan: Plan, options: Options) -> dict:
+    """The options, each with the value that it came to, given or not."""
+    set_aside = plan.photos.val.root == plan.photos.train.root
+    chosen = dict(
+        weights=plan.choices.weights or 'none',
+        arch=plan.choices.arch,
+        batch_size=plan.recipe.batch_size,
+        lr=plan.recipe.lr,
+        val=options.val or (VAL_FRACTION if set_aside else str(plan.photos.val.root)),
+    )
+    return {name: resolved(name, value) for name, value in {**dataclasses.asdict(options), **chosen}.items()}
+
+
+def resolved(name: str, value):
+    """What the option ``name`` stands for, in whatever words: a file or folder by its real path, a fraction as such."""
+    if name == 'val':
+        with contextlib.suppress(ValueError):
+            return float(value)
+    is_path = name in ('photos', 'val') or (name == 'weights' and os.path.isfile(value))
+    return os.path.realpath(value) if is_path else value
+
+
 def check_resumed(options: Options, given: dict) -> None:
-    """Raise ValueError if one of the options ``given`` is not what the run in the folder was started with."""
-    before = json.loads((options.folder / OPTIONS).read_text())
+    """Raise ValueError if one of the options ``given`` means something else than the run in the folder started with."""
+    before = json.loads((options.folder / OPTIONS).read_text(encoding='utf-8'))
     for name, value in given.items():
-        if name != 'work_dir' and before.get(name) != value:
+        if name != 'work_dir' and resolved(name, before.get(name)) != resolved(name, value):
             flag = name.replace('_', '-')
             raise ValueError(
-                f'{options.folder}: was started with {flag} {before.get(name)}, not {value}; '
+                f'{options.folder}: was started with {flag} {before.get(name)}, not {resolved(name, value)}; '
                 f'leave it out to go on, or start anew with --work-dir'
             )
 
@@ -279,7 +271,7 @@ def run(folder: Path, tool: str = 'python tools/{}.py', resume: bool = False) ->
         accept_fused=True,
     )
     after = score_photos(config, fused)
-    notes = json.loads((folder / OPTIONS).read_text())['notes']
+    notes = json.loads((folder / OPTIONS).read_text(encoding='utf-8'))['notes']
     report = reporting.make_report(config, folder, checkpoint, deployed, metrics, before, after, tool, notes)
     reporting.write_report(report, after, folder)
     return report

@@ -293,11 +293,15 @@ MISTAKES = {
     'around': (lambda t: (t / 'source', t), [], 'is not empty, and no run of this tool wrote it'),
     'a file for a target': (lambda t: (t / 'source', t / 'file'), [], 'file: is a file; name a folder'),
     'a broken mark': (lambda t: (t / 'source', t / 'odd'), [], 'odd: was written with source=None'),
-    'too small': (lambda t: (t / 'source', t / 'out'), ['--short-edge', 31], '--short-edge 31: allowed is 32 .. 4096'),
-    'too large': (lambda t: (t / 'source', t / 'out'), ['--short-edge', 4097], '--short-edge 4097: allowed is'),
-    'no number': (lambda t: (t / 'source', t / 'out'), ['--short-edge', 'x'], "'x': a whole number from 1 on"),
+    'too small': (lambda t: (t / 'source', t / 'out'), ['--short-edge', 31], "'31': a whole number from 32 to 4096"),
+    'too large': (
+        lambda t: (t / 'source', t / 'out'),
+        ['--short-edge', 4097],
+        "'4097': a whole number from 32 to 4096",
+    ),
+    'no number': (lambda t: (t / 'source', t / 'out'), ['--short-edge', 'x'], "'x': a whole number from 32 to 4096"),
     'no processes': (lambda t: (t / 'source', t / 'out'), ['--processes', 0], "'0': a whole number from 1 on"),
-    'quality': (lambda t: (t / 'source', t / 'out'), ['--quality', 101], '--quality 101: allowed is 1 .. 100'),
+    'quality': (lambda t: (t / 'source', t / 'out'), ['--quality', 101], "'101': a whole number from 1 to 100"),
 }
 
 

@@ -19,7 +19,7 @@ def test_vendor_column(variant):
     count = cost.count_as_thop(model, 224)
     assert cost.vendor_gflops(count) == VENDOR[variant]
     assert count == 275_161_600 or variant != 's0'
-    assert f'0.9e9: {VENDOR[variant]:.3f}' in cost.describe(model, 224)
+    assert f'0.9e9: {VENDOR[variant]:.3f}' in cost.describe(model, 224, vendors=True)
     assert not any(module._forward_hooks for module in model.modules())
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, only_line
+from mmengine.config import Config
 from PIL import Image
 from server import Server
 
 from mobileone_ext import cli
 from mobileone_ext.backbone import MobileOne
+from mobileone_ext.deploy.quantization.quantize import calibration_files
+from mobileone_ext.engine import finetune
 from mobileone_ext.engine.finetuning import config as writing
 from mobileone_ext.engine.finetuning import photos as reading
 from mobileone_ext.engine.finetuning import recipe as numbers
@@ -221,6 +224,10 @@ def test_a_run_writes_a_config_a_network_and_a_report(run_tool, weights, tmp_pat
 def test_the_commands_of_the_report_run(run_tool, weights, tmp_path):
     photos = write_photos(tmp_path / "it's mine", blue=6, red=6)
     assert run(run_tool, photos, weights, tmp_path / 'w')[0] == 0
+    config = cli.load_config(str(tmp_path / 'w' / 'config.py'))
+    lines = (tmp_path / 'w' / 'train.txt').read_text().splitlines()
+    calibrating = [str(path) for path in calibration_files(config, None)[0]]  # none of those that measure
+    assert calibrating == [str(photos / line.rpartition(' ')[0]) for line in lines] and len(lines) == 10
     commands = json.loads((tmp_path / 'w' / 'report.json').read_text())['commands']
     assert len(commands) == 4
     import shlex
@@ -230,9 +237,27 @@ def test_the_commands_of_the_report_run(run_tool, weights, tmp_path):
         assert python == 'python' and Path(script).parent == ROOT / 'tools'
         code, printed = run_tool(Path(script).stem, *arguments)
         assert code == 0, printed
+        assert ('10 calibration images from the training set' in printed) == (Path(script).stem == 'quantize')
+        assert 'thop' not in printed
     assert (tmp_path / 'w' / 'model_int8.onnx').exists()
     code, printed = run_tool('predict', *shlex.split(commands[0][1])[2:])
     assert 'blue' in printed and 'red' in printed
+
+
+def test_a_run_may_be_moved(run_tool, weights, tmp_path):
+    """Its folder stands on no file of the checkout, nor on its own place."""
+    photos = write_photos(tmp_path / 'p', blue=6, red=6)
+    assert run(run_tool, photos, weights, tmp_path / 'w')[0] == 0
+    moved = tmp_path / "it's" / 'moved'
+    moved.parent.mkdir()
+    (tmp_path / 'w').rename(moved)
+    config = cli.load_config(str(moved / 'config.py'))
+    assert all(not Path(base).is_absolute() for base in Config._get_base_files(str(moved / 'config.py')))
+    assert config.work_dir == str(moved / 'run')
+    for tool, arguments in (('test', ()), ('predict', (photos,)), ('train', ('--work-dir', tmp_path / 'again'))):
+        network = () if tool == 'train' else (moved / 'fused.pth',)
+        code, printed = run_tool(tool, moved / 'config.py', *network, *arguments)
+        assert code == 0, printed
 
 
 def test_branches_are_given_back_and_fused(run_tool, weights, tmp_path):
@@ -244,27 +269,45 @@ def test_branches_are_given_back_and_fused(run_tool, weights, tmp_path):
     assert 'Fusing the branches changed 0 of 2' in (tmp_path / 'w' / 'report.md').read_text()
 
 
-def test_a_dry_run_writes_the_config_and_draws_the_recipe_alone(run_tool, weights, tmp_path):
+def test_a_dry_run_writes_the_config_and_draws_the_recipe_alone(run_tool, weights, tmp_path, without_scikit_learn):
     photos = write_photos(tmp_path / 'p', blue=6, red=6)
     code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--dry-run')
     assert code == 0, printed
     assert {path.name for path in (tmp_path / 'w').iterdir()} == {
-        'config.py', 'options.json', 'recipe.png', 'train.txt', 'val.txt',
+        '_base_', 'config.py', 'options.json', 'recipe.png', 'train.txt', 'val.txt',
     }  # fmt: skip
     assert run(run_tool, photos, weights, tmp_path / 'w', '--dry-run', '--epochs', '4')[0] == 0
     config = cli.load_config(str(tmp_path / 'w' / 'config.py'))
     assert config.train_cfg.max_epochs == config.param_scheduler[-1].end == 4
 
 
-def test_a_run_goes_on_with_its_own_options_alone(run_tool, weights, tmp_path):
+def test_a_run_goes_on_with_its_own_options_alone(run_tool, weights, tmp_path, monkeypatch):
+    """Whatever the words: paths are compared by what they lead to, and values given with those that followed."""
     photos = write_photos(tmp_path / 'p', blue=6, red=6)
     code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--seed', '3')
     assert code == 0, printed
     network = (tmp_path / 'w' / 'run' / 'epoch_1.pth').read_bytes()
     (tmp_path / 'w' / 'report.md').unlink()
-    code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--resume', '--seed', '4')
-    assert code == 1 and 'seed 3, not 4' in only_line(printed)
-    code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--resume')
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'link').symlink_to(photos)
+    for options, word in (
+        (('--seed', '4'), 'seed 3, not 4'),
+        (('--val', '0.3'), 'val 0.2, not 0.3'),
+        (('--val', photos), f'val 0.2, not {photos}'),
+        (('--batch-size', '8'), 'batch-size 4, not 8'),
+        (('--arch', 's1'), 'arch s0, not s1'),
+        (('--lr', '1'), 'lr 3.5e-05, not 1.0'),
+        (('--early-stop',), 'early-stop None, not 5'),
+        (('--weights', 'none'), f'weights {weights}, not none'),
+    ):
+        code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--resume', *options)
+        assert code == 1 and word in only_line(printed)
+    code, printed = run(run_tool, weights.parent, weights, tmp_path / 'w', '--resume')
+    assert code == 1 and f'photos {photos}, not {weights.parent}' in only_line(printed)
+    for words in ('p', 'p/', './p', str(photos), f'../{tmp_path.name}/p'):
+        finetune.check_resumed(finetune.Options(words, work_dir='w'), dict(photos=words))
+    defaults = ('--val', '0.20', '--arch', 's0', '--lr', '3.5e-5', '--batch-size', '4', '--freeze', '-1', '--seed', '3')
+    code, printed = run(run_tool, 'link/', weights, 'w', '--resume', *defaults)
     assert code == 0, printed
     assert (tmp_path / 'w' / 'report.md').exists()
     assert (tmp_path / 'w' / 'run' / 'epoch_1.pth').read_bytes() == network
@@ -396,18 +439,21 @@ def test_bad_photos_are_a_line_and_nothing_is_written(run_tool, weights, tmp_pat
 @pytest.mark.parametrize(
     'options, word',
     [
-        (('--epochs', '0'), '--epochs 0'),
-        (('--size', '10'), '--size 10'),
+        (('--epohcs', '3'), 'unrecognized arguments: --epohcs 3'),
+        (('--epochs', '0'), "--epochs: '0'"),
+        (('--epochs', '1.5'), "--epochs: '1.5'"),
+        (('--size', '10'), "--size: '10': a whole number from 32 to 1024"),
         (('--val', '1.5'), '--val 1.5'),
         (('--val', 'nowhere'), 'nowhere'),
-        (('--batch-size', '0'), '--batch-size 0'),
-        (('--lr', '-1'), '--lr -1'),
-        (('--lr', 'nan'), '--lr nan'),
-        (('--freeze', '9'), '--freeze 9'),
-        (('--arch', 's9'), '--arch s9'),
+        (('--batch-size', '1'), "--batch-size: '1': a whole number from 2 on"),
+        (('--lr', '-1'), "--lr: '-1'"),
+        (('--lr', 'nan'), "--lr: 'nan'"),
+        (('--freeze', '9'), "--freeze: '9': a whole number from -1 to 4"),
+        (('--arch', 's9'), "--arch: invalid choice: 's9'"),
         (('--arch', 's1'), 'leave --arch out'),
-        (('--early-stop', '0'), '--early-stop 0'),
-        (('--seed', '-1'), '--seed -1'),
+        (('--early-stop', '0'), "--early-stop: '0'"),
+        (('--seed', '-1'), "--seed: '-1'"),
+        (('--seed', str(2**32)), f'a whole number from 0 to {2**32 - 1}'),
         (('--weights', 'nowhere.pth'), 'nowhere.pth'),
         (('--weights', 'http://127.0.0.1:9/x.pth'), '127.0.0.1'),
         (('--weights', 'none', '--freeze', '1'), 'random weights'),
@@ -446,20 +492,46 @@ def test_results_by_class_by_hand():
     assert worst(found) == [3, 1]
 
 
-def test_configs_names_need_no_care(tmp_path):
+NAMES = (
+    "it's",
+    'a "b"',
+    'back\\slash',
+    '日本',
+    'tri"""ple',
+    '{brace}',
+    '{{ fileDirname }}',
+    '{{_base_.x}}',
+    '{{$HOME:x}}',
+)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_configs_names_need_no_care(tmp_path, name):
     """Any class name, folder and command gives a config that reads back the same."""
-    names = ("it's", 'a "b"', 'back\\slash', '日本', 'tri"""ple', '{brace}')
+    folder = tmp_path / name
     photos = reading.Photos(
-        tuple(sorted(names)),
-        reading.PhotoList(tmp_path, [reading.Photo(f'{i}.png', (name,)) for i, name in enumerate(names)]),
-        reading.PhotoList(tmp_path, [reading.Photo('x.png', (names[0],))]),
+        tuple(sorted(NAMES)),
+        reading.PhotoList(folder, [reading.Photo(f'{i}.png', (name,)) for i, name in enumerate(NAMES)]),
+        reading.PhotoList(folder, [reading.Photo('x.png', (name,))]),
     )
-    choices = writing.Choices('finetune """ \\ \n {x}', 's1', None, 'branched', 64, 0, gpu=True)
-    path = tmp_path / 'config.py'
-    path.write_text(writing.config_text(photos, numbers.make_recipe(6, 2), choices, tmp_path))
+    choices = writing.Choices(f'finetune """ \\ \n {{x}} {name}', 's1', None, 'branched', 64, 0, gpu=True)
+    plan = finetune.Plan(photos, numbers.make_recipe(6, 2), choices)
+    path = finetune.write_plan(plan, finetune.Options('photos', work_dir=str(folder)))
     config = cli.load_config(str(path))
-    assert tuple(config.val_dataloader.dataset.metainfo.classes) == tuple(sorted(names))
+    assert tuple(config.val_dataloader.dataset.metainfo.classes) == tuple(sorted(NAMES))
+    assert config.train_dataloader.dataset.data_root == str(folder)
+    assert config.train_dataloader.dataset.ann_file == str(folder / 'train.txt')
+    assert config.work_dir == str(folder / 'run')
     assert config.model.backbone.arch == 's1' and config.model.head.in_channels == 1280
+
+
+def test_each_name_of_photos_has_a_work_dir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ('data.v1', 'data.v2', 'data', 'labels.csv', 'labels', 'v1.labels.csv', 'v2.labels.csv', '..')
+    folders = {finetune.Options(name).folder for name in names}
+    assert len(folders) == len(names) and {folder.parent for folder in folders} == {tmp_path / 'work_dirs'}
+    for words in ('data.v1/', './data.v1', str(tmp_path / 'data.v1')):
+        assert finetune.Options(words).folder == finetune.Options('data.v1').folder
 
 
 def test_weights_are_taken_from_an_address(weights, run_tool, tmp_path, monkeypatch):

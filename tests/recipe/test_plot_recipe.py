@@ -84,3 +84,8 @@ def test_curves_are_those_of_the_run(digits, tmp_path):
 def test_images_arespread_over_the_data_set():
     assert spread(1437, 10) == [0, 143, 287, 431, 574, 718, 862, 1005, 1149, 1293]
     assert spread(2, 3) == [0, 1, 0]
+
+
+def test_it_is_drawn_without_optional_packages(run_tool, tmp_path, without_scikit_learn):
+    code, printed = run_tool('plot_recipe', 'configs/mobileone_s0_8xb32.py', '--out', tmp_path / 'r.png')
+    assert code == 0 and 'a photograph of matplotlib stands in' in printed and (tmp_path / 'r.png').exists()

@@ -3,7 +3,7 @@
 import runpy
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, only_line
 
 
 @pytest.fixture
@@ -31,3 +31,10 @@ def test_writes_trains_and_fuses_once(demo, tmp_path):
     assert second.count('(there already)') == 3 and '$ mobileone' not in second
     assert second[second.index('360 handwritten digits') :] == table
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*') if path.is_file()} == files
+
+
+def test_without_scikit_learn_the_extra_is_named(run_tool, tmp_path, monkeypatch, without_scikit_learn):
+    monkeypatch.chdir(tmp_path)
+    code, printed = run_tool('demo')
+    assert code == 1 and "pip install 'mobileone_ext[demo]'" in only_line(printed)
+    assert list(tmp_path.iterdir()) == []

@@ -12,12 +12,13 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.models.heads import MultiLabelClsHead
+from mmpretrain.registry import DATASETS
 from rich.table import Table
 from torch import Tensor, nn
 
 from ...data.check import check_data
 from ...data.classes import is_multi_label
-from ...data.images import find_images, spread
+from ...data.images import Images, find_images, leaves, spread
 from ...data.pixels import Normalize, Preprocessing, read_images
 from ...files import check_writable, staging_folder, write_atomically, write_json
 from ...text import make_console, printable
@@ -49,7 +50,7 @@ def run(
     config: Config,
     checkpoint: str,
     out: str | None,
-    calib: str,
+    calib: str | None,
     num_calib: int,
     options: Options,
     file: export.FileOptions,
@@ -66,6 +67,7 @@ def run(
     """Quantize ``checkpoint`` with ``num_calib`` images from ``calib`` into ``out``, whose suffix tells the format.
 
     Args:
+        calib: a folder; None takes the images that the config trains on.
         ema, trust: as in :func:`mobileone_ext.checkpoints.load_weights`.
         measure_layers: what each layer costs alone.
         evaluate: measure float and int8 on the config's test set.
@@ -99,9 +101,9 @@ def run(
         check_prepare(prepare_path)
     if report_path:
         check_writable(report_path)
-    photos = find_images([calib])
+    photos, place = calibration_files(config, calib)
     if photos.note:
-        print(f'{calib}: {photos.note}')
+        print(f'{place}: {photos.note}')
     outputs = [path for path in (out, prepare_path, report_path) if path]
     if len({Path(path).resolve() for path in outputs}) < len(outputs):
         raise ValueError(f'{", ".join(outputs)}: each file needs a name of its own')
@@ -116,8 +118,8 @@ def run(
         raise ValueError(f"--size {file.size}: the config's test pipeline gives images of {height} x {width} pixels")
     for message in skipped:
         print(f'skipped {printable(message)}')
-    print(f'{len(images)} calibration images from {calib}, {len(skipped)} skipped')
-    for warning in _check_calibration(config, model, images, calib):
+    print(f'{len(images)} calibration images from {place}, {len(skipped)} skipped')
+    for warning in _check_calibration(config, model, images, place):
         print(f'WARNING: {printable(warning)}')
 
     report = dict(options=vars(options), num_calib=len(images))
@@ -194,16 +196,38 @@ def steps_to(options: Options) -> Iterator[tuple[str, Options]]:
                 yield f'+ {step}', current
 
 
-def read_calibration(config: Config, folder: str, count: int) -> tuple[Tensor, list[str]]:
-    """``count`` normalized images (N, C, H, W), spread evenly over ``folder``, and messages about unreadable files, in
-    whose place others are taken.
+def calibration_files(config: Config, folder: str | None) -> tuple[Images, str]:
+    """The images in ``folder``, or else those that the config trains on; and where that is, for messages.
+
+    Raises:
+        OSError, ValueError: for a folder without images, or a config whose training images are not there.
+    """
+    if folder is not None:
+        return find_images([folder]), folder
+    remedy = '--calib DIR names calibration images'
+    if not config.get('train_dataloader'):
+        raise ValueError(f'{config.filename}: has no training set to calibrate on; {remedy}')
+    try:
+        check_data(config, 'train_dataloader')
+    except (ValueError, OSError) as error:
+        raise ValueError(f'{error}; or {remedy}') from error
+    sets = [DATASETS.build({**leaf, 'pipeline': []}) for leaf in leaves(config.train_dataloader.dataset)]
+    listed = dict.fromkeys(part.get_data_info(index).get('img_path') for part in sets for index in range(len(part)))
+    if None in listed:
+        raise ValueError(f'{config.filename}: its training images are no files; {remedy}')
+    return Images(map(Path, listed)), 'the training set'
+
+
+def read_calibration(config: Config, folder: str | None, count: int) -> tuple[Tensor, list[str]]:
+    """``count`` normalized images (N, C, H, W), spread evenly over :func:`calibration_files`, and messages about
+    unreadable files, in whose place others are taken.
 
     Raises:
         ValueError: if there are fewer readable images than asked for.
     """
     if count < 1:
         raise ValueError(f'--num-calib {count}: at least one image is needed')
-    files, skipped = find_images([folder]), []
+    (files, folder), skipped = calibration_files(config, folder), []
     if len(files) < count:
         raise ValueError(f'{folder}: holds {len(files)} images, --num-calib asks for {count}')
     chosen = dict.fromkeys([*spread(files, count), *files])

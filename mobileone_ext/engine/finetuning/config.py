@@ -11,6 +11,7 @@ from .photos import PhotoList, Photos
 from .recipe import Recipe
 
 BASES = ('models/mobileone_{arch}.py', 'datasets/photos.py', 'schedules/finetune_20e.py', 'default_runtime.py')
+BASE_FOLDER = '_base_'  # of a run: copies of the bases, so that it depends on no other folder
 SIZE, CROPS = 224, (0.35, 1.0)  # of the bases: pixels, and the share of a photo that is seen
 
 
@@ -46,7 +47,7 @@ def config_text(photos: Photos, recipe: Recipe, choices: Choices, work_dir: Path
     parts = [
         _docstring(photos, choices, work_dir / 'config.py'),
         _bases(choices.arch),
-        f'classes = {pprint.pformat(list(photos.classes), width=100, compact=True)}',
+        f'classes = {_plain(pprint.pformat(list(photos.classes), width=100, compact=True))}',
         _model(photos, choices),
         _loader('train', photos, photos.train, recipe, choices, work_dir),
         _loader('val', photos, photos.val, recipe, choices, work_dir),
@@ -56,11 +57,18 @@ def config_text(photos: Photos, recipe: Recipe, choices: Choices, work_dir: Path
         _evaluator(photos),
         _schedule(recipe, choices),
         _hooks(photos, recipe, choices),
-        f"""load_from = {choices.weights!r}
+        f"""load_from = {_plain(repr(choices.weights))}
 randomness = dict(seed={choices.seed})
-work_dir = {str(work_dir / 'run')!r}""",
+work_dir = {_beside(work_dir, 'run')}""",
     ]
     return '\n'.join(part for part in parts if part) + '\n'
+
+
+def base_files(arch: str) -> dict[str, str]:
+    """The text of each base, by its path in the folder of the config."""
+    source = home() / 'configs' / '_base_'
+    names = (BASES[0].format(arch='s0'), *(name.format(arch=arch) for name in BASES))  # s0 is the base of the others
+    return {f'{BASE_FOLDER}/{name}': (source / name).read_text(encoding='utf-8') for name in names}
 
 
 def annotation_files(photos: Photos) -> dict[str, str]:
@@ -94,13 +102,24 @@ def _docstring(photos: Photos, choices: Choices, path: Path) -> str:
         f'Written by: {choices.command}\n'
         f'Train by it: python tools/train.py {path}\n'
     )
-    return '"""' + text.replace('\\', '\\\\').replace('"""', "'''") + '"""\n'
+    return '"""' + _plain(text.replace('\\', '\\\\').replace('"""', "'''")) + '"""\n'
 
 
 def _bases(arch: str) -> str:
-    folder = home() / 'configs' / '_base_'
-    lines = ''.join(f'    {str(folder / base.format(arch=arch))!r},\n' for base in BASES)
+    lines = ''.join(f"    '{BASE_FOLDER}/{base.format(arch=arch)}',\n" for base in BASES)
     return f'_base_ = [\n{lines}]\n'
+
+
+def _plain(text: str) -> str:
+    """A string in Python, ``text``, without the braces that mmengine would take for one of its variables."""
+    return text.replace('{{', '{\\x7b')
+
+
+def _beside(folder: Path, name: str) -> str:
+    """The path of ``name`` in the config's ``folder`` as Python: by mmengine's variable, so that it may be moved."""
+    if any(part in str(folder) for part in ('\\', '"""', '{{')):  # which mmengine would change, or Python
+        return _plain(repr(str(folder / name)))
+    return f'r"""{{{{ fileDirname }}}}/{name}"""'
 
 
 def _model(photos: Photos, choices: Choices) -> str:
@@ -134,8 +153,8 @@ def _loader(name: str, photos: Photos, found: PhotoList, recipe: Recipe, choices
     train = name == 'train'
     dataset = [f'type={"MultiLabelDataset" if photos.several else "CustomDataset"!r},'] if photos.several else []
     dataset += [
-        f'data_root={str(found.root)!r},',
-        f'ann_file={str(work_dir / annotation_name(name, photos.several))!r},',
+        f'data_root={_plain(repr(str(found.root)))},',
+        f'ann_file={_beside(work_dir, annotation_name(name, photos.several))},',
         'metainfo=dict(classes=classes),',
     ]
     if choices.size != SIZE or (train and choices.balance):

@@ -68,7 +68,7 @@ def make_report(
         size=size,
         megabytes=(folder / 'fused.pth').stat().st_size / 1e6,
         machine=machine('torch', 'mmengine', 'mmpretrain'),
-        commands=next_commands(folder, tool, after.paths[0], size, dataset.data_root, num_train, several),
+        commands=next_commands(folder, tool, after.paths[0], size, num_train, several),
     )
 
 
@@ -84,7 +84,7 @@ def count_photos(annotations: str) -> int:
 
 
 def next_commands(
-    folder: Path, tool: str, photo: str, size: int, photos: str, num_photos: int, several: bool
+    folder: Path, tool: str, photo: str, size: int, num_photos: int, several: bool
 ) -> list[tuple[str, str]]:
     """What to do next, and the command line that does it, quoted for a shell."""
 
@@ -95,7 +95,7 @@ def next_commands(
     network = (config, fused)
     form = ('--size', size, '--normalize', *(() if several else ('--softmax',)))
     evaluate = () if several else ('--evaluate',)
-    calibration = ('--calib', photos, '--num-calib', min(200, num_photos))
+    calibration = ('--num-calib', min(200, num_photos))
     return [
         ('Name what is on photos', command('predict', *network, photo)),
         (
@@ -103,7 +103,7 @@ def next_commands(
             command('export', *network, folder / 'model.onnx', *form),
         ),
         (
-            'The same in int8, calibrated with these photos',
+            'The same in int8, calibrated with the photos that it was trained on',
             command('quantize', *network, folder / 'model_int8.onnx', *calibration, *form, *evaluate),
         ),
         ('Measure again', command('test', config, fused, '--out', folder / 'metrics.json')),
