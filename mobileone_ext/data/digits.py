@@ -19,12 +19,17 @@ def write_digits(root: str | Path) -> None:
     """Write ``root/train/D/*.png`` (1,437) and ``root/val/D/*.png`` (360), split by a fixed seed.
 
     Does nothing where ``root`` is there; else it appears whole or not at all.
+
+    Raises:
+        ValueError: without scikit-learn.
     """
     root = Path(root)
     if root.exists():
         return
-    from sklearn.datasets import load_digits
-
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError(f"digits come with scikit-learn ({error}): pip install 'mobileone_ext[demo]'") from error
     digits = load_digits()
     order = np.random.RandomState(0).permutation(len(digits.target))
     split = {'train': order[:NUM_TRAIN], 'val': order[NUM_TRAIN:]}
