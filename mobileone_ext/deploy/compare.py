@@ -135,7 +135,7 @@ def compare(before: nn.Module, after: nn.Module, batches: Iterable[dict]) -> tup
 def top_accuracies(logits: Tensor, labels: Tensor) -> tuple:
     """Top-1 and top-5 in percent; with fewer than five classes the latter counts all of them."""
     check_finite(logits, 'the network')  # topk takes NaN for the largest
-    (top1,), (top5,) = Accuracy.calculate(logits.softmax(1), labels, topk=(1, min(5, logits.shape[1])))
+    (top1,), (top5,) = Accuracy.calculate(logits, labels, topk=(1, min(5, logits.shape[1])), thrs=(None,))
     return float(top1), float(top5)
 
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.device import get_device
 from mmengine.dist import master_only
@@ -35,6 +34,7 @@ from ..recipe.seeding import number_draws
 from ..recipe.workers import end_workers
 from ..recipe.wrapper import unwrap
 from .branches import give_branches
+from .evaluation import hand_on_logits, make_literal
 from .processes import TiedWorker
 
 # What every run has, whatever its config says of hooks; None in a config leaves one out.
@@ -87,8 +87,6 @@ class Runner(_Runner):
         if number:
             file = getattr(cfg, 'filename', None)
             experiment_name = f'{experiment_name or (Path(file).stem if file else "run")}_{number}'
-        if not hasattr(np, 'in1d'):  # which NumPy 2.4 took away, and mmpretrain's retrieval metrics call
-            np.in1d = np.isin
         super().__init__(*args, experiment_name=experiment_name, cfg=cfg, **kwargs)
 
     def train(self) -> torch.nn.Module:
@@ -260,6 +258,13 @@ class Runner(_Runner):
         for hook in self.hooks:  # before the first step what a hook refuses is a mistake of the config
             with building(type(hook).__name__, 'does not start'):
                 getattr(hook, fn_name, lambda runner, **kwargs: None)(self, **kwargs)
+
+    def build_evaluator(self, evaluator):
+        evaluator = super().build_evaluator(evaluator)
+        hand_on_logits(unwrap(self.model))
+        for metric in evaluator.metrics:
+            make_literal(metric)
+        return evaluator
 
     def build_val_loop(self, loop):
         with building('val_dataloader, val_evaluator or val_cfg'):
