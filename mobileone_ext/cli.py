@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,10 @@ from pathlib import Path
 from .files import HOW_TO_GO_ON, TRACEBACK_VARIABLE
 from .text import one_line, printable
 
+# Where a launcher tells a process its number.
+RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+# A mistake that all processes meet is told by the first, and its launcher ends the others meanwhile.
+_SECONDS_FOR_THE_FIRST = 10
 _OURS = {'mobileone_ext', 'benchmarks', 'research', 'tests'}  # whose imports fail by a fault of ours
 
 
@@ -27,6 +32,7 @@ def run(main: Callable[[], int | None]) -> None:
     unreadable file. What a library raises over a user's file becomes one of them where the file is read.
     What the machine lacks is a line as well; everything else is a fault of ours and keeps its traceback.
     ``MOBILEONE_TRACEBACK=1`` shows where an error came from. Ctrl-C is one line and exit code 130.
+    Of several processes of a run the first one speaks for all.
 
     Whatever is set in the process for a tool's sake is set here; importing the package changes nothing.
     """
@@ -34,14 +40,23 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt as stop:
-        print(f'interrupted; {str(stop) or HOW_TO_GO_ON}', file=sys.stderr)
+        if rank() == 0:
+            print(f'interrupted; {str(stop) or HOW_TO_GO_ON}', file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         message = outside_cause(error) or (one_line(error) if isinstance(error, (ValueError, OSError)) else None)
         if message is None or os.environ.get(TRACEBACK_VARIABLE):
             raise
+        if rank():
+            time.sleep(_SECONDS_FOR_THE_FIRST)
+            message = f'process {rank()}: {message}'
         print(f'error: {printable(message)}', file=sys.stderr)
         sys.exit(1)
+
+
+def rank() -> int:
+    """The number of this process among those that a launcher started; known before they meet."""
+    return int(next((os.environ[name] for name in RANKS.values() if name in os.environ), '0'))
 
 
 def outside_cause(error: Exception) -> str | None:
@@ -104,6 +119,8 @@ def silence_imports() -> None:
     # Configs are written for eight GPUs; fewer cores or no GPU is no fault.
     warnings.filterwarnings('ignore', message='This DataLoader will create')
     warnings.filterwarnings('ignore', message="'pin_memory' argument is set as true")
+    # As many threads as mmengine gives to one of several processes, unless the user does.
+    warnings.filterwarnings('ignore', message='Setting (OMP|MKL)_NUM_THREADS')
     warnings.filterwarnings('ignore', category=DeprecationWarning)
     warnings.filterwarnings('ignore', category=FutureWarning)
     # A CUDA toolkit without a GPU, found while mmengine lists the environment.

@@ -15,7 +15,7 @@ fi
 config=$1 gpus=$2
 shift 2
 
-exec "$PYTHON" -m torch.distributed.run \
+exec "$PYTHON" -m mobileone_ext.engine.launch \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --nproc_per_node="$gpus" \

@@ -162,7 +162,7 @@ def train_command(launcher: str, processes: int) -> list[str]:
     """How to start tools/train.py: ``launcher`` none, pytorch or slurm, with so many ``processes``."""
     start = {
         'none': [sys.executable],
-        'pytorch': [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}'],
+        'pytorch': [sys.executable, '-m', 'mobileone_ext.engine.launch', f'--nproc_per_node={processes}'],
         'slurm': ['srun', f'--ntasks={processes}', sys.executable],
     }
     return [*start[launcher], *TOOLS, 'train', '--launcher', launcher]

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler
 
+from ..cli import rank
 from .classes import (
     annotation_file,
     check_same,
@@ -84,8 +85,7 @@ def read_by_files(dataset: dict) -> None:
 
 def say(line: str) -> None:
     """Print a line, once for all processes of a run."""
-    ranks = (os.environ.get(name) for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
-    if next((rank for rank in ranks if rank is not None), '0') == '0':
+    if rank() == 0:
         print(line, flush=True)
 
 

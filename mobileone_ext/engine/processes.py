@@ -14,10 +14,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..cli import RANKS
+
 LOCK = '.lock'
 _PR_SET_PDEATHSIG = 1
 _SECONDS_TO_END = 10
-_RANK = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 
 
 @contextlib.contextmanager
@@ -62,7 +63,7 @@ def _holder(path: Path) -> str:
 
 def is_first(launcher: str) -> bool:
     """Whether this is the first of the processes that ``launcher`` started; known before they meet."""
-    return os.environ.get(_RANK.get(launcher, ''), '0') == '0'
+    return os.environ.get(RANKS.get(launcher, ''), '0') == '0'
 
 
 def end_with_parent(parent: int | None = None, sign: int = signal.SIGTERM) -> None:
