@@ -128,7 +128,10 @@ def silence_imports() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, as all mistakes are."""
+    """An argument parser whose errors are one line, as all mistakes are; the description stays as it is written."""
+
+    def __init__(self, *args, formatter_class=argparse.RawDescriptionHelpFormatter, **options):
+        super().__init__(*args, formatter_class=formatter_class, **options)
 
     def error(self, message: str):
         raise ValueError(f'{message}; --help lists the options')

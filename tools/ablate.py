@@ -4,14 +4,13 @@ Every variant is trained, fused and evaluated with every seed; finished runs are
 skipped, an interrupted one goes on. The table and the plot lie in the work dir.
 """
 
-import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument('study', help='a study file, e.g. configs/ablations/branches.py, or the name of one that ships')
     parser.add_argument('--base', default='configs/mobileone_s0_digits.py', help='the config to vary (%(default)s)')
     parser.add_argument(

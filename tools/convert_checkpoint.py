@@ -24,7 +24,7 @@ class ListPublished(argparse.Action):
 
 
 def parse_args():
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument('--list', action=ListPublished, nargs=0, help='show the published weights that have names')
     parser.add_argument('source', metavar='SRC', help='a file, an address, or a name that --list shows')
     parser.add_argument('destination', metavar='DST', type=Path)

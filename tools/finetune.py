@@ -17,7 +17,6 @@ def parse_args():
 
     parser = cli.Parser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # what is not given stays out: the defaults are engine.finetune.Options'
     )
     parser.add_argument('photos', metavar='PHOTOS', help='a folder or a CSV file')

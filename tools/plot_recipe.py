@@ -4,14 +4,13 @@ Learning rate, weight decay by group, EMA decay, image size and augmentation
 strength over the epochs, and augmented training images of each stage.
 """
 
-import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     cli.add_config_arguments(parser)
     parser.add_argument(
         '--out', type=Path, help='the picture, by suffix png, jpg, pdf .. (work_dirs/CONFIG_recipe.png)'

@@ -3,7 +3,6 @@
 PHOTOS are class folders; OUT gets runs.csv, table.md and a folder for each run. Finished runs are kept.
 """
 
-import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
@@ -12,7 +11,7 @@ ARMS = ['default', 'frozen stages', 'from scratch', 'logistic regression']
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument('photos')
     parser.add_argument('out', type=Path)
     parser.add_argument('--weights', required=True, help='fused weights to start from')

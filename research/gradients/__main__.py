@@ -3,14 +3,13 @@
 DATA holds train/CLASS/*. OUT gets table.md, and errors.csv with a line for each block in each state of training.
 """
 
-import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument('data', type=Path)
     parser.add_argument('out', type=Path)
     parser.add_argument('--weights', help='fused weights of S0: states of fine-tuning, un-fused, too')

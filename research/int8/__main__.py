@@ -4,14 +4,13 @@ OWN has training photos in class folders, OUTSIDE photos of something else; meas
 the int8 files, which are kept and not made again, and table.md.
 """
 
-import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     cli.add_config_arguments(parser)
     parser.add_argument('weights')
     parser.add_argument('own', type=Path)

@@ -4,14 +4,13 @@ The files are those of ``tools/quantize.py``; measured on the config's test set.
 anew, and formats.md.
 """
 
-import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     cli.add_config_arguments(parser)
     parser.add_argument('weights')
     parser.add_argument('photos', help='folder of calibration photos')

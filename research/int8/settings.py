@@ -5,7 +5,6 @@ other half: predictions unlike the float network's, and the Kullback-Leibler div
 default but for the values that it names: ``floor=0.5``, ``balance=0.35,ridge=3``.
 """
 
-import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 from statistics import mean
@@ -26,7 +25,7 @@ HELD_OUT = 400
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     cli.add_config_arguments(parser)
     parser.add_argument('weights')
     parser.add_argument('own', type=Path, help='training photos in class folders')

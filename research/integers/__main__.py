@@ -3,14 +3,13 @@
 Prints, for each kind, predictions unlike the float network's on the config's test set and the time of an image.
 """
 
-import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     cli.add_config_arguments(parser)
     parser.add_argument('weights')
     parser.add_argument('file', type=Path)

@@ -5,14 +5,13 @@ runs.csv (a row as a run finishes), table.md and minutes.png. Stop it whenever y
 unfinished one goes on from its last checkpoint.
 """
 
-import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument('data', help='train/CLASS/* and val/CLASS/*')
     parser.add_argument('out', type=Path)
     parser.add_argument('configs', nargs='+', metavar='CONFIG')

@@ -4,14 +4,13 @@ PHOTOS calibrate; measured on the config's test set. OUT gets rows.csv, a row as
 rows that are there are kept. requirements-phone.txt has the quantizers but NNCF: ``pip install nncf``.
 """
 
-import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     cli.add_config_arguments(parser)
     parser.add_argument('weights')
     parser.add_argument('photos')

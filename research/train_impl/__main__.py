@@ -6,14 +6,13 @@ DATA holds train/CLASS/* and val/CLASS/*. Every finished run is a line of OUT/ru
 and is not repeated; OUT/table.md and OUT/losses.png are made of them.
 """
 
-import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument('data', type=Path, help='folder with train/ and val/')
     parser.add_argument('out', type=Path, help='folder for runs.csv, table.md and losses.png')
     parser.add_argument('--weights', help='fused weights of S0 to start from, un-fused; from scratch without them')

@@ -4,7 +4,6 @@ WEIGHTS are fused, of a published variant; DATA has train/CLASS and val/CLASS; O
 is a folder for runs.csv and table.md. Finished runs are kept, so it can go on.
 """
 
-import argparse
 from pathlib import Path
 
 from mobileone_ext import cli
@@ -13,7 +12,7 @@ ARMS = ['fused', 'norm alone', 'branches']
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument('weights', type=Path)
     parser.add_argument('data', type=Path)
     parser.add_argument('out', type=Path)

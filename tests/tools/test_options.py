@@ -22,6 +22,10 @@ BAD = [
     ('ablate', ('study.py', '--seeds', '-1')),
     ('quantize', (TINY, 'x.pth', 'y.onnx', '--calib', 'x', '--num-calib', '0')),
     ('export', (TINY, 'x.pth', 'y.onnx', '--format', 'onnx', '--num-images', '0')),
+    ('finetune', ('photos', '--epohcs', '3')),
+    *((f'research.{path.parent.name}', ('--epohcs', '3')) for path in sorted(ROOT.glob('research/*/__main__.py'))),
+    ('research.int8.formats', ('--epohcs', '3')),
+    ('research.int8.settings', ('--epohcs', '3')),
 ]
 
 
