@@ -38,6 +38,11 @@ def fits_a_line(text: str) -> bool:
     return not any(unicodedata.category(character) in _CONTROLS for character in text)
 
 
+def nfc(text: str) -> str:
+    """``text`` with its letters composed: keyboards and disks write é as one character or as two."""
+    return unicodedata.normalize('NFC', text)
+
+
 def printable(text: object) -> str:
     """``text`` for a terminal or a log: control characters, line breaks and stray bytes as escapes."""
     text = os.fsdecode(text) if isinstance(text, bytes) else str(text)
@@ -64,6 +69,11 @@ def abbreviate(items: Iterable[str], count: int = 3) -> str:
     items = list(items)
     more = f' and {len(items) - count} more' if len(items) > count else ''
     return ', '.join(items[:count]) + more
+
+
+def quoted(names: Iterable[str], count: int = 5) -> str:
+    """The first ``count`` of ``names``, quoted, and how many more."""
+    return abbreviate((f"'{printable(name)}'" for name in names), count)
 
 
 def shorten(text: str, length: int) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..text import abbreviate, printable
+from ..text import abbreviate, nfc, printable
 from .layouts import HEAD, OWN, to_layout, to_own
 from .names import resolve
 from .pickles import CostlyPickle, check_pickle
@@ -157,7 +157,7 @@ def class_names_in(path: str | Path, checkpoint: Any) -> tuple[str, ...] | None:
         names = _as_mapping(meta.get('dataset_meta')).get(CLASSES) or meta.get('CLASSES')
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return None
-    return tuple(names) or None
+    return tuple(map(nfc, names)) or None
 
 
 def _as_mapping(value: Any) -> Mapping:
@@ -186,8 +186,8 @@ def load_strict(model: nn.Module, weights: Weights, name: str, backbone_only: bo
 
 def in_order(weights: Weights, classes: Sequence[str]) -> Weights:
     """``weights`` with the head's outputs in the order of ``classes``, the same names as theirs."""
-    known = weights.classes or ()
-    order = [known.index(name) for name in classes]
+    known = {name: index for index, name in enumerate(weights.classes or ())}
+    order = [known[nfc(name)] for name in classes]
     state = {key: value[order] if key.startswith(HEAD) else value for key, value in weights.state.items()}
     return replace(weights, state=state, classes=tuple(classes))
 

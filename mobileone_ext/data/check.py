@@ -4,10 +4,8 @@ What can be put right without a doubt is put right and said: labels of another f
 classes by name, top-k of more classes than there are.
 """
 
-import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -18,19 +16,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler
 
 from ..cli import rank
+from ..text import quoted
 from .classes import (
     annotation_file,
+    are_imagenet,
+    are_wordnet,
     check_same,
     dataset_class,
     given_names,
     names_of,
     num_classes,
-    quoted,
+    read_json,
     read_lines,
     scanned_folder,
+    twins_note,
 )
 from .dataset import CustomDataset, match_folders
-from .images import Images, class_folders, images_below, spread
+from .images import Found, class_folders, images_below, left_out_note, names_of_folders, photos_by_folder, spread
+from .parts import check_are_classes
 
 OWN_DATASET = 'mobileone_ext.CustomDataset'
 LISTED = 2000  # so many files of an annotation file are looked for
@@ -103,7 +106,7 @@ class _Reference:
         folders = None
         folder = scanned_folder(train) if train else None
         if names and folder is not None and folder.is_dir():
-            present = class_folders(folder)
+            present = names_of_folders(class_folders(folder))
             if train.get('folders') or not set(present) & set(names):
                 folders = train.get('folders') or present
         if not classes or (names and list(names) == list(classes)):
@@ -116,16 +119,14 @@ class _Reference:
         where = str(folder or annotation_file(dataset) or option)
         by_folder = dataset_class(dataset) is CustomDataset and folder is not None
         if not by_folder or given_names(dataset) or not self.classes or not names:
-            folders = class_folders(folder) if by_folder else []
+            folders = names_of_folders(class_folders(folder)) if by_folder else []
             for_show = folders and not set(folders) & set(names) and not dataset.get('folders')
             if not for_show or folders not in ([*(self.classes or ())], self.folders):
                 check_same(names, self.classes, where, self.source)
             return
-        if list(names) == list(self.classes):
-            return
         try:
             check_same(names, self.classes, where, self.source)
-            return  # WordNet ids of ImageNet's names
+            return
         except ValueError as error:
             expected = self.classes if set(names) <= set(self.classes) else self.folders
             if not expected or not set(names) <= set(expected):
@@ -134,7 +135,8 @@ class _Reference:
         dataset['classes'] = list(self.classes)
         if expected is self.folders:
             dataset['folders'] = list(self.folders)
-        absent = [name for name in expected if name not in names]
+        present = set(names)
+        absent = [name for name in expected if name not in present]
         if absent:
             say(f'{folder}: has no folders for {len(absent)} of the {len(expected)} classes: {quoted(absent)}')
         else:
@@ -191,9 +193,18 @@ def _check_dataset(dataset: dict, option: str, num_classes: int | None, training
         return
     present = class_folders(folder)
     own = kind is CustomDataset  # mmpretrain's number the folders that are there
-    names = (dataset.get('folders') or names_of(dataset) if own else None) or present
     if not present:
         raise ValueError(f'{folder}: holds no class folders; {remedy}')
+    inside = {}
+    if own:
+        inside, left_out = photos_by_folder(folder, *suffixes)
+        for note in (left_out_note(left_out), twins_note(present)):
+            if note:
+                say(f'{folder}: {note}')
+    if training and not given_names(dataset):
+        check_are_classes(folder, inside)
+    named = names_of(dataset) or ()
+    names = (dataset.get('folders') or named if own else None) or present
     if num_classes and len(names) != num_classes and not (own and some_will_do and len(names) < num_classes):
         own_classes = '--classes-from-data' if training else f'--cfg-options model.head.num_classes={len(names)}'
         raise ValueError(
@@ -203,22 +214,24 @@ def _check_dataset(dataset: dict, option: str, num_classes: int | None, training
     hidden = sorted({entry.name for entry in os.scandir(folder) if entry.is_dir()} - set(present))
     if hidden and not own:
         raise ValueError(f'{folder}: {dataset["type"]} takes {quoted(hidden)} for classes; remove these folders')
+    if are_imagenet(named) and are_wordnet(present) and len(present) == len(named) and not are_imagenet(present):
+        raise ValueError(
+            f'{folder}: its WordNet ids are not those of ImageNet, whose names they would get; --cfg-options '
+            f'{option}.type=CustomDataset takes the names of the folders'
+        )
     if own:
-        _check_folders(folder, present, suffixes, names, training)
+        _check_folders(folder, inside, names, training)
 
 
-def _check_folders(folder: Path, present: Sequence[str], suffixes: list, names: Sequence[str], training: bool) -> None:
-    """Count what class folders hold; say what is left out, refuse an empty class."""
-    left_out, empty = Counter(), []
-    for name in present:
-        found = images_below(folder / name, *suffixes)
-        left_out += found.left_out
-        if not found:
-            empty.append(f'{name} ({found.note})' if found.note else name)
-    if left_out:
-        say(f'{folder}: {Images(left_out=left_out).note}')
-    labeled = match_folders(present, names, folder).values()
-    without = [name for label, name in enumerate(names) if label not in labeled]
+def _check_folders(folder: Path, inside: Mapping[str, Found], names: Sequence[str], training: bool) -> None:
+    """Say which classes have no images; refuse them in training."""
+    labels = match_folders([*inside], names, folder)
+    filled = {labels[name] for name, found in inside.items() if found}
+    empty = [
+        f'{name} ({found.note})' if found.note else name for name, found in inside.items() if labels[name] not in filled
+    ]
+    named = {*labels.values()}
+    without = [name for label, name in enumerate(names) if label not in named]
     if training and (empty or without):
         raise ValueError(
             f'{folder}: no images of {quoted([*empty, *without])}: a class that is trained needs some; '
@@ -239,9 +252,8 @@ def check_annotations(file: Path, folder: Path, num_classes: int | None, remedy:
     Raises:
         ValueError: naming the file and the first line that is none, a label out of range, an image that is not there.
     """
-    lines = read_lines(file)
     images, count = [], 0
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(file), 1):
         image, _, label = line.strip().rpartition(' ') if num_classes != 0 else (line.strip(), '', '0')
         if not image or not label.isdecimal():
             raise ValueError(f'{file}, line {number}: {line[:80]!r}: expected is an image and its label, "a/b.jpg 3"')
@@ -262,10 +274,7 @@ def check_annotations(file: Path, folder: Path, num_classes: int | None, remedy:
 
 def _check_json(file: Path, num_classes: int | None) -> None:
     """Check the labels of an annotation file in OpenMMLab's form."""
-    try:
-        stored = json.loads(file.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{file}: not JSON ({error})') from None
+    stored = read_json(file)
     images = stored.get('data_list') if isinstance(stored, dict) else None
     if not isinstance(images, list):
         return  # another form, for another data set

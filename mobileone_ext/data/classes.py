@@ -5,19 +5,24 @@ the folders that photos lie in. A label is an index into one such list, so lists
 another order would shift every label without a word.
 """
 
+import io
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 
 from mmengine.config import Config
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from mmpretrain.registry import DATASETS
 
-from ..text import abbreviate
-from .images import class_folders, leaves
+from ..text import nfc, quoted
+from .images import class_folders, leaves, names_of_folders, photos_by_folder
+from .parts import check_are_classes
 
+_IMAGENET_IDS = '791ce0333040dd24'  # of the digest of the thousand WordNet ids
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -57,8 +62,8 @@ def names_of(dataset: dict) -> tuple[str, ...] | None:
     names = given_names(dataset) or getattr(dataset_class(dataset), 'METAINFO', {}).get('classes')
     folder = scanned_folder(dataset)
     if not names and folder is not None and folder.is_dir():
-        names = class_folders(folder)
-    return tuple(names) if names else None
+        names = names_of_folders(class_folders(folder))
+    return tuple(map(nfc, names)) if names else None
 
 
 def classes_in(dataset: dict) -> tuple[str, ...]:
@@ -76,7 +81,9 @@ def classes_in(dataset: dict) -> tuple[str, ...]:
     if folder is not None:
         if not folder.is_dir():
             raise FileNotFoundError(f'{folder}: no such folder of class folders; --data ROOT names the one it lies in')
-        names = class_folders(folder)
+        inside, _ = photos_by_folder(folder)
+        check_are_classes(folder, inside)
+        names = names_of_folders(inside)
     elif file is not None and file.suffix != '.json':
         listed, given = _classes_listed(file), given_names(dataset) or ()
         names = given if len(given) == len(listed) else listed
@@ -104,14 +111,6 @@ def _classes_listed(file: Path) -> list[str]:
     return names if all(names) and len(set(names)) == len(names) else numbers
 
 
-def read_lines(file: Path) -> list[str]:
-    """The lines of a text file; ValueError, naming it, where it is no UTF-8."""
-    try:
-        return file.read_text(encoding='utf-8').splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{file}: not UTF-8 text ({error.reason} at byte {error.start})') from None
-
-
 def dataset_class(dataset: dict) -> type | None:
     """What builds a data set of this config; None for a type that nothing registers."""
     kind = dataset.get('type')
@@ -122,15 +121,42 @@ def given_names(dataset: dict) -> tuple[str, ...] | None:
     """Names that a data set's config gives itself: ``classes``, ``metainfo`` or an OpenMMLab annotation file."""
     names = dataset.get('classes') or (dataset.get('metainfo') or {}).get('classes')
     if isinstance(names, str):
-        return tuple(Path(names).expanduser().read_text(encoding='utf-8').split('\n')[:-1] or ())
-    if names:
-        return tuple(names)
+        names = read_lines(Path(names).expanduser())
     file = annotation_file(dataset)
-    if file is not None and file.suffix == '.json' and file.is_file():
-        stored = json.loads(file.read_text(encoding='utf-8'))
+    if not names and file is not None and file.suffix == '.json' and file.is_file():
+        stored = read_json(file)
         names = (stored.get('metainfo') or {}).get('classes') if isinstance(stored, dict) else None
-        return tuple(map(str, names)) if names else None
-    return None
+    return tuple(nfc(str(name)) for name in names) if names else None
+
+
+def read_text(file: Path, encoding: str = 'utf-8') -> str:
+    """The text of a file that lists images or classes; most libraries take it for plain UTF-8.
+
+    Raises:
+        ValueError: naming the file if it is none; OSError if it is not there.
+    """
+    try:
+        text = file.read_text(encoding)
+    except UnicodeError as error:
+        line = error.object.count(b'\n', 0, error.start) + 1
+        raise ValueError(f'{file}, line {line}: not UTF-8 text ({error.reason}); save it as UTF-8') from None
+    if text.startswith('\ufeff'):
+        raise ValueError(f'{file}: begins with a byte order mark; save it as UTF-8 without one')
+    return text
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file, as mmengine's ``list_from_file``; errors as in :func:`read_text`."""
+    return [line.rstrip('\r\n') for line in io.StringIO(read_text(file), newline='\n')]
+
+
+def read_json(file: Path) -> object:
+    """What a JSON file holds; errors as in :func:`read_text`."""
+    text = read_text(file)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{file}: not JSON ({error})') from None
 
 
 def annotation_file(dataset: dict) -> Path | None:
@@ -160,12 +186,18 @@ def scanned_folder(dataset: dict) -> Path | None:
 def are_same(names: Sequence[str] | None, reference: Sequence[str] | None) -> bool:
     """Whether both lists name the same classes in the same order, or one is not known.
 
-    WordNet ids and ImageNet's names are the same.
+    ImageNet's WordNet ids and its names are the same, and so are letters composed and decomposed.
     """
-    if not names or not reference or list(names) == list(reference):
+    if not names or not reference:
         return True
-    thousand = len(names) == len(reference) == len(IMAGENET_CATEGORIES)
-    return thousand and _are_wordnet(names) != _are_wordnet(reference)
+    return [*map(nfc, names)] == [*map(nfc, reference)] or (are_imagenet(names) and are_imagenet(reference))
+
+
+def are_imagenet(names: Sequence[str]) -> bool:
+    """Whether these are the thousand classes of ImageNet in its order, as WordNet ids or by mmpretrain's names."""
+    if are_wordnet(names):
+        return sha256(' '.join(names).encode()).hexdigest()[:16] == _IMAGENET_IDS
+    return list(names) == list(IMAGENET_CATEGORIES)
 
 
 def check_same(names: Sequence[str] | None, reference: Sequence[str] | None, where: str, other: str) -> None:
@@ -176,23 +208,27 @@ def check_same(names: Sequence[str] | None, reference: Sequence[str] | None, whe
     """
     if are_same(names, reference):
         return
-    unknown = [name for name in names if name not in reference]
+    names, reference = [*map(nfc, names)], [*map(nfc, reference)]
+    known, present = set(reference), set(names)
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f'{where}: {quoted(unknown)} not among the classes of {other} ({quoted(reference)})')
-    missing = [name for name in reference if name not in names]
+    missing = [name for name in reference if name not in present]
     if missing:
         raise ValueError(f'{where}: has {len(names)} classes, {other} has {quoted(missing)} as well')
-    index = next(i for i, (name, expected) in enumerate(zip(names, reference)) if name != expected)
+    pairs = enumerate(zip_longest(names, reference))
+    index, (name, expected) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
     raise ValueError(
-        f'{where}: class {index} is {names[index]!r}, in {other} it is {reference[index]!r}: '
-        'the same classes in another order'
+        f'{where}: class {index} is {name!r}, in {other} it is {expected!r}: the same classes in another order'
     )
 
 
-def _are_wordnet(names: Sequence[str]) -> bool:
-    return all(re.fullmatch(r'n\d{8}', name) for name in names) and list(names) == sorted(names)
+def are_wordnet(names: Sequence[str]) -> bool:
+    """Whether all ``names`` are WordNet ids."""
+    return all(re.fullmatch(r'n\d{8}', name) for name in names)
 
 
-def quoted(names: Iterable[str], count: int = 5) -> str:
-    """The first ``count`` of ``names``, quoted, and how many more."""
-    return abbreviate(map(repr, names), count)
+def twins_note(folders: Iterable[str]) -> str:
+    """A line on folders of one directory that name the same class; empty if none do."""
+    twins = [name for name, count in Counter(map(nfc, folders)).items() if count > 1]
+    return f'folders that differ only in how letters are composed are one class: {quoted(twins)}' if twins else ''

@@ -6,8 +6,8 @@ from pathlib import Path
 from mmpretrain.datasets import CustomDataset as _CustomDataset
 
 from ..registry import DATASETS
-from .classes import quoted
-from .images import SUFFIXES, class_folders, images_below
+from ..text import nfc, quoted
+from .images import SUFFIXES, images_below, names_of_folders, photos_by_folder
 
 
 @DATASETS.register_module()
@@ -35,15 +35,11 @@ class CustomDataset(_CustomDataset):
         root = Path(self.img_prefix)
         if not self.with_label:
             return list(images_below(root, self.extensions))
-        present = class_folders(root)
+        inside, _ = photos_by_folder(root, self.extensions)
         if self.CLASSES is None:
-            self._metainfo['classes'] = tuple(present)
-        self.folder_to_idx = match_folders(present, self.folders or self.CLASSES, root, exact=bool(self.folders))
-        samples = [
-            (f'{folder}/{file}', label)
-            for folder, label in self.folder_to_idx.items()
-            for file in images_below(root / folder, self.extensions)
-        ]
+            self._metainfo['classes'] = tuple(names_of_folders(inside))
+        self.folder_to_idx = match_folders([*inside], self.folders or self.CLASSES, root, exact=bool(self.folders))
+        samples = [(f'{folder}/{file}', self.folder_to_idx[folder]) for folder in inside for file in inside[folder]]
         if not samples:
             raise ValueError(
                 f'{root}: no images in its class folders (looked for {", ".join(sorted(self.extensions))})'
@@ -63,9 +59,20 @@ def match_folders(present: Sequence[str], names: Sequence[str], root: Path, exac
     Raises:
         ValueError: naming the folders that are none of ``names``.
     """
-    unknown = [folder for folder in present if folder not in names]
-    if not unknown:
-        return {folder: list(names).index(folder) for folder in present}
-    if len(unknown) == len(present) == len(names) and not exact:
-        return {folder: label for label, folder in enumerate(present)}
-    raise ValueError(f'{root}: class folders {quoted(unknown)} are none of the {len(names)} classes {quoted(names)}')
+    labels, distinct = _places(names), names_of_folders(present)
+    if len(distinct) == len(names) and not exact and labels.keys().isdisjoint(distinct):
+        labels = _places(distinct)
+    unknown = [folder for folder in present if nfc(folder) not in labels]
+    if unknown:
+        raise ValueError(
+            f'{root}: class folders {quoted(unknown)} are none of the {len(names)} classes {quoted(names)}'
+        )
+    return {folder: labels[nfc(folder)] for folder in present}
+
+
+def _places(names: Sequence[str]) -> dict[str, int]:
+    """Where each name stands first; ImageNet has two cranes."""
+    places: dict[str, int] = {}
+    for place, name in enumerate(names):
+        places.setdefault(nfc(name), place)
+    return places

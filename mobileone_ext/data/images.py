@@ -10,7 +10,12 @@ from typing import TypeVar
 
 from PIL import features
 
+from ..text import abbreviate, nfc, printable
+
 T = TypeVar('T')
+
+_LOOSE = 'photos in no class folder'
+_KINDS = 8  # of what is left out are named
 
 # What Pillow reads of what photos come in.
 _ALWAYS = '.bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp'
@@ -29,18 +34,23 @@ _HIDDEN = {
 }  # fmt: skip
 
 
-class Images(list):
-    """Files of photos, sorted, as paths; ``left_out`` counts by kind what else was there."""
+class Found(list):
+    """Files of photos as paths, or names of folders, sorted; ``left_out`` counts by kind what else was there."""
 
-    def __init__(self, files: Iterable = (), left_out: Counter | None = None):
-        super().__init__(files)
+    def __init__(self, items: Iterable = (), left_out: Counter | None = None):
+        super().__init__(items)
         self.left_out = Counter(left_out or {})
 
     @property
     def note(self) -> str:
         """``left out: 2 .txt, 1 hidden``, empty if nothing was."""
-        counts = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-        return f'left out: {", ".join(f"{count} {kind}" for kind, count in counts)}' if counts else ''
+        return left_out_note(self.left_out)
+
+
+def left_out_note(left_out: Counter) -> str:
+    """``left out: 2 .txt, 1 hidden``, empty if nothing was."""
+    counts = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    return f'left out: {abbreviate((f"{count} {kind}" for kind, count in counts), _KINDS)}' if counts else ''
 
 
 def is_hidden(name: str) -> bool:
@@ -48,17 +58,33 @@ def is_hidden(name: str) -> bool:
     return name.startswith('.') or name in _HIDDEN
 
 
-def class_folders(root: str | Path) -> list[str]:
-    """Names of the folders in ``root``, sorted, hidden ones left out: a class each.
+def class_folders(root: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Found:
+    """Names of the folders in ``root``, sorted, a class each; photos beside them and hidden folders are left out.
 
     Raises:
         OSError: if there is no such folder.
     """
+    suffixes = tuple(suffix.lower() for suffix in suffixes)
     with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+        kinds = {entry.name: _kind(entry, suffixes) for entry in entries}
+    folders = [name for name, kind in kinds.items() if kind == 'folder']
+    left_out = Counter(_LOOSE if kind == 'photo' else kind for kind in kinds.values() if kind != 'folder')
+    return Found(sorted(folders, key=lambda name: (nfc(name), name)), left_out)
 
 
-def images_below(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Images:
+def names_of_folders(folders: Iterable[str]) -> list[str]:
+    """The classes that ``folders`` stand for, each once: letters in composed form (NFC), whatever the disk has."""
+    return list(dict.fromkeys(map(nfc, folders)))
+
+
+def photos_by_folder(root: str | Path, suffixes: Sequence[str] = SUFFIXES) -> tuple[dict[str, Found], Counter]:
+    """The photos below each of the :func:`class_folders`, as paths relative to that, and what is left out in all."""
+    folders = class_folders(root, suffixes)
+    inside = {name: images_below(os.path.join(root, name), suffixes) for name in folders}
+    return inside, sum((found.left_out for found in inside.values()), folders.left_out)
+
+
+def images_below(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Found:
     """The photos at any depth below ``folder``, as paths relative to it, by their names' ends in any case.
 
     Links are followed, and a folder is entered once, so that a circle of links ends.
@@ -87,7 +113,7 @@ def images_below(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Imag
                         waiting.append((f'{prefix}{entry.name}/', list(inner)))
                 except OSError:
                     left_out['folders that cannot be read'] += 1
-    return Images(sorted(found), left_out)
+    return Found(sorted(found), left_out)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -96,11 +122,12 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 def _kind(entry: os.DirEntry, suffixes: tuple[str, ...]) -> str:
     """``'photo'``, ``'folder'`` or, for what is left out, why."""
-    if is_hidden(entry.name):
-        return 'hidden'
+    hidden = is_hidden(entry.name)
     try:
         if entry.is_dir():
-            return 'folder'
+            return f"hidden '{printable(entry.name)}'" if hidden else 'folder'
+        if hidden:
+            return 'hidden'
         if entry.is_file():
             return 'photo' if entry.name.lower().endswith(suffixes) else _suffix(entry.name)
     except OSError:  # links that go in a circle
@@ -115,14 +142,14 @@ def _suffix(name: str) -> str:
     return ascii(suffix)[1:-1] if suffix else 'without a suffix'
 
 
-def find_images(paths: Iterable[str | Path]) -> Images:
+def find_images(paths: Iterable[str | Path]) -> Found:
     """The photos among ``paths`` and below those that are folders; a file that is named itself is taken as it is.
 
     Raises:
         OSError: for a path that is not there.
         ValueError: for a folder without photos.
     """
-    found = Images()
+    found = Found()
     for path in map(Path, paths):
         if path.is_dir():
             inside = images_below(path)

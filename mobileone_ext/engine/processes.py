@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..cli import RANKS
+from ..text import fits_a_line
 
 LOCK = '.lock'
 _PR_SET_PDEATHSIG = 1
@@ -56,7 +57,7 @@ def one_writer(folder: str | Path, what: str) -> Iterator[None]:
 def _holder(path: Path) -> str:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         line = path.read_text(encoding='utf-8').strip()[:200]
-        if line.isprintable() and line:
+        if line and fits_a_line(line):
             return line
     return 'another process'
 

@@ -33,6 +33,7 @@ from ..recipe.schedule import without_short_warmups
 from ..recipe.seeding import number_draws
 from ..recipe.workers import end_workers
 from ..recipe.wrapper import unwrap
+from ..text import nfc
 from .branches import give_branches
 from .evaluation import hand_on_logits, make_literal
 from .processes import TiedWorker
@@ -170,7 +171,8 @@ class Runner(_Runner):
     @property
     def _classes(self) -> list[str] | None:
         """Names of the training set's classes, if it has any."""
-        return (getattr(self.train_dataloader.dataset, 'metainfo', None) or {}).get('classes')
+        names = (getattr(self.train_dataloader.dataset, 'metainfo', None) or {}).get('classes')
+        return names and [*map(nfc, names)]
 
     def load_or_resume(self) -> None:
         loops = dict(train=self._train_loop, val=self._val_loop, test=self._test_loop)

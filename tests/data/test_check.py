@@ -1,6 +1,7 @@
 """What is wrong with the data is said before the first step, in one line that names it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from mobileone_ext import cli
 from mobileone_ext.data.check import check_data, check_loaders, leave_out_last_of_one
+from mobileone_ext.data.classes import classes_in
 from mobileone_ext.engine.runner import Runner
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -47,7 +49,8 @@ def test_hidden_folders_are_no_classes_and_every_photo_counts(tmp_path, capsys, 
         (root / 'b' / 'notes.txt').write_text('')
     config = config_of(tmp_path, type=kind)
     check_data(config, *LOADERS)
-    assert f'{tmp_path / "train"}: left out: 2 hidden, 1 .txt' in capsys.readouterr().out
+    hidden = "1 hidden, 1 hidden '.ipynb_checkpoints', 1 hidden '.thumbnails', 1 hidden '__MACOSX'"
+    assert f'{tmp_path / "train"}: left out: 1 .txt, {hidden}\n' in capsys.readouterr().out
     found = build(config, 'train_dataloader')
     assert len(found) == 6 and found.metainfo['classes'] == ('a', 'b')
     assert [found.get_data_info(i)['gt_label'] for i in range(6)] == [0, 0, 0, 0, 1, 1]
@@ -76,6 +79,66 @@ def test_an_empty_class_is_refused_in_training_and_said_in_validation(tmp_path, 
     (tmp_path / 'train' / 'b' / '2.jpg').unlink()
     with pytest.raises(ValueError, match=r"train: no images of 'b': a class that is trained needs some"):
         check_data(config_of(tmp_path), 'train_dataloader')
+
+
+def test_photos_beside_class_folders_are_said(tmp_path, capsys):
+    write_photos(tmp_path / 'train', 'a/1.jpg', 'b/2.jpg', 'c.jpg', '.net/1.jpg', 'lost+found/2.jpg')
+    check_data(config_of(tmp_path), 'train_dataloader')
+    expected = "train: left out: 1 hidden '.net', 1 hidden 'lost+found', 1 photos in no class folder\n"
+    assert expected in capsys.readouterr().out
+
+
+def test_the_parts_of_a_split_are_no_classes_to_train(tmp_path):
+    """Whatever they are called, unless the config names them."""
+    write_photos(tmp_path, 'learn/a/1.jpg', 'learn/b/2.jpg', 'exam/a/3.jpg', 'exam/b/4.jpg')
+    config = config_of(tmp_path, data_prefix='')
+    with pytest.raises(ValueError, match=r"'exam', 'learn' hold folders of the same names.*data_prefix=DIR"):
+        check_data(config, 'train_dataloader')
+    with pytest.raises(ValueError, match='metainfo.classes=.* without --classes-from-data'):
+        classes_in(dict(type='CustomDataset', data_root=str(tmp_path)))
+    check_data(config_of(tmp_path, data_prefix='', metainfo=dict(classes=['exam', 'learn'])), 'train_dataloader')
+
+
+def test_letters_composed_and_decomposed(tmp_path, capsys):
+    """One class, in two folders of a split as in two beside each other."""
+    write_photos(tmp_path / 'train', 'caf\u00e9/1.jpg', 'cafz/2.jpg')
+    write_photos(tmp_path / 'val', 'cafe\u0301/3.jpg', 'cafz/4.jpg', 'caf\u00e9/5.jpg')
+    config = config_of(tmp_path)
+    check_data(config, *LOADERS)
+    said = capsys.readouterr().out
+    assert "val: folders that differ only in how letters are composed are one class: 'caf\u00e9'\n" in said
+    assert 'train: folders' not in said
+    found = build(config, 'val_dataloader')
+    assert found.metainfo['classes'] == ('cafz', 'caf\u00e9')
+    labels = {Path(found.get_data_info(i)['img_path']).name: found.get_data_info(i)['gt_label'] for i in range(3)}
+    assert labels == {'3.jpg': 1, '4.jpg': 0, '5.jpg': 1}
+
+
+@pytest.mark.parametrize('ids, word', [(0, ''), (1, 'not those of ImageNet')])
+def test_a_thousand_foreign_ids_are_not_imagenet_s(tmp_path, ids, word):
+    folder = pytest.importorskip('timm.data').__path__[0]
+    own = Path(folder, '_info', 'imagenet_synsets.txt').read_text().split()
+    for name in own[ids:] + ['n99999999'] * ids:
+        (tmp_path / 'train' / name).mkdir(parents=True)
+    write_photos(tmp_path / 'train', f'{own[5]}/1.jpg')
+    config = config_of(tmp_path, classes=1000, type='ImageNet', split='train', data_prefix='')
+    if word:
+        with pytest.raises(ValueError, match=word):
+            check_data(config, 'train_dataloader')
+    else:
+        check_data(config, 'train_dataloader')
+
+
+@pytest.mark.parametrize('name', ['list.txt', 'list.json', 'names.txt'])
+@pytest.mark.parametrize('text', ['caf\u00e9'.encode('cp1252'), 'caf\u00e9'.encode('utf-16'), b'\xef\xbb\xbfcaf'])
+def test_text_that_is_no_plain_utf8_is_refused_by_the_name_of_its_file(tmp_path, name, text):
+    write_photos(tmp_path / 'train', 'a/1.jpg', 'b/2.jpg')
+    (tmp_path / name).write_bytes(text)
+    option = dict(classes=str(tmp_path / name)) if name == 'names.txt' else dict(ann_file=str(tmp_path / name))
+    config = config_of(tmp_path)
+    config.train_dataloader.dataset.update(option)
+    with pytest.raises(ValueError, match=f'{name}.*(not UTF-8 text .*; save it as UTF-8|byte order mark; save it)'):
+        check_data(config, 'train_dataloader')
 
 
 def test_hidden_folders_that_another_data_set_would_number(tmp_path):

@@ -2,18 +2,20 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, data_options, only_line
+from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from PIL import Image
 
 from mobileone_ext import cli
 from mobileone_ext.checkpoints.convert import convert
-from mobileone_ext.checkpoints.load import load_weights
+from mobileone_ext.checkpoints.load import in_order, load_weights
 from mobileone_ext.data.check import check_data
-from mobileone_ext.data.classes import check_same, class_names
+from mobileone_ext.data.classes import check_same, class_names, given_names
 from mobileone_ext.data.dataset import CustomDataset
 from mobileone_ext.deploy.cost import count_multiply_adds
 from mobileone_ext.deploy.fuse import build_model
@@ -201,7 +203,11 @@ def test_whose_names(photos):
         (['a'], ['a', 'b'], "has 'b' as well"),
         (None, ['a'], None),
         (['a', 'b'], ('a', 'b'), None),
-        ([f'n{i:08d}' for i in range(1000)], [f'name {i}' for i in range(1000)], None),
+        (['cafe\u0301', 'b'], ['caf\u00e9', 'b'], None),
+        (['cafe\u0301', 'b'], ['b', 'caf\u00e9'], 'another order'),
+        (['a', 'a'], ['a'], 'another order'),
+        ([f'n{i:08d}' for i in range(1000)], IMAGENET_CATEGORIES, "'n00000000'.* not among"),
+        (IMAGENET_CATEGORIES, [f'n{i:08d}' for i in range(1000)], "'tench, Tinca tinca'.* not among"),
     ],
 )
 def test_two_lists(names, reference, word):
@@ -210,6 +216,45 @@ def test_two_lists(names, reference, word):
             check_same(names, reference, 'here', 'there')
     else:
         check_same(names, reference, 'here', 'there')
+
+
+@pytest.mark.parametrize('text', ['bee\ncafe\u0301', 'bee\r\ncafe\u0301\r\n'])
+def test_names_in_a_file_and_in_a_config(tmp_path, text):
+    """Every line counts, as in mmengine, and letters are composed."""
+    (tmp_path / 'names.txt').write_bytes(text.encode())
+    listed = dict(data_root=str(tmp_path), img_suffix='.png')
+    stored = dict(metainfo=dict(classes=['bee', 'cafe\u0301']), data_list=[])
+    (tmp_path / 'list.json').write_text(json.dumps(stored))
+    for option in (dict(classes=str(tmp_path / 'names.txt')), dict(metainfo=dict(classes=['bee', 'cafe\u0301'])),
+                   dict(ann_file='list.json')):  # fmt: skip
+        assert given_names(dict(listed, type='BaseDataset', **option)) == ('bee', 'caf\u00e9')
+
+
+def test_names_in_a_checkpoint_are_composed(checkpoint, photos, tmp_path, run_tool):
+    """So that a head is kept, in the order of the folders, whichever machine wrote the checkpoint."""
+    stored = torch.load(checkpoint, weights_only=True)
+    stored['meta']['dataset_meta']['classes'] = ('ant', 'cafe\u0301', 'cow')
+    torch.save(stored, tmp_path / 'mac.pth')
+    weights = load_weights(tmp_path / 'mac.pth')
+    assert weights.classes == ('ant', 'caf\u00e9', 'cow')
+    turned = in_order(weights, ['cafe\u0301', 'cow', 'ant'])
+    assert turned.state['head.fc.bias'].equal(weights.state['head.fc.bias'][[1, 2, 0]])
+    for part in ('train', 'val'):
+        shutil.copytree(photos / part, tmp_path / part)
+        (tmp_path / part / 'bee').rename(tmp_path / part / ('caf\u00e9' if part == 'train' else 'cafe\u0301'))
+    top1, text = measured(run_tool, tmp_path, tmp_path / 'mac.pth', tmp_path)
+    assert top1 > 90
+
+
+def test_the_ids_of_imagenet_are_its_names():
+    folder = pytest.importorskip('timm.data').__path__[0]
+    ids = Path(folder, '_info', 'imagenet_synsets.txt').read_text().split()
+    check_same(ids, IMAGENET_CATEGORIES, 'here', 'there')
+    for others in (ids[::-1], [*ids[1:], 'n99999999'], [f'class {i}' for i in range(1000)]):
+        with pytest.raises(ValueError, match='not among'):
+            check_same(others, IMAGENET_CATEGORIES, 'here', 'there')
+    with pytest.raises(ValueError, match='not among'):
+        check_same([f'class {i}' for i in range(1000)], ids, 'here', 'there')
 
 
 @pytest.mark.parametrize('case', ['another order', 'other names'])

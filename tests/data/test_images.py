@@ -38,11 +38,15 @@ def test_photos_of_every_kind_and_nothing_else(tmp_path):
         touch(tmp_path / name)
     found = images_below(tmp_path)
     assert found == sorted(names)
-    assert found.left_out == {'hidden': 6, '.txt': 2, 'without a suffix': 1, '.part': 1}
-    assert found.note == 'left out: 6 hidden, 2 .txt, 1 .part, 1 without a suffix'
+    folders = ["hidden '.ipynb_checkpoints'", "hidden '.thumbnails'", "hidden '@eaDir'", "hidden '__MACOSX'"]
+    others = {'hidden': 2, '.txt': 2, 'without a suffix': 1, '.part': 1}
+    assert found.left_out == {**others, **dict.fromkeys(folders, 1)}
+    assert found.note.startswith("left out: 2 .txt, 2 hidden, 1 .part, 1 hidden '.ipynb_checkpoints', 1 hidden '.thumb")
     assert images_below(tmp_path, ('.jpg',)) == ['B.JPG', 'a.jpg']
     assert {'.webp', '.tif', '.tiff', '.ppm', '.jpg', '.avif'} <= set(SUFFIXES)
-    assert class_folders(tmp_path) == ['sub']
+    classes = class_folders(tmp_path)
+    assert classes == ['sub']
+    assert classes.left_out == {**others, 'photos in no class folder': 9, **dict.fromkeys(folders, 1)}
 
 
 def test_links_are_followed_without_circles(tmp_path):

@@ -70,7 +70,7 @@ def test_folders_names_and_annotations_stay(source, tmp_path):
     assert set(tree(target)) == set(tree(source)) - {'.cache/hidden.jpg', 'notes.pdf'}
     for name in ('meta/train.txt', 'noisy_imagenette.csv'):
         assert (target / name).read_bytes() == (source / name).read_bytes()
-    assert report.counts == dict(resized=4, annotations=2) and report.left_out == 'left out: 1 .pdf, 1 hidden'
+    assert report.counts == dict(resized=4, annotations=2) and report.left_out == "left out: 1 .pdf, 1 hidden '.cache'"
     assert report.before == 4 * (source / 'val/cat/0.jpg').stat().st_size
     assert report.after == 4 * (target / 'val/cat/0.jpg').stat().st_size
     assert {Image.open(path).size for path in target.rglob('*.jpg')} == {(64, 48)}

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from server import Server
 
 from mobileone_ext import cli
 from mobileone_ext.backbone import MobileOne
+from mobileone_ext.data.dataset import CustomDataset
 from mobileone_ext.deploy.quantization.quantize import calibration_files
 from mobileone_ext.engine import finetune
 from mobileone_ext.engine.finetuning import config as writing
@@ -143,7 +145,13 @@ def test_class_folders_and_what_is_left_out(tmp_path):
     assert any('1 .txt' in note for note in found.notes)
 
 
-@pytest.mark.parametrize('names', [('train', 'val'), ('Train', 'Validation'), ('training', 'valid'), ('train', 'test')])
+@pytest.mark.parametrize(
+    'names',
+    [
+        ('train', 'val'), ('Train', 'Validation'), ('training', 'valid'), ('train', 'test'), ('training', 'testing'),
+        ('train', 'exam'), ('learn', 'test'), ('cars_train', 'cars_test'), ('TrainSet', 'TestSet'),
+    ],
+)  # fmt: skip
 def test_split_folders(tmp_path, names):
     for number, name in enumerate(names):
         write_photos(tmp_path / name, seed=number, red=3 - number, blue=2)
@@ -159,6 +167,117 @@ def test_three_folders_and_a_class_called_train(tmp_path):
     (tmp_path / 'vehicles' / 'red').rename(tmp_path / 'vehicles' / 'train')
     write_photos(tmp_path / 'vehicles', blue=2)
     assert read(tmp_path / 'vehicles').classes == ('blue', 'train')
+
+
+@pytest.mark.parametrize('names', [('learn', 'exam'), ('fold0', 'fold1'), ('обучение', 'проверка'), ('cat', 'dog')])
+def test_parts_of_a_split_that_do_not_say_which_trains(tmp_path, names):
+    """Refused, and both remedies that the line names are ways on."""
+    for number, name in enumerate(names):
+        write_photos(tmp_path / 'p' / name, seed=number, red=3 - number, blue=2)
+    train, val = (tmp_path / 'p' / name for name in names)
+    with pytest.raises(ValueError, match=f'as in {train} --val {val}; if they are classes, move them into'):
+        read(tmp_path / 'p')
+    found = read(train, val)
+    assert (found.classes, len(found.train.photos), len(found.val.photos)) == (('blue', 'red'), 5, 4)
+    (tmp_path / 'q').mkdir()
+    (tmp_path / 'p').rename(tmp_path / 'q' / 'train')
+    assert read(tmp_path / 'q').classes == tuple(sorted(names))
+
+
+def test_another_place_to_measure_on_says_what_the_folders_are(tmp_path):
+    for name in ('cat', 'dog'):
+        write_photos(tmp_path / 'p' / name, red=2, blue=2)
+        write_photos(tmp_path / 'val', red=2)
+        (tmp_path / 'val' / 'red').rename(tmp_path / 'val' / name)
+    assert read(tmp_path / 'p', tmp_path / 'val').classes == ('cat', 'dog')
+    with pytest.raises(ValueError, match="has classes that .* does not train: 'blue', 'red'"):
+        read(tmp_path / 'p', tmp_path / 'p' / 'dog')
+    (tmp_path / 'l.csv').write_text('file,label\nval/cat/red 0-0.png,cat\nval/dog/red 0-1.png,dog\n')
+    for train, val in ((tmp_path / 'l.csv', tmp_path / 'val'), (tmp_path / 'val', tmp_path / 'l.csv')):
+        assert read(train, val).val.photos
+
+
+def test_everything_that_became_no_class_is_said(tmp_path):
+    write_photos(tmp_path / 'train', red=2, blue=2)
+    for name in ('train/.net', 'val', 'later/deep'):
+        write_photos(tmp_path / name, red=2)
+        for path in (tmp_path / name / 'red').iterdir():
+            path.rename(tmp_path / name / path.name)
+        (tmp_path / name / 'red').rmdir()
+    shutil.copy(tmp_path / 'val' / 'red 0-0.png', tmp_path / 'loose.png')
+    shutil.copy(tmp_path / 'val' / 'red 0-0.png', tmp_path / 'train' / 'loose.png')
+    shutil.rmtree(tmp_path / 'later')
+    found = read(tmp_path)
+    assert found.val is None and len(found.train.photos) == 4
+    assert found.notes == (
+        f'{tmp_path}: a split (train: {tmp_path / "train"})',
+        f"{tmp_path}: left out: 2 photos in 'val', 1 photos in no class folder",
+        f"{tmp_path / 'train'}: left out: 1 hidden '.net', 1 photos in no class folder",
+    )
+
+
+@pytest.mark.parametrize('deep', ['dataset', 'a/b'])
+def test_classes_one_folder_down_are_pointed_at(tmp_path, deep):
+    write_photos(tmp_path / deep, red=2, blue=2)
+    with pytest.raises(ValueError, match=f"one class, .*; name {tmp_path / deep} if 'blue', 'red' are the classes"):
+        read(tmp_path)
+
+
+# Persian, French, Hebrew and others; white space at the ends; an unassigned, a tag and a private character.
+NAMES = ['می\u200cخواهم', 'caf\u00e9\u00a0noir', '\u00a0chat', ' dog', 'हिन्दी', '👩\u200d🚀', 'שָׁלוֹם', '猫', 'a;b|c "d"']
+NAMES += ['\U0003fff0\U000e0041\uf8ff']
+
+
+def test_names_in_every_script_are_learned(tmp_path):
+    """In folders and photos; and a data set finds every photo by what was written."""
+    drawn = sorted(write_photos(tmp_path / 'drawn', red=3 * len(NAMES)).rglob('*.png'))
+    for number, path in enumerate(drawn):
+        name = NAMES[number % len(NAMES)]
+        (tmp_path / 'p' / name).mkdir(parents=True, exist_ok=True)
+        path.rename(tmp_path / 'p' / name / f'{name} {number}.png')
+    options = finetune.Options(str(tmp_path / 'p'), weights='none', work_dir=str(tmp_path / 'w'))
+    plan = finetune.make_plan(options)
+    assert plan.photos.notes == ()
+    config, paths = cli.load_config(str(finetune.write_plan(plan, options))), []
+    for dataset in (config.train_dataloader.dataset, config.val_dataloader.dataset):
+        found = CustomDataset(dataset.data_root, ann_file=dataset.ann_file, metainfo=dataset.metainfo, pipeline=[])
+        for info in map(found.get_data_info, range(len(found))):
+            assert Path(info['img_path']).parent.name == sorted(NAMES)[info['gt_label']]
+            paths.append(Path(info['img_path']))
+    assert len({path.resolve() for path in paths if path.is_file()}) == len(drawn)
+
+
+@pytest.mark.parametrize('name', ['two\nlines', 'tab\there', 'line\u2028end', 'next\x85line', 'stray\udce9'])
+def test_names_that_no_line_can_hold_are_left_out_and_said(tmp_path, name):
+    write_photos(tmp_path, red=3, blue=3)
+    path = tmp_path / 'red' / 'red 0-0.png'
+    path.rename(tmp_path / 'red' / f'{name}.png')
+    found = reading.without_unwritable(read(tmp_path))
+    assert len(found.train.photos) == 5
+    assert '1 left out, line ends, control characters or stray bytes in the name: ' in found.notes[0]
+    assert '\n' not in found.notes[0]
+
+
+def test_composed_and_decomposed_names_are_one_class(tmp_path):
+    """In folders, in both parts of a split, in a CSV file and in the paths that it names."""
+    drawn = write_photos(tmp_path / 'drawn', red=8)
+    for path, folder in zip(
+        sorted(drawn.rglob('*.png')), ['train/caf\u00e9', 'train/b', 'val/cafe\u0301', 'val/b'] * 2
+    ):
+        (tmp_path / 'p' / folder).mkdir(parents=True, exist_ok=True)
+        path.rename(tmp_path / 'p' / folder / path.name)
+    found = read(tmp_path / 'p')
+    assert found.classes == ('b', 'caf\u00e9') and len(found.val.photos) == 4
+    (tmp_path / 'p' / 'val' / 'cafe\u0301').rename(tmp_path / 'p' / 'train' / 'cafe\u0301')
+    both = read(tmp_path / 'p' / 'train')
+    assert both.classes == ('b', 'caf\u00e9') and len(both.train.photos) == 6
+    assert "differ only in how letters are composed are one class: 'caf\u00e9'" in both.notes[0]
+    (name,) = [path.name for path in (tmp_path / 'p' / 'train' / 'cafe\u0301').glob('* 0-2.png')]
+    rows = f'file,label\ntrain/caf\u00e9/{name},cafe\u0301\ntrain/b/red 0-1.png,b\n'
+    (tmp_path / 'p' / 'l.csv').write_text(rows)
+    listed = read(tmp_path / 'p' / 'l.csv')
+    assert listed.classes == ('b', 'caf\u00e9')
+    assert (listed.train.root / listed.train.photos[0].path).is_file()
 
 
 def test_csv_of_one_label(tmp_path):
@@ -181,6 +300,83 @@ def test_csv_of_several_labels(tmp_path):
     (tmp_path / 'labels.csv').write_text('\n'.join([*lines, ',red/red 0-2.png']))
     found = read(tmp_path / 'labels.csv')
     assert found.several and [photo.labels for photo in found.train.photos] == [('warm', 'red'), ('red', 'warm'), ()]
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le with its mark'])
+def test_csv_in_the_encodings_that_say_what_they_are(tmp_path, encoding):
+    write_photos(tmp_path, red=1, blue=1)
+    text = 'file,label\r\nred/red 0-0.png,caf\u00e9|th\u00e9\r\nblue/blue 0-0.png,猫\r\n'
+    data = b'\xff\xfe' + text.encode('utf-16-le') if 'mark' in encoding else text.encode(encoding)
+    (tmp_path / 'l.csv').write_bytes(data)
+    found = read(tmp_path / 'l.csv')
+    assert found.classes == ('caf\u00e9|th\u00e9', '猫') and not found.several and found.notes == ()
+
+
+GOOD = 'file,label\nred/red 0-0.png,red\nblue/blue 0-0.png,blue\n'
+
+
+@pytest.mark.parametrize(
+    'text, word',
+    [
+        (GOOD.replace('red\n', 'caf\u00e9\n').encode('cp1252'), 'line 2: not UTF-8 text .*; save it as UTF-8'),
+        (GOOD.encode('utf-16-le'), 'first line must be file,label'),
+        (GOOD.encode('utf-16')[:-1], 'not UTF-8 text'),
+        (GOOD.replace(',blue', ',"blue'), 'line 3: not CSV .*quotes'),
+        (GOOD.replace(',red', ',"red') + 'x.png,y\n' * 20_000, 'line 2: not CSV .*quotes'),
+        (GOOD.replace(',red', ',"red').replace('blue\n', 'blue"\n'), 'line 3: .*a label stands on one line'),
+        (GOOD.replace(',red', ',red, or so'), 'line 2: more values than columns'),
+        (GOOD.replace(',red', ',re\x07d'), 'line 2: .*a label stands on one line'),
+        ('', 'first line must be file,label, not nothing'),
+        (GOOD.replace('0-0', '9-9'), '2 files are not there'),
+    ],
+)
+def test_bad_csv_is_a_line_that_names_the_file(tmp_path, text, word):
+    write_photos(tmp_path, red=1, blue=1)
+    (tmp_path / 'l.csv').write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f'l.csv.*{word}') as raised:
+        read(tmp_path / 'l.csv')
+    assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    'rows, said',
+    [
+        ('red/red 0-1.png,\n', '1 photos have no label (the first is {}/red/red 0-1.png)'),
+        (
+            'red/red 0-1.png,red\nred/red 0-1.png,blue\n',
+            '1 photos have several labels (the first is {}/red/red 0-1.png)',
+        ),
+        (
+            'red/red 0-1.png\nred/red 0-2.png,a;b\nred/red 0-3.png,a;c\n',
+            '2 photos have several labels (the first is {0}/red/red 0-2.png) and '
+            '1 photos have no label (the first is {0}/red/red 0-1.png)',
+        ),
+    ],
+)
+def test_what_turns_a_run_multi_label_is_said(tmp_path, rows, said):
+    write_photos(tmp_path, red=4, blue=1)
+    (tmp_path / 'l.csv').write_text(GOOD + rows)
+    found = read(tmp_path / 'l.csv')
+    note = f'multi-label, a score of its own for every label: {said.format(tmp_path)}'
+    assert found.several and found.notes == (note,)
+    (tmp_path / 'l.csv').write_text(GOOD + 'red/red 0-1.png,red\nred/red 0-1.png,red\n')
+    assert not read(tmp_path / 'l.csv').several
+
+
+@pytest.mark.parametrize('classes', [2, 4000])
+def test_checks_of_many_photos_take_no_longer_than_they_are_many(classes):
+    """Not their square: a few seconds would be minutes."""
+    count = 40_000
+    part = [reading.Photo(f'{i}.jpg', (f'{i % classes}',)) for i in range(count)]
+    photos = reading.Photos(tuple(sorted({photo.labels[0] for photo in part})), reading.PhotoList(Path('x'), part))
+    digests = dict(train={photo.path: f'{max(i, 1) if i < 9 else i}' for i, photo in enumerate(part)})
+    start = time.process_time()
+    photos = reading.without_contradictions(reading.without_unwritable(photos), digests)
+    assert len(photos.train.photos) == count - 2
+    photos = reading.split(photos, 0.2, 0, digests)
+    digests['val'] = digests['train']
+    assert len(reading.without_repeats(photos, digests).train.photos) == len(photos.train.photos)
+    assert time.process_time() - start < 15
 
 
 # ---- whole runs ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...data.check import check_data
 from ...data.classes import is_multi_label
-from ...data.images import Images, find_images, leaves, spread
+from ...data.images import Found, find_images, leaves, spread
 from ...data.pixels import Normalize, Preprocessing, read_images
 from ...files import check_writable, staging_folder, write_atomically, write_json
 from ...text import make_console, printable
@@ -196,7 +196,7 @@ def steps_to(options: Options) -> Iterator[tuple[str, Options]]:
                 yield f'+ {step}', current
 
 
-def calibration_files(config: Config, folder: str | None) -> tuple[Images, str]:
+def calibration_files(config: Config, folder: str | None) -> tuple[Found, str]:
     """The images in ``folder``, or else those that the config trains on; and where that is, for messages.
 
     Raises:
@@ -215,7 +215,7 @@ def calibration_files(config: Config, folder: str | None) -> tuple[Images, str]:
     listed = dict.fromkeys(part.get_data_info(index).get('img_path') for part in sets for index in range(len(part)))
     if None in listed:
         raise ValueError(f'{config.filename}: its training images are no files; {remedy}')
-    return Images(map(Path, listed)), 'the training set'
+    return Found(map(Path, listed)), 'the training set'
 
 
 def read_calibration(config: Config, folder: str | None, count: int) -> tuple[Tensor, list[str]]:

@@ -1,10 +1,12 @@
 """A person's photos, however they are arranged: which file has which labels, and what is wrong with them.
 
-Three arrangements are read: class folders; train/ and val/ (or valid, validation, dev, test) with class folders;
-a CSV file with the columns ``file`` and ``label``, where a file may have several labels.
+Three arrangements are read: class folders; the parts of a split, each with class folders; a CSV file with the
+columns ``file`` and ``label``, where a file may have several labels.
 """
 
+import csv
 import hashlib
+import io
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,14 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ...data.classes import quoted
+from ...data.classes import read_text, twins_note
 from ...data.decode import decode, open_jpeg
-from ...data.images import Images, class_folders, images_below
+from ...data.images import class_folders, images_below, left_out_note, photos_by_folder
+from ...data.parts import branches, find_parts
+from ...text import fits_a_line, nfc, printable, quoted
 from .split import rarest, stratified_split
 
-TRAIN = ('train', 'training')
-VAL = ('val', 'valid', 'validation', 'dev', 'eval')
-TEST = ('test', 'testing')
+_UTF_16 = (b'\xff\xfe', b'\xfe\xff')  # the marks that such a file begins with
 
 
 class Photo(NamedTuple):
@@ -72,55 +74,66 @@ def read_photos(path: Path, val: Path | None = None) -> Photos:
     Raises:
         OSError, ValueError: for a path that is not there, or without photos or classes.
     """
-    if path.is_file():
-        train, notes = read_csv(path)
-        parts = {}
-    else:
-        parts = split_folders(path)
-        train, notes = read_class_folders(parts.pop('train', path))
-    if val:
-        parts['val'] = val
-    elif 'val' not in parts and 'test' in parts:
-        parts['val'] = parts.pop('test')
-    others = {}
+    if not path.exists():
+        raise FileNotFoundError(f'{path}: no such folder of photos')
+    given = dict(val=val) if val else {}
+    parts, notes = (dict(train=path, **given), []) if path.is_file() else split_folders(path, given)
+    lists = {}
     for name, place in parts.items():
-        others[name], said = read_csv(place) if place.is_file() else read_class_folders(place)
+        lists[name], said = read_csv(place) if place.is_file() else read_class_folders(place)
         notes += said
+    train = lists['train']
     classes = _classes([train])
     if len(classes) < 2:
-        raise ValueError(f'{path}: holds one class, {classes[0]!r}; there must be two or more to tell apart')
-    for name, part in others.items():
-        unknown = [label for label in _classes([part]) if label not in classes]
+        raise ValueError(
+            f'{path}: holds one class, {quoted(classes)}; there must be two or more to tell apart'
+            f'{_deeper(parts["train"])}'
+        )
+    for name, part in lists.items():
+        present = _classes([part])
+        unknown = sorted({*present} - {*classes})
         if unknown:
             raise ValueError(
                 f'{parts[name]}: has classes that {path} does not train: {quoted(unknown, 3)}; '
                 f'name the folders as there ({quoted(classes, 3)})'
             )
-        missing = [label for label in classes if label not in _classes([part])]
+        missing = sorted({*classes} - {*present})
         if missing:
             notes.append(f'{parts[name]}: has no photos of {quoted(missing, 3)}')
-    several = any(len(photo.labels) != 1 for part in (train, *others.values()) for photo in part.photos)
-    return Photos(classes, train, others.get('val'), others.get('test'), several, tuple(notes))
+    odd = {'several labels': [], 'no label': []}
+    for part in lists.values():
+        for photo in part.photos:
+            if len(photo.labels) != 1:
+                odd['several labels' if photo.labels else 'no label'].append(part.root / photo.path)
+    said = [f'{len(found)} photos have {what} (the first is {found[0]})' for what, found in odd.items() if found]
+    if said:
+        notes.append(f'multi-label, a score of its own for every label: {" and ".join(said)}')
+    return Photos(classes, train, lists.get('val'), lists.get('test'), bool(said), tuple(notes))
 
 
-def split_folders(root: Path) -> dict[str, Path]:
-    """``train``, ``val`` and ``test`` of a folder that is split already; nothing for class folders.
+def split_folders(root: Path, given: dict[str, Path]) -> tuple[dict[str, Path], list[str]]:
+    """Where the photos to train on lie and, if ``root`` has some or they are ``given``, those to measure on; and notes.
 
     Raises:
-        OSError: if there is no such folder.
-        ValueError: for several folders of one kind.
+        ValueError: if it is not clear whether the folders of ``root`` are classes or the parts of a split.
     """
-    if not root.exists():
-        raise FileNotFoundError(f'{root}: no such folder of photos')
-    folders = [root / name for name in class_folders(root)]
-    found = {}
-    for name, names in (('train', TRAIN), ('val', VAL), ('test', TEST)):
-        matching = [folder for folder in folders if folder.name.lower() in names]
-        if len(matching) > 1:
-            raise ValueError(f'{root}: {matching[0].name} and {matching[1].name}: which one is it? Rename one')
-        if matching and class_folders(matching[0]):  # a class may have such a name: then photos lie in it, no folders
-            found[name] = matching[0]
-    return found if 'train' in found else {}
+    inside, _ = photos_by_folder(root)
+    try:
+        own = find_parts(root, inside)
+    except ValueError:
+        if not given:
+            raise
+        own = {}  # if these are no classes, those of the photos to measure on are others
+    parts = {**(own or dict(train=root)), **given}
+    if 'val' not in parts and 'test' in parts:
+        parts['val'] = parts.pop('test')
+    if not own:
+        return parts, []
+    used = {place.relative_to(root).parts[0] for place in parts.values() if place in own.values()}
+    left_out = class_folders(root).left_out
+    left_out.update({f"photos in '{printable(name)}'": len(inside[name]) for name in inside if name not in used})
+    named = ', '.join(f'{name}: {place}' for name, place in parts.items())
+    return parts, [f'{root}: a split ({named})', *([f'{root}: {left_out_note(left_out)}'] if left_out else [])]
 
 
 def read_class_folders(root: Path) -> tuple[PhotoList, list[str]]:
@@ -129,54 +142,69 @@ def read_class_folders(root: Path) -> tuple[PhotoList, list[str]]:
     Raises:
         ValueError: without class folders, or with an empty one.
     """
-    folders = class_folders(root)
-    if not folders:
+    inside, left_out = photos_by_folder(root)
+    if not inside:
         raise ValueError(
             f'{root}: holds {len(images_below(root)) or "no"} photos and no class folders; expected is '
             f'{root}/CLASS/*.jpg, or a CSV file of file,label'
         )
-    photos, empty, left_out = [], [], Images()
-    for name in folders:
-        inside = images_below(root / name)
-        photos += [Photo(f'{name}/{file}', (name,)) for file in inside]
-        left_out.left_out += inside.left_out
-        if not inside:
-            empty.append(name)
+    filled = {nfc(name) for name, files in inside.items() if files}
+    empty = [name for name in inside if nfc(name) not in filled]
     if empty:
         raise ValueError(f'{root}: no photos in {quoted(empty, 3)}; add some, or remove the folder')
-    return PhotoList(root.absolute(), photos), [f'{root}: {left_out.note}'] if left_out.note else []
+    photos = [Photo(f'{name}/{file}', (nfc(name),)) for name, files in inside.items() for file in files]
+    notes = [note for note in (left_out_note(left_out), twins_note(inside)) if note]
+    return PhotoList(root.absolute(), photos), [f'{root}: {note}' for note in notes]
+
+
+def _deeper(root: Path) -> str:
+    """Where the classes lie, if they are in the one folder that was taken for a class."""
+    for folder, files in photos_by_folder(root)[0].items() if root.is_dir() else ():
+        top, names = branches(files)
+        if len(names) > 1:
+            return f'; name {root / folder / top} if {quoted(sorted(names), 3)} are the classes'
+    return ''
 
 
 def read_csv(path: Path) -> tuple[PhotoList, list[str]]:
     """The photos that a CSV file names, relative to its folder.
 
-    Columns ``file`` and ``label``; several labels of a file are separated by ``;`` or ``|``, or
-    stand in several lines.
+    Columns ``file`` and ``label``, in UTF-8 or in UTF-16 with its mark; several labels of a file are separated by
+    ``;`` or stand in several lines.
 
     Raises:
-        ValueError: for other columns, an empty file, or a photo that is not there.
+        ValueError: naming the file, and the line that is none of these, or photos that are not there.
     """
-    import csv
-
-    with open(path, newline='', encoding='utf-8-sig') as file:
-        rows = csv.DictReader(file)
+    with open(path, 'rb') as file:
+        encoding = 'utf-16' if file.read(2) in _UTF_16 else 'utf-8-sig'
+    rows = csv.DictReader(io.StringIO(read_text(path, encoding), newline=''), strict=True)
+    labels: dict[str, list[str]] = defaultdict(list)
+    try:
         columns = {(name or '').strip().lower(): name for name in rows.fieldnames or ()}
         if not {'file', 'label'} <= set(columns):
             found = ','.join(rows.fieldnames or ['nothing'])
-            raise ValueError(f'{path}: the first line must be file,label, not {found}')
-        labels: dict[str, list[str]] = defaultdict(list)
+            raise ValueError(f'{path}: the first line must be file,label, not {found[:80]}')
         for row in rows:
-            name = (row[columns['file']] or '').strip()
+            name, label = ((row[columns[column]] or '').strip() for column in ('file', 'label'))
+            if None in row:
+                raise ValueError(f'{path}, line {rows.line_num}: more values than columns; one with a comma is quoted')
+            if not fits_a_line(label):
+                raise ValueError(f'{path}, line {rows.line_num}: {label[:80]!r}: a label stands on one line')
             if name:
-                text = (row[columns['label']] or '').replace('|', ';')
-                labels[name] += [label.strip() for label in text.split(';') if label.strip()]
-    root = path.absolute().parent
+                labels[name] += [nfc(one.strip()) for one in label.split(';') if one.strip()]
+    except csv.Error as error:
+        raise ValueError(f'{path}, line {rows.line_num + 1}: not CSV ({error}); are the quotes balanced?') from None
     if not any(labels.values()):
         raise ValueError(f'{path}: names no photo with a label')
-    missing = [name for name in labels if not (root / name).is_file()]
+    root = path.absolute().parent
+    found = {name: name for name in labels if os.path.isfile(root / name)}
+    if len(found) < len(labels):
+        there = {nfc(name): name for name in images_below(root, suffixes=('',))}
+        found |= {name: there[nfc(name)] for name in labels if name not in found and nfc(name) in there}
+    missing = [name for name in labels if name not in found]
     if missing:
         raise ValueError(f'{path}: {len(missing)} files are not there, relative to its folder: {quoted(missing, 3)}')
-    return PhotoList(root, [Photo(name, tuple(dict.fromkeys(found))) for name, found in labels.items()]), []
+    return PhotoList(root, [Photo(found[name], tuple(dict.fromkeys(named))) for name, named in labels.items()]), []
 
 
 def without_unreadable(photos: Photos) -> tuple[Photos, dict[str, dict[str, str]]]:
@@ -211,9 +239,9 @@ def without_contradictions(photos: Photos, digests: dict[str, dict[str, str]]) -
             labels[digests[name][photo.path]].add(photo.labels)
     lists, bad = {}, []
     for name, photo_list in photos.lists().items():
-        clear = [photo for photo in photo_list.photos if len(labels[digests[name][photo.path]]) == 1]
-        bad += [str(photo_list.root / photo.path) for photo in photo_list.photos if photo not in clear]
-        lists[name] = PhotoList(photo_list.root, clear)
+        clear = [len(labels[digests[name][photo.path]]) == 1 for photo in photo_list.photos]
+        bad += [str(photo_list.root / photo.path) for photo, kept in zip(photo_list.photos, clear) if not kept]
+        lists[name] = PhotoList(photo_list.root, [photo for photo, kept in zip(photo_list.photos, clear) if kept])
     if not bad:
         return photos
     note = f'{len(bad)} photos left out: the same photo under two labels: {quoted(sorted(bad), 3)}'
@@ -222,7 +250,7 @@ def without_contradictions(photos: Photos, digests: dict[str, dict[str, str]]) -
 
 
 def _check_none_lost(photos: Photos, kept: PhotoList, why: str) -> None:
-    lost = [label for label in photos.classes if label not in _classes([kept])]
+    lost = sorted({*photos.classes} - {*_classes([kept])})
     if lost:
         raise ValueError(f'nothing of {quoted(lost, 3)} is left to train on: {why}')
 
@@ -272,24 +300,23 @@ def split(photos: Photos, fraction: float, seed: int, digests: dict[str, dict[st
 
 
 def without_unwritable(photos: Photos) -> Photos:
-    """``photos`` whose names an annotation file can hold, with a note on the others."""
+    """``photos`` whose paths can stand in a line of an annotation file, with a note on the others."""
     lists, notes = {}, []
     for name, photo_list in photos.lists().items():
-        bad = [photo for photo in photo_list.photos if not _is_plain(photo.path)]
+        fitting, bad = [], []
+        for photo in photo_list.photos:
+            # A data set strips white space off its lines.
+            path = f'./{photo.path}' if photo.path[0].isspace() else photo.path
+            if fits_a_line(path):
+                fitting.append(photo._replace(path=path))
+            else:
+                bad.append(path)
         if bad:
-            names = quoted([photo.path.encode('utf-8', 'replace').decode() for photo in bad], 3)
-            notes.append(f'{photo_list.root}: {len(bad)} left out, odd characters in the name: {names}')
-        lists[name] = PhotoList(photo_list.root, [photo for photo in photo_list.photos if _is_plain(photo.path)])
+            odd = 'line ends, control characters or stray bytes in the name'
+            notes.append(f'{photo_list.root}: {len(bad)} left out, {odd}: {quoted(bad, 3)}')
+        lists[name] = PhotoList(photo_list.root, fitting)
     _check_none_lost(photos, lists['train'], '; '.join(notes))
     return replace(photos, **lists, notes=(*photos.notes, *notes))
-
-
-def _is_plain(name: str) -> bool:
-    try:
-        name.encode('utf-8')
-    except UnicodeEncodeError:
-        return False
-    return name.isprintable() and name == name.strip()
 
 
 def _check_all(files: Sequence[Path]) -> list[tuple[str, str]]:

@@ -72,9 +72,9 @@ class ClassResult:
 
 def by_class(found: Scores) -> list[ClassResult]:
     """Each class's result; None where there is nothing to divide by."""
-    rows = []
+    rows, predicted = [], found.predicted
     for index, name in enumerate(found.classes):
-        true, said = found.truth[:, index], found.predicted[:, index]
+        true, said = found.truth[:, index], predicted[:, index]
         right = int((true & said).sum())
         rows.append(ClassResult(name, int(true.sum()), _percent(right, true.sum()), _percent(right, said.sum())))
     return rows

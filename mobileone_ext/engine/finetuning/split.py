@@ -27,7 +27,8 @@ def stratified_split(
     measured = []
     for name, found in members.items():
         draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        together = [list(found.values())[i] for i in draw.permutation(len(found))]
+        in_order = list(found.values())
+        together = [in_order[i] for i in draw.permutation(len(found))]
         target, taken = fraction * sum(map(len, together)), 0
         for number, group in enumerate(together[:-1]):  # one group at least to train on
             if number and taken + len(group) / 2 > target:
