@@ -116,7 +116,7 @@ def _scalar(text: str) -> Any:
 
 
 def _bracketed(text: str) -> Any:
-    parts = re.compile(_QUOTED) if text[0] == '{' else _IN_BRACKETS
+    parts = re.compile(_QUOTED) if '{' in text else _IN_BRACKETS  # a dict is Python's, words in it have quotes
     try:
         value = ast.literal_eval(parts.sub(_as_literal, text))
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # all that Python's parser raises
