@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -125,6 +126,13 @@ def silence_imports() -> None:
     warnings.filterwarnings('ignore', category=FutureWarning)
     # A CUDA toolkit without a GPU, found while mmengine lists the environment.
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
+
+
+def tool_command(tool: str, *arguments: object) -> str:
+    """The line for a shell that calls ``tool`` as this process was called, by the script or by ``mobileone``."""
+    script = Path(sys.argv[0]).absolute()
+    start = ['python', script.with_name(f'{tool}.py')] if script.suffix == '.py' else ['mobileone', tool]
+    return shlex.join(map(str, [*start, *arguments]))
 
 
 class Parser(argparse.ArgumentParser):

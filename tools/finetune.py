@@ -5,9 +5,7 @@ Writes config.py, the trained and fused network and report.md into the work dir.
 """
 
 import argparse
-import shlex
 import sys
-from pathlib import Path
 
 from mobileone_ext import cli
 
@@ -53,23 +51,17 @@ def parse_args():
     return parser.parse_args()
 
 
-def tool_command(script: str) -> str:
-    """How a tool of ours is called from anywhere, ``{}`` being its name."""
-    path = Path(script)
-    return f'python {shlex.quote(str(path.absolute().parent))}/{{}}.py' if path.suffix == '.py' else 'mobileone {}'
-
-
 def main():
     given = vars(parse_args())
     dry_run, resume = (given.pop(name, False) for name in ('dry_run', 'resume'))
     from mobileone_ext.engine import finetune
 
-    options, tool = finetune.Options(**given), tool_command(sys.argv[0])
+    options = finetune.Options(**given)
     if resume and (options.folder / finetune.OPTIONS).exists():
         finetune.check_resumed(options, given)
     else:
         resume = False
-        plan = finetune.make_plan(options, f'{tool.format("finetune")} {shlex.join(sys.argv[1:])}')
+        plan = finetune.make_plan(options, cli.tool_command('finetune', *sys.argv[1:]))
         for note in plan.photos.notes:
             print(note)
         print(finetune.summary(plan))
@@ -77,7 +69,7 @@ def main():
     if dry_run:
         print(f'recipe: {finetune.draw_recipe(options.folder)}')
         return
-    report = finetune.run(options.folder, tool, resume)
+    report = finetune.run(options.folder, resume)
     print(finetune.result(report))
 
 

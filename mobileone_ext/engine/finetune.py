@@ -250,11 +250,10 @@ def check_resumed(options: Options, given: dict) -> None:
             )
 
 
-def run(folder: Path, tool: str = 'python tools/{}.py', resume: bool = False) -> dict:
+def run(folder: Path, resume: bool = False) -> dict:
     """Train, test, fuse and report by the config in ``folder``; the report.
 
     Args:
-        tool: how a tool of ours is called, for the commands in the report.
         resume: go on from the newest checkpoint, if there is one.
     """
     path, fused = str(folder / CONFIG), str(folder / FUSED)
@@ -272,7 +271,7 @@ def run(folder: Path, tool: str = 'python tools/{}.py', resume: bool = False) ->
     )
     after = score_photos(config, fused)
     notes = json.loads((folder / OPTIONS).read_text(encoding='utf-8'))['notes']
-    report = reporting.make_report(config, folder, checkpoint, deployed, metrics, before, after, tool, notes)
+    report = reporting.make_report(config, folder, checkpoint, deployed, metrics, before, after, notes)
     reporting.write_report(report, after, folder)
     return report
 

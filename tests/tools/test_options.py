@@ -6,6 +6,8 @@ import subprocess
 import pytest
 from conftest import ROOT, TINY, only_line
 
+from mobileone_ext import cli
+
 BAD = [
     ('train', (TINY, '--epochs', '0')),
     ('train', (TINY, '--epochs', '2.5')),
@@ -61,6 +63,18 @@ def test_plain_options_reach_the_run(run_tool, monkeypatch, digits, tmp_path):
     assert config.train_dataloader.batch_size == 7 and config.param_scheduler[0]['end'] == 2
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         assert config[loader].dataset.data_root == str(digits)
+
+
+@pytest.mark.parametrize(
+    'started, command',
+    [
+        ('/a {b} $x/tools/finetune.py', "python '/a {b} $x/tools/test.py' '{} c' 1"),
+        ('mobileone finetune', "mobileone test '{} c' 1"),
+    ],
+)
+def test_another_tool_is_called_as_this_one_was(monkeypatch, started, command):
+    monkeypatch.setattr('sys.argv', [started, 'x'])
+    assert cli.tool_command('test', '{} c', 1) == command
 
 
 @pytest.mark.parametrize('script, arguments', [('dist_train.sh', (TINY, '1')), ('slurm_train.sh', ('p', 'j', TINY))])

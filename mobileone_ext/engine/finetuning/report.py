@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config
 
+from ... import cli
 from ...checkpoints.load import load_weights
 from ...files import write_atomically, write_text
 from ...pictures import legend
@@ -29,7 +30,6 @@ def make_report(
     metrics: dict,
     before: Scores,
     after: Scores,
-    tool: str,
     notes: list[str],
 ) -> dict:
     """Everything that report.md says, as plain data.
@@ -40,7 +40,6 @@ def make_report(
         deployed: the report of :func:`mobileone_ext.deploy.reparam.convert`.
         metrics: of the trained network on the test set.
         before, after: scores of the trained network and of the file to deploy.
-        tool: how a tool of ours is called, ``{}`` being its name.
         notes: about the photos.
     """
     size = image_size(config)
@@ -68,7 +67,7 @@ def make_report(
         size=size,
         megabytes=(folder / 'fused.pth').stat().st_size / 1e6,
         machine=machine('torch', 'mmengine', 'mmpretrain'),
-        commands=next_commands(folder, tool, after.paths[0], size, num_train, several),
+        commands=next_commands(folder, after.paths[0], size, num_train, several),
     )
 
 
@@ -83,30 +82,24 @@ def count_photos(annotations: str) -> int:
     return len(json.loads(text)['data_list'] if annotations.endswith('.json') else text.splitlines())
 
 
-def next_commands(
-    folder: Path, tool: str, photo: str, size: int, num_photos: int, several: bool
-) -> list[tuple[str, str]]:
+def next_commands(folder: Path, photo: str, size: int, num_photos: int, several: bool) -> list[tuple[str, str]]:
     """What to do next, and the command line that does it, quoted for a shell."""
-
-    def command(name: str, *arguments) -> str:
-        return f'{tool.format(name)} {shlex.join(map(str, arguments))}'
-
     config, fused = folder / 'config.py', folder / 'fused.pth'
     network = (config, fused)
     form = ('--size', size, '--normalize', *(() if several else ('--softmax',)))
     evaluate = () if several else ('--evaluate',)
     calibration = ('--num-calib', min(200, num_photos))
     return [
-        ('Name what is on photos', command('predict', *network, photo)),
+        ('Name what is on photos', cli.tool_command('predict', *network, photo)),
         (
             f'A file for a phone or a server (ONNX): pixels 0..255 in, {"logits" if several else "probabilities"} out',
-            command('export', *network, folder / 'model.onnx', *form),
+            cli.tool_command('export', *network, folder / 'model.onnx', *form),
         ),
         (
             'The same in int8, calibrated with the photos that it was trained on',
-            command('quantize', *network, folder / 'model_int8.onnx', *calibration, *form, *evaluate),
+            cli.tool_command('quantize', *network, folder / 'model_int8.onnx', *calibration, *form, *evaluate),
         ),
-        ('Measure again', command('test', config, fused, '--out', folder / 'metrics.json')),
+        ('Measure again', cli.tool_command('test', config, fused, '--out', folder / 'metrics.json')),
     ]
 
 
