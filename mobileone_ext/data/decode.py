@@ -179,7 +179,11 @@ def _orientation(image: bytes | Image.Image) -> int:
 
 def _is_turned(jpeg: bytes) -> bool:
     """Whether EXIF or XMP says that the image lies on its side or is mirrored."""
-    return (b'Exif\0' in jpeg or b'tiff:Orientation' in jpeg) and _orientation(jpeg) in _TURNS
+    start = 2
+    while (marker := jpeg[start : start + 2])[:1] == b'\xff' and marker != b'\xff\xda':  # where the pixels begin
+        start += 2 + int.from_bytes(jpeg[start + 2 : start + 4], 'big')
+    notes = jpeg[:start]
+    return (b'Exif\0' in notes or b'tiff:Orientation' in notes) and _orientation(jpeg) in _TURNS
 
 
 def _png_chunks(data: bytes, names: tuple[bytes, ...]) -> bytes:

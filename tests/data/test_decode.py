@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobileone_ext.data.decode import decode, read_rgb
+from mobileone_ext.data.decode import decode, open_jpeg, read_rgb
 from mobileone_ext.data.resize import resize_dataset
 from mobileone_ext.data.transforms import LoadImageFromFile
 from mobileone_ext.deploy.predict import draw
@@ -258,6 +258,25 @@ def test_orientation_beside_a_broken_chunk_is_read():
     broken = chunk(b'\1\2\3\4', b'content')
     for chunks in ((broken, EXIF), (EXIF, broken)):
         assert pixels(png(8, 0, bytes((LIGHT, DARK)), *chunks)) == ((DARK,) * 3, (LIGHT,) * 3)
+
+
+@pytest.mark.parametrize('form', ['GIF', 'PNG', 'WEBP', 'AVIF'])
+def test_ground_of_animations(form):
+    options = dict(lossless=True, exact=True) if form == 'WEBP' else dict(quality=100) if form == 'AVIF' else {}
+    first, second = RGBA.resize((64, 32), 0), Image.new('RGBA', (64, 32), (0, 0, 255, 255))
+    red, ground = pixels(encoded(first, form, save_all=True, append_images=[second, second], **options))
+    np.testing.assert_allclose(red, RED, atol=3)
+    np.testing.assert_allclose(ground, GROUND, atol=1)
+
+
+def test_orientation_behind_a_thumbnail_is_found():
+    """EXIF may hold a JPEG file, whose pixels are not the photo's."""
+    exif = Image.Exif()
+    exif[305] = 'a camera'
+    data = encoded(SIDES, 'JPEG', exif=exif.tobytes() + encoded(SIDES, 'JPEG'), xmp=XMP)
+    assert data.index(b'\xff\xda') < data.index(b'tiff:Orientation') and open_jpeg(data) is None
+    np.testing.assert_allclose([rgb[0] for rgb in pixels(data)], (DARK, LIGHT), atol=2)
+    assert open_jpeg(encoded(SIDES, 'JPEG', exif=exif)) is not None
 
 
 @pytest.mark.parametrize('form', ['JPEG', 'WEBP', 'PNG', 'TIFF'])
