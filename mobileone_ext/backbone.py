@@ -4,13 +4,13 @@ MobileOne: An Improved One Millisecond Mobile Backbone, arXiv 2206.04040. A stem
 and four stages of depthwise + pointwise blocks; every stage halves the plane.
 """
 
+import copy
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
-from typing import TypeVar
 
 import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
@@ -25,13 +25,13 @@ from torch.utils.checkpoint import checkpoint
 from .arch import resolve_arch, stage_widths
 from .arguments import check_bool, check_integer, is_integer, is_list
 from .block import MobileOneBlock
+from .branches import listed_branches
 from .moments import kernels
 from .moments.guard import PLAIN_NORMS
 from .registry import MODELS
 from .text import one_line
 
 NUM_STAGES = 4
-T = TypeVar('T')
 
 kernels.report = lambda message, level: print_log(message, 'current', level)
 PLAIN_NORMS.add(_BatchNormXd)  # what mmengine makes of SyncBN where there is one process
@@ -47,7 +47,11 @@ class MobileOne(BaseModule):
         out_indices: which stages to return, 0 .. 3; negative ones count from the end.
         num_conv_branches: k for every block, or one k for each stage; None takes
             the arch's. The stem keeps one branch, as in the published weights.
-        use_scale, use_skip: have the 1x1 conv-BN and the BN branch.
+        use_scale, use_skip: have the 1x1 conv-BN and the BN branch (default yes).
+        branches: instead of these three, the branches of every block as a list of dicts, or one such list for each
+            stage, see :class:`mobileone_ext.block.MobileOneBlock`. The stem has the first stage's, of ``ConvBN`` one.
+        block: a class with the arguments of ``MobileOneBlock``, its name in a registry, or a dict of ``type`` and
+            further arguments; None takes ``MobileOneBlock``.
         act_cfg, norm_cfg: as everywhere in mmcv; the norm is BN or SyncBN, others do not fuse.
         se_cfg: arguments of mmpretrain's ``SELayer`` where the arch has SE; with
             ``every_block=True`` in all blocks.
@@ -66,11 +70,9 @@ class MobileOne(BaseModule):
     Attributes:
         in_channels, out_channels: of the image, and of the last stage.
 
-    Weights of the other form: fused ones loaded into a network with branches fuse it (a
-    line says so), and it then refuses to train; branched ones don't load into a fused network.
-
     Raises:
-        ValueError: for a value that is not allowed; the message says which are.
+        ValueError: for a value that is not allowed, and for weights of the other form or of other branches, however
+            they are loaded; the message says which are.
     """
 
     def __init__(
@@ -79,8 +81,10 @@ class MobileOne(BaseModule):
         in_channels: int = 3,
         out_indices: int | Sequence[int] = (3,),
         num_conv_branches: int | Sequence[int] | None = None,
-        use_scale: bool = True,
-        use_skip: bool = True,
+        use_scale: bool | None = None,
+        use_skip: bool | None = None,
+        branches: Sequence | None = None,
+        block: type[nn.Module] | str | dict | None = None,
         act_cfg: dict = dict(type='ReLU', inplace=True),
         norm_cfg: dict = dict(type='BN'),
         se_cfg: dict = dict(ratio=16),
@@ -94,61 +98,48 @@ class MobileOne(BaseModule):
             dict(type='Constant', val=1, layer=['_BatchNorm']),
         ),
     ):
-        if not isinstance(init_cfg, dict | list | tuple | None):
-            raise ValueError(f'init_cfg={init_cfg!r}: allowed are a dict, a list of them, and None')
         super().__init__(list(init_cfg) if isinstance(init_cfg, tuple) else init_cfg)
         arch = resolve_arch(arch)
-        branches = _per_stage(num_conv_branches, arch['num_conv_branches'])
-        flags = dict(use_scale=use_scale, use_skip=use_skip, norm_eval=norm_eval, deploy=deploy, with_cp=with_cp)
-        for name, flag in flags.items():
+        for name, flag in dict(norm_eval=norm_eval, with_cp=with_cp).items():
             check_bool(name, flag)
         check_integer('in_channels', in_channels, 1)
         check_integer('frozen_stages', frozen_stages, -1, NUM_STAGES)
         self.out_indices = _stage_indices(out_indices)
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.deploy, self.with_cp = deploy, with_cp
-        self._fused_by_loading = False
 
-        se_cfg = dict(_checked('se_cfg', se_cfg, lambda: se_cfg))
-        se_every_block = se_cfg.pop('every_block', False)
+        listed = _branches_per_stage(branches, arch, num_conv_branches, use_scale, use_skip)
+        if not isinstance(se_cfg, Mapping):
+            raise ValueError(f'se_cfg={se_cfg!r}: allowed is a dict')
+        squeeze_cfg = dict(se_cfg)
+        se_every_block = squeeze_cfg.pop('every_block', False)
         check_bool("se_cfg['every_block']", se_every_block)
-        _checked('se_cfg', se_cfg, lambda: SELayer(16, **se_cfg))
-        _checked('norm_cfg', norm_cfg, lambda: _check_norm(build_norm_layer(norm_cfg, 16)[1]))
-        _checked('act_cfg', act_cfg, lambda: build_activation_layer(act_cfg))
-        block = partial(
-            MobileOneBlock,
-            use_scale=use_scale,
-            use_skip=use_skip,
-            norm=lambda channels: build_norm_layer(norm_cfg, channels)[1],
-            act=partial(build_activation_layer, act_cfg),
+        squeeze = _naming('se_cfg', se_cfg, lambda channels: SELayer(channels, **squeeze_cfg))
+        options = dict(
+            norm=_naming('norm_cfg', norm_cfg, lambda channels: _build_norm(norm_cfg, channels)),
+            act=_naming('act_cfg', act_cfg, lambda: build_activation_layer(act_cfg)),
             deploy=deploy,
             train_impl=train_impl,
         )
-        squeeze = partial(SELayer, **se_cfg)
-        stem_width, *widths = stage_widths(arch)
-        self.stage0 = block(in_channels, stem_width, kernel_size=3, stride=2, se=squeeze if se_every_block else None)
+        build = _block_class(block, options)
+        width, *widths = stage_widths(arch)
         self.in_channels, self.out_channels = in_channels, widths[-1]
-        width = stem_width
-        for stage in range(NUM_STAGES):
+        stem = [dict(branch, count=1) if branch.get('type') == 'ConvBN' else branch for branch in listed[0]]
+        se = squeeze if se_every_block else None
+        self.stage0 = build(in_channels, width, kernel_size=3, stride=2, branches=stem, se=se)
+        for stage, out in enumerate(widths):
             blocks = []
             num_blocks = arch['num_blocks'][stage]
             first_se = 0 if se_every_block else num_blocks - arch['num_se_blocks'][stage]
             for i in range(num_blocks):
-                options = dict(num_conv_branches=branches[stage], se=squeeze if i >= first_se else None)
-                stride = 2 if i == 0 else 1
-                blocks.append(block(width, width, kernel_size=3, stride=stride, groups=width, **options))
-                blocks.append(block(width, widths[stage], kernel_size=1, **options))
-                width = widths[stage]
+                more = dict(branches=listed[stage], se=squeeze if i >= first_se else None)
+                blocks.append(build(width, width, kernel_size=3, stride=1 if i else 2, groups=width, **more))
+                blocks.append(build(width, out, kernel_size=1, **more))
+                width = out
             self.add_module(f'stage{stage + 1}', Sequential(*blocks))
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        if self._fused_by_loading and self.training and torch.is_grad_enabled():
-            raise ValueError(
-                'fused weights were loaded into this network with branches, which has been fused since: nothing of it '
-                'would learn; give the weights their branches back with tools/convert_checkpoint.py --branched, or '
-                'train the fused network, built with deploy=True'
-            )
         x = self.stage0(x)
         maps = []
         for index, stage in enumerate(self._stages()[1:]):
@@ -173,16 +164,17 @@ class MobileOne(BaseModule):
         """Fuse every block in place, in float64, or none. What could be trained still can.
 
         Raises:
-            ValueError: for branches that cannot be fused, see ``MobileOneBlock.exact_kernel``.
+            ValueError: for a block that cannot be fused, see ``MobileOneBlock.exact_kernel``; a block of another class
+                is held against its own fused form.
         """
         kernels = []
         for name, block in self._blocks():
             try:
-                kernels.append(None if block.deploy else block.exact_kernel())
+                kernels.append(block.exact_kernel() if _is_ours(block) else _prove_fusion(block))
             except ValueError as error:
                 raise ValueError(f'{name}: {error}') from error
         for (_, block), kernel in zip(self._blocks(), kernels):
-            block.switch_to_deploy(kernel)
+            block.switch_to_deploy(*([kernel] if kernel else []))
         self.deploy = True
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
@@ -190,21 +182,17 @@ class MobileOne(BaseModule):
         own = _branches_by_block((name for name, _ in chain(self.named_parameters(), self.named_buffers())), '')
         given = _branches_by_block(state_dict, prefix)
         for block in own.keys() & given.keys():
-            if own[block] == given[block]:
-                continue
-            if all(given.get(name) == _FUSED for name in own):
-                self.switch_to_deploy()
-                self._fused_by_loading = True
-                print_log('fused weights for a network with branches: it is fused now, to predict', 'current')
-                break
-            raise ValueError(
-                f'{prefix}{block}: the weights are of {_listed(given[block])}, the network has {_listed(own[block])}; '
-                'deploy, num_conv_branches, use_scale and use_skip set what it has, tools/reparam.py fuses weights'
-            )
+            if own[block] != given[block]:
+                raise ValueError(
+                    f'{prefix}{block}: the weights are of {_listed(given[block])}, the network has '
+                    f'{_listed(own[block])}: build it with deploy=True for fused weights, or with their '
+                    'num_conv_branches, use_scale, use_skip or branches; tools/reparam.py fuses weights'
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _blocks(self) -> list[tuple[str, MobileOneBlock]]:
-        return [(name, module) for name, module in self.named_modules() if isinstance(module, MobileOneBlock)]
+    def _blocks(self) -> list[tuple[str, nn.Module]]:
+        stages = self.named_modules()
+        return [(name, module) for name, module in stages if module is not self and hasattr(module, 'switch_to_deploy')]
 
     def _stages(self) -> list[nn.Module]:
         return [getattr(self, f'stage{i}') for i in range(NUM_STAGES + 1)]
@@ -213,6 +201,77 @@ class MobileOne(BaseModule):
         for stage in self._stages()[: self.frozen_stages + 1]:
             stage.eval()
             stage.requires_grad_(False)
+
+
+def _is_ours(block: nn.Module) -> bool:
+    return getattr(block.switch_to_deploy, '__func__', None) is MobileOneBlock.switch_to_deploy
+
+
+@torch.no_grad()
+def _prove_fusion(block: nn.Module) -> None:
+    """Hold a block's own fusion against the block, on a copy in float64 and noise.
+
+    Raises:
+        ValueError: if the fused copy computes something else.
+    """
+    branched = copy.deepcopy(block).double().eval()
+    fused = copy.deepcopy(branched)
+    fused.switch_to_deploy()
+    weight = next(branched.parameters())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, block.in_channels, 16, 16, generator=generator, dtype=torch.float64).to(weight.device)
+    expected, found = branched(x.clone()), fused(x.clone())
+    if found.shape != expected.shape or not (found - expected).abs().max() <= 1e-6 * expected.abs().max():
+        raise ValueError(f'cannot be fused: switch_to_deploy() of {type(block).__name__} changes what it computes')
+
+
+def _block_class(block: type[nn.Module] | str | dict | None, options: dict) -> partial:
+    """What builds a block, with ``options``."""
+    more = dict(block) if isinstance(block, Mapping) else {}
+    kind = more.pop('type', block)
+    found = MobileOneBlock if kind is None else MODELS.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f'block={block!r}: a class, its name in a registry, or a dict with one as type is needed')
+    return partial(found, **{**options, **more})
+
+
+def _build_norm(norm_cfg: dict, channels: int) -> nn.Module:
+    norm = build_norm_layer(norm_cfg, channels)[1]
+    if not isinstance(norm, _BatchNorm) or not norm.track_running_stats:
+        raise ValueError(f'{type(norm).__name__} does not fuse; batch norm with running statistics does: BN, SyncBN')
+    return norm
+
+
+def _naming(name: str, config: object, build: Callable) -> Callable:
+    """``build``, whose errors name the argument that it builds from."""
+
+    def call(*args):
+        try:
+            return build(*args)
+        except Exception as error:  # mmcv, torch and the layer's own checks, each in its own way
+            raise ValueError(f'{name}={config!r}: {one_line(error)}') from error
+
+    return call
+
+
+def _branches_per_stage(
+    branches: Sequence | None, arch: dict[str, list], num_conv_branches: int | Sequence[int] | None, *flags: bool | None
+) -> list[Sequence[Mapping]]:
+    """The list of branches of each stage, from what the backbone is told of them."""
+    if branches is None:
+        counts = arch['num_conv_branches'] if num_conv_branches is None else num_conv_branches
+        counts = [counts] * NUM_STAGES if is_integer(counts) else counts
+        if not is_list(counts) or len(counts) != NUM_STAGES:
+            raise ValueError(f'num_conv_branches={counts!r}: allowed are a count, or {NUM_STAGES}, one a stage')
+        return [listed_branches(None, count, *flags) for count in counts]
+    listed_branches(branches, num_conv_branches, *flags)
+    one_list = is_list(branches) and not any(is_list(branch) for branch in branches)
+    lists = [branches] * NUM_STAGES if one_list else branches
+    if not is_list(lists) or len(lists) != NUM_STAGES or not all(
+        is_list(each) and all(isinstance(branch, Mapping) for branch in each) for each in lists
+    ):
+        raise ValueError(f'branches={branches!r}: allowed are a list of dicts, or {NUM_STAGES} such lists, one a stage')
+    return lists
 
 
 def _once_only(stage: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -228,32 +287,6 @@ def _keep_buffers(module: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in zip(module.buffers(), kept):
             buffer.data.copy_(value)  # .data: batch norm's backward holds the buffer, without need
-
-
-def _checked(name: str, config: object, build: Callable[[], T]) -> T:
-    """What ``build`` makes of ``config``; it draws no random numbers."""
-    if not isinstance(config, dict):
-        raise ValueError(f'{name}={config!r}: allowed is a dict')
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return build()
-    except Exception as error:  # mmcv, torch and the layer's own checks, each in its own way
-        raise ValueError(f'{name}={config!r}: {one_line(error)}') from error
-
-
-def _check_norm(norm: nn.Module) -> None:
-    if not isinstance(norm, _BatchNorm) or not norm.track_running_stats:
-        raise ValueError(f'{type(norm).__name__} does not fuse; batch norm with running statistics does: BN, SyncBN')
-
-
-def _per_stage(num_conv_branches: int | Sequence[int] | None, default: list[int]) -> list[int]:
-    if num_conv_branches is None:
-        return default
-    if is_integer(num_conv_branches):
-        num_conv_branches = [num_conv_branches] * NUM_STAGES
-    if not is_list(num_conv_branches) or len(num_conv_branches) != NUM_STAGES:
-        raise ValueError(f'num_conv_branches={num_conv_branches!r}: allowed are a count, or {NUM_STAGES}, one a stage')
-    return [check_integer('num_conv_branches', count, 0) for count in num_conv_branches]
 
 
 def _stage_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 MobileOne, arXiv 2206.04040, section 3.2: a train-time block is a sum of
 linear branches, so it equals one convolution. Pure functions on tensors; the
-modules that own the tensors are in block.py.
+modules that own the tensors are in branches.py.
 
 Shapes: O output channels, I input channels per group, K kernel size (odd).
 """
@@ -56,7 +56,7 @@ def fold_affine(weight: Tensor, affine: Affine, bias: Tensor | None = None) -> K
 
 
 def pad_kernel(weight: Tensor, kernel_size: int) -> Tensor:
-    """Zero-pad a centerd odd kernel (O, I, k, k) to (O, I, K, K).
+    """Zero-pad a centered odd kernel (O, I, k, k) to (O, I, K, K).
 
     With padding ``dilation * (K - 1) // 2`` the larger kernel computes what the
     smaller one does with ``dilation * (k - 1) // 2``, at any stride.
@@ -74,6 +74,18 @@ def identity_kernel(channels: int, groups: int, kernel_size: int, like: Tensor) 
     """The kernel (channels, channels // groups, K, K) that returns its input."""
     weight = like.new_zeros(channels, channels // groups, kernel_size, kernel_size)
     return nn.init.dirac_(weight, groups)
+
+
+def compose_kernels(first: Kernel, weight: Tensor, groups: int) -> Kernel:
+    """The 1x1 convolution ``first`` (M, I, 1, 1), then ``weight`` (O, M / groups, K, K), as one kernel (O, I, K, K).
+
+    Both have the same groups. Exact where the map between is padded by ``first.bias``, that is, by what ``first`` makes
+    of zero. Diverse Branch Block, arXiv 2103.13425, section 3.2, Transform III.
+    """
+    outer, inner = weight.unflatten(0, (groups, -1)), first.weight.unflatten(0, (groups, -1))[..., 0, 0]
+    composed = torch.einsum('gomhw,gmi->goihw', outer, inner).flatten(0, 1)
+    bias = torch.einsum('gomhw,gm->go', outer, first.bias.unflatten(0, (groups, -1))).flatten()
+    return Kernel(composed, bias)
 
 
 def sum_kernels(kernels: Iterable[Kernel]) -> Kernel:

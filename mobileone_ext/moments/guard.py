@@ -1,4 +1,4 @@
-"""Whether branches are what moments take them for: a convolution, then batch norm, and nobody else.
+"""Whether branches are what they were built as, and nobody else looks or reaches in.
 
 Moments read the parameters of a branch and never call its modules. Whatever changes what a branch computes, or wants
 to see it compute (hooks, parametrizations, pruning, quantization-aware training, adapters, tracers), needs the
@@ -7,7 +7,7 @@ and methods. Every function returns why not, or None.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ PLAIN_NORMS = {nn.BatchNorm2d, nn.SyncBatchNorm}
 
 _TENSORS = (nn.Parameter, Tensor)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_SIMPLE = (bool, int, float, str, tuple, type(None))
+_FREE = ('training', 'eps', 'momentum')  # attributes that moments read anew each time
 
 
 def _methods() -> tuple:
@@ -59,95 +61,88 @@ def input_obstacle(x: Tensor) -> str | None:
     return None
 
 
-def sequence_obstacle(branch: nn.Module, shape: tuple, geometry: dict) -> str | None:
-    """``branch`` must be a convolution with a kernel of ``shape`` and these attributes, then batch norm."""
-    obstacle = _module_obstacle(branch, nn.Sequential)
-    if obstacle:
-        return obstacle
-    if [*branch._modules] != _SEQUENCE:
-        return f'it consists of {", ".join(branch._modules)} instead of conv, norm'
-    conv = branch._modules['conv']
-    obstacle = _module_obstacle(conv, nn.Conv2d)
-    if obstacle:
-        return f'conv: {obstacle}'
-    if conv._parameters.keys() != _CONV_PARAMETERS or conv._parameters['bias'] is not None:
-        return 'conv: it has other parameters than a weight'
-    obstacle = _tensor_obstacle(conv._parameters['weight'], shape)
-    if obstacle:
-        return f'conv: weight: {obstacle}'
-    attributes = conv.__dict__
-    for name, value in geometry.items():
-        if attributes[name] != value:
-            return f'conv: {name}={attributes[name]!r} instead of {value!r}'
-    obstacle = norm_obstacle(branch._modules['norm'], shape[0])
-    return f'norm: {obstacle}' if obstacle else None
+class Signature(NamedTuple):
+    """A module of a branch as it was built: its class, what its instance says, and the shapes of its tensors."""
+
+    kind: type
+    names: frozenset[str]
+    attributes: dict[str, Any]
+    shapes: dict[str, tuple[int, ...] | None]
 
 
-def norm_obstacle(norm: nn.Module | None, channels: int) -> str | None:
-    """``norm`` must be batch norm with affine parameters and running statistics."""
-    kind = type(norm)
-    if kind not in PLAIN_NORMS:
-        return f'{kind.__name__} is not plain batch norm'
-    obstacle = _module_obstacle(norm, kind)
-    if obstacle:
-        return obstacle
-    attributes, parameters, buffers = norm.__dict__, norm._parameters, norm._buffers
-    if parameters.keys() != _NORM_PARAMETERS or buffers.keys() != _NORM_BUFFERS:
-        return 'it has other parameters or buffers than batch norm'
-    tensors = parameters['weight'], parameters['bias'], buffers['running_mean'], buffers['running_var']
-    if not attributes['track_running_stats']:
-        return 'it keeps no running statistics'
-    for tensor in tensors:
-        obstacle = _tensor_obstacle(tensor, (channels,))
+def signatures(branch: nn.Module) -> dict[str, Signature]:
+    """Of every module of a branch, by name."""
+    return {name: _signature(module) for name, module in branch.named_modules()}
+
+
+def _signature(module: nn.Module) -> Signature:
+    own = module.__dict__
+    simple = {name: value for name, value in own.items() if type(value) in _SIMPLE and name[0] != '_'}
+    attributes = {name: value for name, value in simple.items() if name not in _FREE}
+    shapes = {name: None if tensor is None else tuple(tensor.shape) for name, tensor in _tensors(module).items()}
+    return Signature(type(module), frozenset(own), attributes, shapes)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor | None]:
+    return {**module._parameters, **module._buffers}
+
+
+def branch_obstacle(branch: nn.Module, built: dict[str, Signature]) -> str | None:
+    """What of ``branch`` is not as it was when :func:`signatures` looked at it; more of the same class is."""
+    modules = dict(branch.named_modules())
+    if modules.keys() != built.keys():
+        return f'it is {type(branch).__name__} of {", ".join(modules) or "nothing"} instead of {", ".join(built)}'
+    for name, module in modules.items():
+        obstacle = _module_obstacle(module, built[name])
         if obstacle:
-            return obstacle
-    if type(buffers['num_batches_tracked']) not in _TENSORS:
-        return 'it counts no batches'
-    if type(attributes['eps']) not in _NUMBERS or type(attributes['momentum']) not in _NUMBERS_OR_NONE:
-        return f'eps={norm.eps!r}, momentum={norm.momentum!r} instead of numbers'
+            return f'{name}: {obstacle}' if name else obstacle
     return None
 
 
-_SEQUENCE = ['conv', 'norm']
-_CONV_PARAMETERS = {'weight', 'bias'}
-_NORM_PARAMETERS = {'weight', 'bias'}
-_NORM_BUFFERS = {'running_mean', 'running_var', 'num_batches_tracked'}
-_NUMBERS = (float, int)
-_NUMBERS_OR_NONE = (float, int, type(None))
-
-
-def _module_obstacle(module: nn.Module | None, kind: type) -> str | None:
-    if type(module) is not kind:
-        return f'it is {type(module).__name__} instead of {kind.__name__}'
-    own = module.__dict__
+def _module_obstacle(module: nn.Module, built: Signature) -> str | None:
+    kind, own = type(module), module.__dict__
+    if kind is not built.kind and not {kind, built.kind} <= PLAIN_NORMS:
+        return f'it is {kind.__name__} instead of {built.kind.__name__}'
     if own['_forward_hooks'] or own['_forward_pre_hooks'] or own['_backward_hooks'] or own['_backward_pre_hooks']:
         return 'it has hooks'
-    if len(own) != _NUM_ATTRIBUTES.get(kind):  # something was added, perhaps of no matter
-        replaced = _read_from_class(kind).intersection(own)  # type: ignore[arg-type]
-        if replaced:
-            return f'{sorted(replaced)[0]} is replaced'
-    if own['_modules'] and kind is not nn.Sequential:
-        return f'it holds {next(iter(own["_modules"]))}'
+    replaced = (own.keys() - built.names) & (_class_names(kind) | built.shapes.keys() | own['_modules'].keys())
+    if replaced:
+        return f'{min(replaced)} is replaced'
+    for name, value in built.attributes.items():
+        if type(own.get(name)) is not type(value) or own[name] != value:
+            return f'{name}={own.get(name)!r} instead of {value!r}'
+    tensors = _tensors(module)
+    if tensors.keys() != built.shapes.keys():
+        return f'it has {", ".join(tensors)} instead of {", ".join(built.shapes)}'
+    for name, shape in built.shapes.items():
+        obstacle = _tensor_obstacle(tensors[name], shape)
+        if obstacle:
+            return f'{name}: {obstacle}'
+    if kind in PLAIN_NORMS and not (type(own['eps']) in (float, int) and type(own['momentum']) in _SIMPLE):
+        return f'eps={own["eps"]!r}, momentum={own["momentum"]!r} instead of numbers'
     return None
 
 
-def _tensor_obstacle(tensor: Any, shape: tuple) -> str | None:
-    if type(tensor) not in _TENSORS or tensor.layout is not torch.strided or tensor.dtype not in _DTYPES:
+def _tensor_obstacle(tensor: Any, shape: tuple | None) -> str | None:
+    if tensor is None or shape is None:
+        return None if tensor is shape else f'{tensor if tensor is None else "a tensor"} instead of {shape}'
+    if type(tensor) not in _TENSORS or tensor.layout is not torch.strided:
         return f'a {type(tensor).__name__} instead of a plain tensor'
+    if tensor.is_floating_point() and tensor.dtype not in _DTYPES:
+        return f'of type {tensor.dtype}'
     return None if tensor.shape == shape else f'shape {tuple(tensor.shape)} instead of {shape}'
 
 
-def _num_attributes() -> dict[type, int]:
-    """How many attributes a new module has of its own."""
-    with torch.device('meta'):  # draws no random numbers
-        modules = nn.Sequential(), nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.SyncBatchNorm(1)
-    return {type(module): len(module.__dict__) for module in modules}
-
-
-_NUM_ATTRIBUTES = _num_attributes()
+def norm_obstacle(norm: nn.Module) -> str | None:
+    """``norm`` must be batch norm with affine parameters and running statistics."""
+    if type(norm) not in PLAIN_NORMS:
+        return f'{type(norm).__name__} is not plain batch norm'
+    if not norm.track_running_stats or any(tensor is None for tensor in _tensors(norm).values()):
+        return 'its batch norm lacks affine parameters or running statistics'
+    return None
 
 
 @cache
-def _read_from_class(kind: type) -> frozenset[str]:
-    """Names that a ``kind`` reads from its class, or its parameters and children, unless an instance has its own."""
-    return frozenset(dir(kind)) - nn.Module().__dict__.keys() | _NORM_PARAMETERS | _NORM_BUFFERS | set(_SEQUENCE)
+def _class_names(kind: type) -> frozenset[str]:
+    """What an attribute of an instance would stand before."""
+    return frozenset(dir(kind))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from ..reparam import Affine, Kernel, norm_affine, pad_kernel
-from . import depthwise, gpu, kernels, pays
+from . import depthwise, gpu, kernels
 from .patches import add_patch_grad, count_patches, patch_moments
 
 # The lags cost about as much as two branches by themselves.
@@ -53,40 +53,6 @@ def is_covered(in_channels: int, out_channels: int, kernel_size: int, stride: in
     """Whether ``batch_statistics`` knows such a convolution: dense, or depthwise 3x3 at stride 1 or 2; dilation 1."""
     depthwise = groups == in_channels == out_channels and kernel_size == 3 and stride in (1, 2)
     return dilation == 1 and (groups == 1 or depthwise)
-
-
-def is_faster(
-    x: Tensor, kernel_size: int, stride: int, groups: int, out_channels: int, branches: int, skip: bool
-) -> bool:
-    """Whether moments of x (N, I, H, W) are expected to be faster than ``branches`` convolutions and their norms.
-
-    On CPU in float32 a rule of thumb from the blocks of s0 .. s4, see docs/results/fused_training.md; elsewhere what a
-    table of this device says, and no where there is none. ``skip``: whether there is a branch of batch norm alone.
-    """
-    device = x.device.type
-    autocast = torch.is_autocast_enabled(device)
-    if device != 'cpu' or x.dtype != torch.float32 or autocast:
-        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-        kind = x.shape[1], out_channels, kernel_size, stride, groups, branches, skip, str(dtype).removeprefix('torch.')
-        return pays.is_measured_faster(device, x.device.index, kind, count_patches(x, stride))
-    patches = count_patches(x, stride)
-    if groups > 1:
-        if kernels.usable(x):
-            return branches * x.numel() >= (7e5 if stride == 1 else 2.5e6)
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        if stride == 1:
-            return (branches + 2) * x.numel() >= 3e6 and (branches > 1 or channels_last)
-        return branches * x.numel() >= 9e6 and channels_last
-    if kernel_size > 1:  # the stem, whose maps are large and its patches small
-        return patches * out_channels >= 5e5
-    # In multiplications a patch. Products with a matrix of pixels are 3 for a convolution, forward and backward; the
-    # covariance adds 2 of I x I, and 2 for each branch without the pixels. A batch norm costs as much as so many
-    # multiplications a value, more where its map is too large for the cache.
-    in_channels = x.shape[1]
-    norm = 170 if patches * max(in_channels, out_channels) >= 8e6 else 80
-    saved = 3 * (branches - 1) * in_channels * out_channels + norm * (branches * out_channels + skip * in_channels)
-    spent = 2 * in_channels**2 * (1 + branches * out_channels / patches)
-    return spent < saved and x.numel() >= (1e5 if branches > 1 else 2e6)
 
 
 def batch_statistics(x: Tensor, weights: Tensor, stride: int, groups: int) -> tuple[Tensor, Statistics]:

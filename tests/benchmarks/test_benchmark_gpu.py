@@ -15,7 +15,7 @@ from benchmarks.traffic import Geometry
 from conftest import only_line
 
 from mobileone_ext import block as block_module
-from mobileone_ext.moments import pays
+from mobileone_ext.moments import autotune
 from mobileone_ext.provenance import processor
 
 BF16 = Precision('cpu', torch.bfloat16)
@@ -99,7 +99,7 @@ def test_blocks_are_measured_and_go_to_the_table():
     assert [row['impl'] for row in rows] == ['branches', 'moments', 'fused']
     assert rows[0]['traffic_gb'] > rows[1]['traffic_gb'] > rows[2]['traffic_gb'] > 0
     (row,) = blocks.pays_rows(rows, 4, torch.bfloat16)
-    assert row.kind == pays.Kind(48, 48, 3, 1, 48, 4, True, 'bfloat16', False)
+    assert row.kind == autotune.Kind(48, 48, 3, 1, 48, 4, True, 'bfloat16', False)
     assert row.patches == 4 * 64 and row.moments_ms == 0.5 and row.branches_ms == rows[0]['median_ms']
 
 
@@ -162,7 +162,7 @@ def test_a_dry_run_takes_every_step(tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
     assert 'training statistics of bfloat16: by Triton kernels' in result.stdout + result.stderr
     out = tmp_path / 'out'
-    names = ['blocks.csv', 'pays.json', 'training.csv', 'training.md', 'training.png']
+    names = ['blocks.csv', 'autotune.json', 'training.csv', 'training.md', 'training.png']
     assert sorted(path.name for path in out.iterdir()) == names
     rows = [*csv.DictReader((out / 'training.csv').read_text().splitlines())]
     assert [(row['network'], row['way']) for row in rows] == [
@@ -172,7 +172,7 @@ def test_a_dry_run_takes_every_step(tmp_path):
         assert (row['note'] == 'out of memory') == (row['network'] == 'timm') == (not row['median_ms']), row
     text = (out / 'training.md').read_text()
     assert text.startswith('dry run') and '| s0 | timm | compiled | out of memory |' in text
-    table = json.loads((out / 'pays.json').read_text())
+    table = json.loads((out / 'autotune.json').read_text())
     assert {row['compiled'] for row in table['rows']} == {False, True}
-    assert len(pays.read(Path(out, 'pays.json'), processor())) == 2
-    assert not [*(tmp_path / 'cache').rglob('pays*')]  # it decides nothing
+    assert len(autotune.read(Path(out, 'autotune.json'), processor())) == 2
+    assert not [*(tmp_path / 'cache').rglob('autotune*')]  # it decides nothing

@@ -18,9 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
-from mobileone_ext import block as block_module
 from mobileone_ext.block import MobileOneBlock
-from mobileone_ext.moments import guard
+from mobileone_ext.moments import dispatch, guard
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -34,7 +33,7 @@ IMPLS = ('auto', 'moments')
 @pytest.fixture(autouse=True)
 def always_pays(monkeypatch):
     """The maps here are tiny; `auto` would take the branches for that."""
-    monkeypatch.setattr(block_module, 'is_faster', lambda *args: True)
+    monkeypatch.setattr(dispatch, 'is_faster', lambda *args: True)
 
 
 class Adapter(nn.Conv2d):
@@ -520,7 +519,8 @@ def test_a_network_says_what_keeps_it_from_moments():
 
 def test_new_modules_are_plain():
     """Attributes that a torch to come adds to its modules must not turn moments off."""
-    for kind in guard.PLAIN_NORMS:
-        assert guard.norm_obstacle(kind(4), 4) is None
     branch = nn.Sequential(OrderedDict(conv=nn.Conv2d(2, 4, 3, bias=False), norm=nn.BatchNorm2d(4)))
-    assert guard.sequence_obstacle(branch, (4, 2, 3, 3), dict(stride=(1, 1))) is None
+    built = guard.signatures(branch)
+    for kind in guard.PLAIN_NORMS:
+        branch.norm = kind(4)
+        assert guard.norm_obstacle(branch.norm) is None and guard.branch_obstacle(branch, built) is None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mobileone_ext.block import MobileOneBlock
-from mobileone_ext.moments.pays import Kind, Row
+from mobileone_ext.moments.autotune import Kind, Row
 
 from .traffic import Geometry, block_bytes
 from .turns import Contestant, measure

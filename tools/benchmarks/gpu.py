@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from mobileone_ext.files import check_writable, csv_text, write_text
-from mobileone_ext.moments import pays
+from mobileone_ext.moments import autotune
 from mobileone_ext.provenance import machine, processor, versions
 from mobileone_ext.text import make_console
 
@@ -65,11 +65,11 @@ def run(args: argparse.Namespace) -> None:
     write_text(text, out / 'training.md')
     report.draw(rows, block_rows, head, out / 'training.png')
     table = pays_rows(block_rows, args.batch, precision.dtype)
-    pays.write(table, name, versions('torch'), out / 'pays.json')
-    print(f'written: {out}/training.csv, blocks.csv, training.md, training.png, pays.json')
+    autotune.write(table, name, versions('torch'), out / 'autotune.json')
+    print(f'written: {out}/training.csv, blocks.csv, training.md, training.png, autotune.json')
     if not args.dry_run:
-        pays.write(pays.merge(table, pays.path(name), name), name, versions('torch'), pays.path(name))
-        print(f"{pays.path(name)}: from now on train_impl='auto' follows it on {name}")
+        autotune.write(autotune.merge(table, autotune.path(name), name), name, versions('torch'), autotune.path(name))
+        print(f"{autotune.path(name)}: from now on train_impl='auto' follows it on {name}")
 
 
 def _wrap(way: str, dry_run: bool) -> Callable:

@@ -21,7 +21,7 @@ import torch
 
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.block import MobileOneBlock
-from mobileone_ext.moments.pays import BlockShape
+from mobileone_ext.moments.autotune import BlockShape
 
 IMPLS = ('branches', 'moments', 'moments in neighbors', 'fused')
 

@@ -10,8 +10,8 @@ from conftest import randomize_norms
 from torch import nn
 
 from mobileone_ext.block import MobileOneBlock
-from mobileone_ext.moments import kernels, pays
-from mobileone_ext.moments.pays import Kind, Row
+from mobileone_ext.moments import autotune, kernels
+from mobileone_ext.moments.autotune import Kind, Row
 from mobileone_ext.provenance import processor
 
 KIND = Kind(48, 48, 3, 1, 48, 4, True, 'bfloat16', False)
@@ -32,18 +32,18 @@ def table(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, 'report', lambda message, level: said.append((level, message)))
 
     def put(content):
-        pays.forget()
-        file = pays.path(processor())
+        autotune.forget()
+        file = autotune.path(processor())
         if isinstance(content, list):
-            pays.write(content, processor(), {'torch': '2'}, file)
+            autotune.write(content, processor(), {'torch': '2'}, file)
         else:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
         return said
 
-    pays.forget()
+    autotune.forget()
     yield put
-    pays.forget()
+    autotune.forget()
 
 
 def row_of(patches, pays_off):
@@ -63,31 +63,31 @@ def row_of(patches, pays_off):
 )
 def test_the_nearest_row_counts(rows, expected):
     """Up to a factor of four, and half way to the next row, on a scale of factors."""
-    assert [*pays.ranges(tuple(rows), KIND)] == expected
+    assert [*autotune.ranges(tuple(rows), KIND)] == expected
 
 
 @pytest.mark.parametrize('field', [field.name for field in fields(Kind)])
 def test_another_kind_is_not_known(field):
     value = getattr(KIND, field)
     other = replace(KIND, **{field: 'float16' if field == 'dtype' else not value if value in (True, False) else 7})
-    assert pays.ranges(tuple(ROWS), other) == ()
+    assert autotune.ranges(tuple(ROWS), other) == ()
 
 
 def test_a_table_reads_as_it_was_written(table, tmp_path):
     table(ROWS)
-    assert pays.read(pays.path(processor()), processor()) == tuple(ROWS)
+    assert autotune.read(autotune.path(processor()), processor()) == tuple(ROWS)
 
 
 def test_new_rows_replace_those_of_the_same_kind_and_size(table):
     table(ROWS)
     new = [ROWS[0]._replace(moments_ms=9.0), ROWS[0]._replace(patches=5)]
-    file = pays.path(processor())
-    assert pays.merge(new, file, processor()) == [ROWS[1], *new]
-    assert pays.merge(new, file, 'another') == new
+    file = autotune.path(processor())
+    assert autotune.merge(new, file, processor()) == [ROWS[1], *new]
+    assert autotune.merge(new, file, 'another') == new
     file.write_text('[')
-    assert pays.merge(new, file, processor()) == new
+    assert autotune.merge(new, file, processor()) == new
     file.unlink()
-    assert pays.merge(new, file, processor()) == new
+    assert autotune.merge(new, file, processor()) == new
 
 
 def row(**change):
@@ -136,8 +136,8 @@ def test_bad_tables_give_one_line_and_branches(table, content, reason):
 
 def test_a_table_that_is_a_folder(table):
     said = table(ROWS)
-    pays.path(processor()).unlink()
-    pays.path(processor()).mkdir()
+    autotune.path(processor()).unlink()
+    autotune.path(processor()).mkdir()
     block, x = block_and_map()
     with torch.autocast('cpu', torch.bfloat16):
         assert not block.takes_moments(x)
@@ -159,7 +159,7 @@ def test_auto_under_autocast_follows_the_table(table):
 
 def test_without_a_table_the_log_says_what_to_do(table):
     said = table(ROWS)
-    pays.path(processor()).unlink()
+    autotune.path(processor()).unlink()
     block, x = block_and_map()
     with torch.autocast('cpu', torch.bfloat16):
         assert not block.takes_moments(x)

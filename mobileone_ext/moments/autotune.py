@@ -1,4 +1,4 @@
-"""Where moments were measured to be faster than branches: a table for each device, in the user's cache.
+"""Where moments are faster than branches: a rule for CPUs, and a measured table for each device, in the user's cache.
 
 ``tools/benchmark.py train --device cuda --amp bf16`` writes it. A row is a kind of block, a number of patches (output
 pixels of the batch) and the time of its training step both ways. For another number of patches the nearest row counts,
@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
+from torch import Tensor
 
 from ..files import write_json
 from ..provenance import processor
 from ..text import one_line
 from . import kernels
+from .patches import count_patches
 
 REACH = 4
 
@@ -52,6 +54,40 @@ class Row(NamedTuple):
     patches: int
     branches_ms: float
     moments_ms: float
+
+
+def is_faster(
+    x: Tensor, kernel_size: int, stride: int, groups: int, out_channels: int, branches: int, skip: bool
+) -> bool:
+    """Whether moments of x (N, I, H, W) are expected to be faster than ``branches`` convolutions and their norms.
+
+    On CPU in float32 a rule of thumb from the blocks of s0 .. s4, see docs/results/fused_training.md; elsewhere what a
+    table of this device says, and no where there is none. ``skip``: whether there is a branch of batch norm alone.
+    """
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
+    if device != 'cpu' or x.dtype != torch.float32 or autocast:
+        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        kind = x.shape[1], out_channels, kernel_size, stride, groups, branches, skip, str(dtype).removeprefix('torch.')
+        return is_measured_faster(device, x.device.index, kind, count_patches(x, stride))
+    patches = count_patches(x, stride)
+    if groups > 1:
+        if kernels.usable(x):
+            return branches * x.numel() >= (7e5 if stride == 1 else 2.5e6)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        if stride == 1:
+            return (branches + 2) * x.numel() >= 3e6 and (branches > 1 or channels_last)
+        return branches * x.numel() >= 9e6 and channels_last
+    if kernel_size > 1:  # the stem, whose maps are large and its patches small
+        return patches * out_channels >= 5e5
+    # In multiplications a patch. Products with a matrix of pixels are 3 for a convolution, forward and backward; the
+    # covariance adds 2 of I x I, and 2 for each branch without the pixels. A batch norm costs as much as so many
+    # multiplications a value, more where its map is too large for the cache.
+    in_channels = x.shape[1]
+    norm = 170 if patches * max(in_channels, out_channels) >= 8e6 else 80
+    saved = 3 * (branches - 1) * in_channels * out_channels + norm * (branches * out_channels + skip * in_channels)
+    spent = 2 * in_channels**2 * (1 + branches * out_channels / patches)
+    return spent < saved and x.numel() >= (1e5 if branches > 1 else 2e6)
 
 
 def is_measured_faster(device: str, index: int | None, kind: tuple, patches: int) -> bool:
@@ -88,16 +124,9 @@ def forget() -> None:
     _rows.cache_clear()
 
 
-def is_faster(rows: tuple[Row, ...], kind: Kind, patches: int) -> bool:
-    """What the nearest row says; no if there is none."""
-    near = [(abs(math.log(row.patches / patches)), row) for row in rows if row.kind == kind]
-    distance, row = min(near, default=(math.inf, None))
-    return row is not None and distance <= math.log(REACH) + 1e-9 and row.moments_ms < row.branches_ms
-
-
 def path(device_name: str) -> Path:
     """Where the table of a device lies."""
-    return kernels.cache_folder() / f'pays-{re.sub("[^A-Za-z0-9]+", "-", device_name)}.json'
+    return kernels.cache_folder() / f'autotune-{re.sub("[^A-Za-z0-9]+", "-", device_name)}.json'
 
 
 def write(rows: list[Row], device_name: str, versions: dict[str, str], file: Path) -> None:
