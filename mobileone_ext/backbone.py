@@ -267,8 +267,10 @@ def _branches_per_stage(
     listed_branches(branches, num_conv_branches, *flags)
     one_list = is_list(branches) and not any(is_list(branch) for branch in branches)
     lists = [branches] * NUM_STAGES if one_list else branches
-    if not is_list(lists) or len(lists) != NUM_STAGES or not all(
-        is_list(each) and all(isinstance(branch, Mapping) for branch in each) for each in lists
+    if (
+        not is_list(lists)
+        or len(lists) != NUM_STAGES
+        or not all(is_list(each) and all(isinstance(branch, Mapping) for branch in each) for each in lists)
     ):
         raise ValueError(f'branches={branches!r}: allowed are a list of dicts, or {NUM_STAGES} such lists, one a stage')
     return lists

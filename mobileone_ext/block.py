@@ -190,7 +190,7 @@ class MobileOneBlock(nn.Module):
 
     def change(self) -> str | None:
         """What of the branches, or of how they are summed, is not as it was built; None if nothing is."""
-        if getattr(self._sum_branches, '__func__', None) is not MobileOneBlock._sum_branches:
+        if type(self)._sum_branches is not MobileOneBlock._sum_branches or '_sum_branches' in self.__dict__:
             return 'it sums its branches in a way of its own'
         for name, _, branch in self.typed_branches():
             built = self._built.get(name) or self._built.get(name.split('.')[0])

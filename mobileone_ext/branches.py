@@ -9,7 +9,7 @@ in eval mode, into which it is fused. ``register`` adds a type; docs/branches.md
     SkipBN           BN alone ("skip")                    the same
     Conv1xKBN        1xK convolution - BN                 ACNet, arXiv 1908.03930, Fig. 1
     ConvKx1BN        Kx1 convolution - BN                 the same
-    PointwiseConvBN  1x1 - BN - KxK convolution - BN      Diverse Branch Block, arXiv 2103.13425, Fig. 2 and Transform III
+    PointwiseConvBN  1x1 - BN - KxK convolution - BN      Diverse Branch Block, arXiv 2103.13425, Transform III
     PointwisePoolBN  1x1 - BN - average pooling - BN      the same, Transforms III and V
 
 Shapes: O output channels, I input channels per group, K kernel size (odd).
@@ -274,7 +274,7 @@ register(
     BranchType(
         build=lambda shape, norm: norm(shape.in_channels),
         kernel=_skip_kernel,
-        linear=lambda norm, shape: (torch.ones_like(norm.weight), norm),
+        linear=lambda norm, shape: None if norm.weight is None else (torch.ones_like(norm.weight), norm),
         fits=lambda shape: shape.in_channels == shape.out_channels and shape.stride == 1,
         slot='branch_norm',
     ),
@@ -350,7 +350,8 @@ def _pool_kernel(branch: Any, shape: ConvShape) -> Kernel:
 
 
 def _pool_linear(branch: Any, shape: ConvShape) -> tuple[Tensor, nn.Module] | None:
-    return (_average(shape, like=branch.norm.weight), branch.norm) if _is_depthwise(shape) else None
+    weight = branch.norm.weight
+    return (_average(shape, like=weight), branch.norm) if _is_depthwise(shape) and weight is not None else None
 
 
 register(

@@ -328,7 +328,9 @@ def test_fused_weights_open_with_deploy_and_else_say_so(open_model, tmp_path):
     data = dict(test_dataloader=dict(dataset=dict(type='CustomDataset', pipeline=pipeline)), default_scope='mmpretrain')
 
     def opened(**more):
-        return open_model(Config(copy.deepcopy(dict(model=dict(CLASSIFIER, backbone=dict(backbone, **more)), **data))), file)
+        return open_model(
+            Config(copy.deepcopy(dict(model=dict(CLASSIFIER, backbone=dict(backbone, **more)), **data))), file
+        )
 
     with pytest.raises(ValueError, match='deploy=True for fused weights'):
         opened()

@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ import torch.nn.functional as F
 from conftest import randomize_norms
 from torch import nn
 
-from mobileone_ext import branches as branches_module
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.block import MobileOneBlock
 from mobileone_ext.branches import BRANCH_TYPES, BranchType, ConvShape, register, running_affine
@@ -200,11 +200,10 @@ WRONG = {
 
 
 @pytest.fixture
-def registered(monkeypatch):
+def registered():
     """``registered(name, type)`` for this test alone."""
-    monkeypatch.setattr(branches_module, 'BRANCH_TYPES', dict(BRANCH_TYPES))
-    monkeypatch.setattr('mobileone_ext.block.BRANCH_TYPES', branches_module.BRANCH_TYPES)
-    return register
+    with patch.dict(BRANCH_TYPES):
+        yield register
 
 
 @pytest.mark.parametrize('wrong', WRONG.values(), ids=WRONG)
@@ -366,7 +365,8 @@ def test_branches_of_a_network_by_config():
 
 
 @pytest.mark.parametrize(
-    'branches', [[[dict(type='ConvBN')]] * 3, [dict(type='ConvBN'), [dict(type='ConvBN')]], 'ConvBN', 4, [['ConvBN']] * 4]
+    'branches',
+    [[[dict(type='ConvBN')]] * 3, [dict(type='ConvBN'), [dict(type='ConvBN')]], 'ConvBN', 4, [['ConvBN']] * 4],
 )
 def test_lists_of_branches_that_are_none_are_named(branches):
     with pytest.raises(ValueError, match='branches='):

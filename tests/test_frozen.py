@@ -1,4 +1,4 @@
-"""What trained checkpoints, optimizer states and seeds rest on: keys, their order, initial weights, order of summation."""
+"""What checkpoints, optimizer states and seeds rest on: keys, their order, initial weights, order of summation."""
 
 import hashlib
 import importlib

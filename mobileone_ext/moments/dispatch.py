@@ -1,11 +1,13 @@
-"""Whether a block's training forward goes by moments or by its branches, decided once for a kind of input, and the former.
+"""Whether a block's training forward goes by moments or by its branches, decided once for a kind of input.
 
 A decision looks at every module of every branch. It holds until ``forget``, which ``train()`` and whatever moves the
 block call, or until the block is seen to be another than it was decided for: identities are compared at each call.
 What can change between two calls of the same block (global hooks, tracers, modes of torch) is asked each time.
 """
 
+from collections.abc import Iterator
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from ..branches import BRANCH_TYPES
 from .autotune import is_faster
-from .guard import branch_obstacle, input_obstacle, norm_obstacle, process_obstacle
+from .guard import input_obstacle, norm_obstacle, process_obstacle, simple_attributes
 from .patches import count_patches
 from .statistics import batch_kernel, batch_statistics, is_covered, pool_processes
 
@@ -32,7 +34,6 @@ class Dispatcher:
     def forget(self) -> None:
         self._choices: dict[tuple, bool] = {}
         self._modules: list[nn.Module] = []
-        self._seen: list[Any] = []
 
     def takes_moments(self, block: Any, x: Tensor) -> bool:
         """Whether ``block`` computes its training forward of ``x`` by moments."""
@@ -42,11 +43,8 @@ class Dispatcher:
             return not moments_obstacle(block) and _suits(block, x)
         if process_obstacle():
             return False
-        if _identities(self._modules) != self._seen:
-            self.forget()
-        if not self._seen:
-            self._modules = [block, *chain.from_iterable(branch.modules() for branch in block.branches())]
-            self._seen = _identities(self._modules)
+        if not self._modules or not self._unchanged():
+            self._watch(block)
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
         device = x.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -55,6 +53,35 @@ class Dispatcher:
             self._choices[kind] = not branches_obstacle(block) and _suits(block, x)
         return self._choices[kind]
 
+    def _watch(self, block: Any) -> None:
+        self.forget()
+        self._modules = [block, *chain.from_iterable(branch.modules() for branch in block.branches())]
+        own = [module.__dict__ for module in self._modules]
+        self._dicts = [part for each in own for part in (each, *[each[hooks] for hooks in _HOOKS])]
+        self._held = [each[part] for each in own for part in ('_parameters', '_buffers', '_modules')]
+        self._tensors = [p for each in own for p in each['_parameters'].values() if p is not None]
+        self._simple = [(itemgetter(*simple_attributes(each)), each) for each in own]
+        self._seen = self._looks()
+
+    def _unchanged(self) -> bool:
+        try:
+            return self._looks() == self._seen
+        except KeyError:  # an attribute is gone
+            return False
+
+    def _looks(self) -> list:
+        """What says that classes, hooks, methods, attributes, children, tensors and their types are the same ones.
+
+        It is asked for each forward of each block, so it loops in C where it can.
+        """
+        return [
+            *map(type, self._modules),
+            *map(len, self._dicts),
+            *[get(own) for get, own in self._simple],
+            *map(id, chain.from_iterable(map(dict.values, self._held))),
+            *[tensor.dtype for tensor in self._tensors],
+        ]
+
     def __deepcopy__(self, memo: dict) -> 'Dispatcher':
         return Dispatcher()
 
@@ -62,17 +89,7 @@ class Dispatcher:
         return Dispatcher, ()
 
 
-def _identities(modules: list[nn.Module]) -> list[Any]:
-    """What a change of these modules would change: hooks, classes, attributes, methods, parameters and their types."""
-    seen: list[Any] = []
-    for module in modules:
-        own = module.__dict__
-        hooks = own['_forward_hooks'], own['_forward_pre_hooks'], own['_backward_hooks'], own['_backward_pre_hooks']
-        seen += type(module), *map(len, hooks)
-        for part in (own, own['_parameters'], own['_buffers'], own['_modules']):
-            seen += map(id, part.values())
-        seen += [tensor.dtype for tensor in own['_parameters'].values() if tensor is not None]
-    return seen
+_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
 def moments_obstacle(block: Any) -> str | None:
@@ -91,17 +108,14 @@ def branches_obstacle(block: Any) -> str | None:
         return obstacle
     norms, has_kernel = [], False
     for name, kind, branch in block.typed_branches(SLOTS):
-        # A norm without weights: a type's kernel may be laid out after them.
-        linear = norm_obstacle(branch) is None or not isinstance(branch, nn.modules.batchnorm._BatchNorm)
-        linear = BRANCH_TYPES[kind].linear(branch, block.shape) if linear else None
+        linear = BRANCH_TYPES[kind].linear(branch, block.shape)
         if linear is None:
-            return f'{name}: {kind} is not linear before its last norm, or that norm is not plain'
-        kernel, norm = linear
-        obstacle = norm_obstacle(norm)
+            return f'{name}: {kind} is not linear before its last norm, or that norm has no weights'
+        obstacle = norm_obstacle(linear[1])
         if obstacle:
             return f'{name}: {obstacle}'
-        has_kernel = has_kernel or kernel.dim() == 4
-        norms.append(norm)
+        has_kernel = has_kernel or linear[0].dim() == 4
+        norms.append(linear[1])
     if not has_kernel:
         return 'it has no convolution of full size'
     if len({(type(norm), id(norm.__dict__.get('process_group'))) for norm in norms}) > 1:
@@ -114,8 +128,7 @@ def _suits(block: Any, x: Tensor) -> bool:
     # Wrong shapes, types and single values: their error is for the branches to raise.
     if x.dim() != 4 or x.shape[1] != block.in_channels or count_patches(x, block.stride) < 2:
         return False
-    linears = [BRANCH_TYPES[kind].linear(branch, block.shape) for _, kind, branch in block.typed_branches(SLOTS)]
-    norms = [norm for _, norm in linears]
+    norms = [norm for _, norm in _linears(block)]
     if block.train_impl == 'auto':
         branches = len(block.branch_conv_list) + len(block.branch_list)
         geometry = block.kernel_size, block.stride, block.groups, block.out_channels
@@ -133,12 +146,9 @@ def _suits(block: Any, x: Tensor) -> bool:
 
 def one_convolution(block: Any, x: Tensor) -> Tensor:
     """The sum of the branches in training mode, and the same change of their running statistics."""
-    kernels, kernel_norms, pixels, pixel_norms = [], [], [], []
-    for _, kind, branch in block.typed_branches(SLOTS):
-        weight, norm = BRANCH_TYPES[kind].linear(branch, block.shape)
-        (kernels if weight.dim() == 4 else pixels).append(weight)
-        (kernel_norms if weight.dim() == 4 else pixel_norms).append(norm)
-    norms = kernel_norms + pixel_norms
+    linears = [*_linears(block)]
+    kernels, pixels = ([weight for weight, _ in linears if weight.dim() == dims] for dims in (4, 1))
+    norms = [norm for dims in (4, 1) for weight, norm in linears if weight.dim() == dims]
     weights = torch.stack(kernels)
     x, statistics = batch_statistics(x, weights, block.stride, block.groups)
     if isinstance(norms[0], nn.SyncBatchNorm) and dist.is_initialized():
@@ -152,3 +162,9 @@ def one_convolution(block: Any, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, block.stride, block.kernel_size // 2, groups=block.groups)
 
 
+def _linears(block: Any) -> Iterator[tuple[Tensor, nn.Module]]:
+    """Of every branch of a block that moments take, the kernel before the norm, and the norm."""
+    for _, kind, branch in block.typed_branches(SLOTS):
+        linear = BRANCH_TYPES[kind].linear(branch, block.shape)
+        assert linear is not None
+        yield linear

@@ -77,10 +77,14 @@ def signatures(branch: nn.Module) -> dict[str, Signature]:
 
 def _signature(module: nn.Module) -> Signature:
     own = module.__dict__
-    simple = {name: value for name, value in own.items() if type(value) in _SIMPLE and name[0] != '_'}
-    attributes = {name: value for name, value in simple.items() if name not in _FREE}
+    attributes = {name: own[name] for name in simple_attributes(own) if name not in _FREE}
     shapes = {name: None if tensor is None else tuple(tensor.shape) for name, tensor in _tensors(module).items()}
     return Signature(type(module), frozenset(own), attributes, shapes)
+
+
+def simple_attributes(own: dict[str, Any]) -> list[str]:
+    """Names of the numbers, words and tuples that an instance has of its own, ``training`` among them."""
+    return [name for name, value in own.items() if type(value) in _SIMPLE and name[0] != '_']
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor | None]:

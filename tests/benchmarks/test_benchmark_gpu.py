@@ -14,8 +14,7 @@ from benchmarks.blocks import Precision
 from benchmarks.traffic import Geometry
 from conftest import only_line
 
-from mobileone_ext import block as block_module
-from mobileone_ext.moments import autotune
+from mobileone_ext.moments import autotune, dispatch
 from mobileone_ext.provenance import processor
 
 BF16 = Precision('cpu', torch.bfloat16)
@@ -79,13 +78,13 @@ def test_moments_err_no_more_than_branches(geometry):
 
 @every_kind
 def test_wrong_moments_are_noticed(geometry, monkeypatch):
-    right = block_module.batch_statistics
+    right = dispatch.batch_statistics
 
     def wrong(*args):
         x, statistics = right(*args)
         return x, statistics._replace(var=1.1 * statistics.var)
 
-    monkeypatch.setattr(block_module, 'batch_statistics', wrong)
+    monkeypatch.setattr(dispatch, 'batch_statistics', wrong)
     assert not blocks.excess(geometry, 4, BF16) <= blocks.MOST_EXCESS
 
 
