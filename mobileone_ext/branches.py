@@ -95,12 +95,6 @@ def register(name: str, kind: BranchType) -> None:
         raise ValueError(f'branch type {name!r} is registered already')
 
 
-def shorthand(num_conv_branches: int = 1, use_scale: bool = True, use_skip: bool = True) -> list[dict]:
-    """The published networks' branches, as ``branches`` lists them."""
-    types = [dict(type='ConvBN', count=num_conv_branches)]
-    return types + [dict(type='PointwiseBN')] * use_scale + [dict(type='SkipBN')] * use_skip
-
-
 def named_types(branches: Sequence[Mapping], shape: ConvShape) -> Iterator[tuple[str, BranchType, dict]]:
     """Name, type and options of every branch of a block of this shape, in the order of ``branches``.
 
@@ -135,10 +129,11 @@ def prove(name: str, kind: BranchType, branch: nn.Module, shape: ConvShape) -> N
     """
     generator = torch.Generator().manual_seed(0)
     copied = copy.deepcopy(branch).cpu().double().eval()
-    for norm in (module for module in copied.modules() if isinstance(module, _BatchNorm)):
-        for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
-            if tensor is not None:
-                tensor.uniform_(0.5, 1.5, generator=generator)
+    for module in copied.modules():
+        if isinstance(module, _BatchNorm):
+            for tensor in (*module.parameters(), module.running_mean, module.running_var):
+                if tensor is not None:
+                    tensor.uniform_(0.5, 1.5, generator=generator)
     size = 2 * shape.padding + 6
     x = torch.randn(2, shape.in_channels, size, size, generator=generator, dtype=torch.float64, device='cpu')
     try:
@@ -308,18 +303,22 @@ def _pointwise_conv_build(shape: ConvShape, norm: Norm) -> nn.Module:
     return nn.Sequential(OrderedDict(layers, conv=shape.conv(padding=0), norm=norm(shape.out_channels)))
 
 
-def _behind_pointwise(branch: Any, weight: Tensor, shape: ConvShape) -> Kernel:
+def _behind_pointwise(branch: Any, weight: Any, shape: ConvShape) -> Kernel:
     """``weight`` behind the 1x1 convolution and the norm of a branch, then its last norm."""
     first = fold_affine(branch.pointwise.weight, running_affine(branch.padded.norm))
     kernel = compose_kernels(first, weight, shape.groups)
     return fold_affine(kernel.weight, running_affine(branch.norm), kernel.bias)
 
 
+def _pointwise_conv_kernel(branch: Any, shape: ConvShape) -> Kernel:
+    return _behind_pointwise(branch, branch.conv.weight, shape)
+
+
 register(
     'PointwiseConvBN',
     BranchType(
         build=_pointwise_conv_build,
-        kernel=lambda branch, shape: _behind_pointwise(branch, branch.conv.weight, shape),
+        kernel=_pointwise_conv_kernel,
         fits=_larger_than_a_pixel,
     ),
 )
@@ -375,11 +374,12 @@ def listed_branches(
         ValueError: if both are given, or one is of another kind.
     """
     given = dict(num_conv_branches=num_conv_branches, use_scale=use_scale, use_skip=use_skip)
-    given = {name: value for name, value in given.items() if value is not None}
+    named = [name for name, value in given.items() if value is not None]
     if branches is not None:
-        if given:
-            raise ValueError(f'branches and {", ".join(given)} say the same thing; give one of both')
+        if named:
+            raise ValueError(f'branches and {", ".join(named)} say the same thing; give one of both')
         return branches
-    for name, value in given.items():
-        check_integer(name, value, 0) if name == 'num_conv_branches' else check_bool(name, value)
-    return shorthand(**given)
+    for name in named:
+        check_integer(name, given[name], 0) if name == 'num_conv_branches' else check_bool(name, given[name])
+    counts = {'ConvBN': num_conv_branches, 'PointwiseBN': use_scale, 'SkipBN': use_skip}
+    return [dict(type=name, count=1 if count is None else int(count)) for name, count in counts.items()]
