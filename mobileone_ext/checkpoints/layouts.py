@@ -49,10 +49,10 @@ _WRAPPERS = ('module.', '_orig_mod.', 'model.')
 
 
 # Parameters that a config adds beside MobileOne's own: of the neck (which is no single layer), of another head or a
-# loss, of an activation.
+# loss, of an activation, of branches of other types.
 _EXTRA = re.compile(
     r'neck\.(?!(weight|bias)\Z)|(head|data_preprocessor|teacher)\.'
-    r'|backbone\.stage[0-4]\.([0-9]+\.)?(se\.conv[12]\.)?(act|activate)\.'
+    r'|backbone\.stage[0-4]\.([0-9]+\.)?((se\.conv[12]\.)?(act|activate)|branch_list\.[0-9]+)\.'
 )
 
 

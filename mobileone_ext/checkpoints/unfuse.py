@@ -98,9 +98,12 @@ def unfuse(fused: nn.Module, branched: nn.Module, batches: Iterable[Tensor]) -> 
 
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
-        norm.weight.zero_()
-        norm.bias.zero_()
     for source, block in pairs:
+        for branch in block.branches():
+            # Its last norm alone: behind one inside that is zero nothing would get a gradient.
+            *_, last = (module for module in branch.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+            last.weight.zero_()
+            last.bias.zero_()
         carrier = block.branch_conv_list[0].norm
         carrier.weight.copy_((carrier.running_var.double() + carrier.eps).sqrt())
         carrier.bias.copy_(carrier.running_mean.double() + source.branch_reparam.bias)
