@@ -18,6 +18,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule, Sequential
 from mmengine.model.utils import _BatchNormXd
 from mmpretrain.models.utils import SELayer
+from mmpretrain.registry import MODELS as ALL_MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -229,7 +230,7 @@ def _block_class(block: type[nn.Module] | str | dict | None, options: dict) -> p
     """What builds a block, with ``options``."""
     more = dict(block) if isinstance(block, Mapping) else {}
     kind = more.pop('type', block)
-    found = MobileOneBlock if kind is None else MODELS.get(kind) if isinstance(kind, str) else kind
+    found = MobileOneBlock if kind is None else ALL_MODELS.get(kind) if isinstance(kind, str) else kind
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f'block={block!r}: a class, its name in a registry, or a dict with one as type is needed')
     return partial(found, **{**options, **more})

@@ -209,20 +209,6 @@ def require_data(config: Config, loader: str) -> None:
         )
 
 
-def is_mobileone(config: Config) -> bool:
-    """Whether the config's backbone is a MobileOne, which has branches to fuse."""
-    model = config.get('model') or {}
-    return _type_name(model.get('backbone')) == 'MobileOne'
-
-
-def require_mobileone(config: Config) -> None:
-    """Raise ValueError if there is nothing to fuse in the config's network."""
-    if not is_mobileone(config):
-        model = config.get('model') or {}
-        kind = _type_name(model.get('backbone')) or _type_name(model) or 'none'
-        raise ValueError(f'{config.filename}: its backbone is {kind}, not MobileOne: nothing to fuse')
-
-
 # -- reading files ------------------------------------------------------------------------------
 
 

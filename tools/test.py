@@ -23,9 +23,10 @@ def main():
     from mobileone_ext import files
     from mobileone_ext.deploy.export import load_fused
     from mobileone_ext.deploy.exported import ExportedClassifier
+    from mobileone_ext.deploy.fuse import read_weights
     from mobileone_ext.deploy.runtime import is_exported
     from mobileone_ext.engine import metrics
-    from mobileone_ext.engine.test import evaluate, evaluate_file, load_for
+    from mobileone_ext.engine.test import evaluate, evaluate_file
     from mobileone_ext.engine.train import use_work_dir
     from mobileone_ext.pictures import legend
 
@@ -43,7 +44,7 @@ def main():
     elif args.against or args.input:
         raise ValueError(f'{args.checkpoint}: --against and --input are for exported files')
     else:
-        weights = load_for(config, args.checkpoint, args.ema, args.trust_checkpoint)
+        weights = read_weights(config, args.checkpoint, args.ema, args.trust_checkpoint)
         kind = f'{weights.structure}, {weights.layout} layout' if hasattr(weights, 'structure') else 'not a MobileOne'
         print(f'{args.checkpoint}: {kind}, from {weights.source}')
         results = evaluate(config, weights, args.checkpoint)

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 
-from ..config import check_config, check_keys_are_read, is_mobileone, override
+from ..config import check_config, check_keys_are_read, override
+from ..deploy.fuse import fuses
 from ..engine.processes import exiting_on_sigterm, one_writer, run_child
 from ..engine.train import latest_checkpoint
 from ..files import write_atomically, write_json
@@ -68,7 +69,7 @@ def plan(study: Study, base: Config, seeds: Sequence[int], work_dir: Path) -> li
         for seed in seeds:
             seeded = override(config, {'randomness': dict(config.get('randomness', {}), seed=seed), **_ONE_CHECKPOINT})
             folder = work_dir / folder_name(variant) / f'seed{seed}'
-            run = Run(variant, seed, config_text(seeded), folder, is_mobileone(seeded))
+            run = Run(variant, seed, config_text(seeded), folder, fuses(seeded))
             if run.config_file.exists() and run.config_file.read_text(encoding='utf-8') != run.config_text:
                 raise ValueError(f'{run.folder}: holds a run of another config; remove it or give another --work-dir')
             runs.append(run)

@@ -1,5 +1,6 @@
 """Checkpoints of networks that are not MobileOnes: read as safely, loaded as strictly, under their own keys."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def load_plain(path: str | Path, ema: str = 'auto', trust: bool = False) -> Plai
 
 
 def load_plain_strict(model: nn.Module, weights: PlainWeights, name: str) -> None:
-    """Load ``weights`` into ``model``, every key or none.
+    """Load ``weights`` into ``model``, every key or none; fused ones fuse a backbone that can be.
 
     Args:
         name: of the file, for messages.
@@ -54,7 +55,14 @@ def load_plain_strict(model: nn.Module, weights: PlainWeights, name: str) -> Non
     Raises:
         ValueError: naming the keys that don't fit.
     """
-    problems = differences(shapes_of(model.state_dict()), shapes_of(weights.state))
+    found = shapes_of(weights.state)
+    problems = differences(shapes_of(model.state_dict()), found)
+    if problems and hasattr(getattr(model, 'backbone', None), 'switch_to_deploy'):
+        fused = copy.deepcopy(model)
+        fused.backbone.switch_to_deploy()
+        if not differences(shapes_of(fused.state_dict()), found):
+            model.backbone.switch_to_deploy()
+            problems = []
     if problems:
         raise ValueError(f'{name}: does not fit the network of the config: {"; ".join(problems)}')
     model.load_state_dict(weights.state)

@@ -85,7 +85,8 @@ def refuse_not_finite(name: str):
 
 def noise(backbone: nn.Module) -> Tensor:
     """Two images of noise, (2, C, 64, 64), always the same, of the backbone's type and on its device."""
-    images = torch.randn(2, backbone.in_channels, 64, 64, generator=torch.Generator().manual_seed(0))
+    channels = next(module.in_channels for module in backbone.modules() if isinstance(module, nn.Conv2d))
+    images = torch.randn(2, channels, 64, 64, generator=torch.Generator().manual_seed(0))
     return images.to(next(backbone.parameters()))
 
 

@@ -8,8 +8,10 @@ from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from ..checkpoints.load import CLASSES, Weights, load_strict
+from ..backbone import MobileOne
+from ..checkpoints.load import CLASSES, Weights, load_strict, load_weights
 from ..checkpoints.names import resolve
+from ..checkpoints.plain import PlainWeights, load_plain, load_plain_strict
 from ..data.classes import class_names
 from ..provenance import origin
 from .compare import check_finite, noise, relative_difference
@@ -18,21 +20,52 @@ from .compare import check_finite, noise, relative_difference
 FUSION_TOLERANCE = 1e-4
 
 
+def backbone_class(config: Config) -> type | None:
+    """The class of the config's backbone; None where the config names none that is registered."""
+    kind = (config.get('model') or {}).get('backbone', {}).get('type')
+    return MODELS.get(kind) if isinstance(kind, str) else kind
+
+
+def is_mobileone(config: Config) -> bool:
+    """Whether the config's backbone is MobileOne or a subclass."""
+    kind = backbone_class(config)
+    return isinstance(kind, type) and issubclass(kind, MobileOne)
+
+
+def fuses(config: Config) -> bool:
+    """Whether the config's backbone can be fused, as whatever has ``switch_to_deploy`` can."""
+    return hasattr(backbone_class(config), 'switch_to_deploy')
+
+
+def read_weights(config: Config, checkpoint: str, ema: str = 'auto', trust: bool = False) -> Weights | PlainWeights:
+    """The weights in ``checkpoint``: a MobileOne's in any layout and form, another network's by its own keys.
+
+    Args:
+        ema, trust: as in :func:`mobileone_ext.checkpoints.load.load_weights`.
+    """
+    return (load_weights if is_mobileone(config) else load_plain)(checkpoint, ema, trust)
+
+
 def build_model(config: Config, form: str) -> nn.Module:
-    """The config's classifier in eval mode, its backbone ``'branched'`` or ``'fused'``."""
+    """The config's classifier in eval mode; a MobileOne ``'branched'`` or ``'fused'``."""
     model = copy.deepcopy(config.model)
-    model.backbone.deploy = form == 'fused'
+    if is_mobileone(config):
+        model.backbone.deploy = form == 'fused'
     return MODELS.build(model).eval()
 
 
-def load_model(config: Config, weights: Weights, name: str | Path) -> nn.Module:
+def load_model(config: Config, weights: Weights | PlainWeights, name: str | Path) -> nn.Module:
     """The config's classifier in the form of ``weights``, loaded strictly; ``name`` is for messages.
 
     Its attribute ``classes`` has the names of its outputs; None where neither weights nor config know them.
     """
-    model = build_model(config, weights.form)
-    load_strict(model, weights, str(name))
-    model.classes = class_names(config, weights.classes, weights.published)
+    if isinstance(weights, Weights):
+        model = build_model(config, weights.form)
+        load_strict(model, weights, str(name))
+    else:
+        model = build_model(config, 'branched')
+        load_plain_strict(model, weights, str(name))
+    model.classes = class_names(config, weights.classes, isinstance(weights, Weights) and weights.published)
     return model
 
 

@@ -6,8 +6,7 @@ from mmengine.runner import Runner
 from rich.table import Table
 from torch import nn
 
-from ..checkpoints.load import load_weights
-from ..config import require_data, require_mobileone
+from ..config import require_data
 from ..data.check import check_data
 from ..data.pixels import image_size
 from ..files import check_distinct, check_writable, write_atomically, write_json
@@ -43,23 +42,27 @@ def convert(
     if max_flips is not None and max_flips < 0:
         raise ValueError(f'--max-flips {max_flips}: allowed are 0 or more, or any')
     check_distinct(out, config.filename, checkpoint)
-    require_mobileone(config)
+    if not fuse.fuses(config):
+        kind = getattr(fuse.backbone_class(config), '__name__', 'none')
+        raise ValueError(f'{config.filename}: its backbone is {kind}, which has no switch_to_deploy(): nothing to fuse')
     if evaluate:
         require_data(config, 'test_dataloader')
     if report_path:
         check_writable(report_path)
         check_distinct(report_path, config.filename, checkpoint, out)
-    weights = load_weights(checkpoint, ema, trust)
+    weights = fuse.read_weights(config, checkpoint, ema, trust)
     if evaluate:
         check_data(config, 'test_dataloader', classes=weights.classes)
-    if weights.form == 'fused' and not accept_fused:
-        raise ValueError(f'{checkpoint}: is fused already; tools/convert_checkpoint.py changes its layout')
     before = fuse.load_model(config, weights, checkpoint)
+    fused = fuse.fuse(before)
+    if fused.state_dict().keys() == before.state_dict().keys() and not accept_fused:
+        raise ValueError(f'{checkpoint}: is fused already; tools/convert_checkpoint.py changes its layout')
 
     with write_atomically(out) as part:
-        fuse.save_fused(fuse.fuse(before), part, config, checkpoint, weights.source)
-        after = fuse.load_model(config, load_weights(part), out)
-        report = dict(checkpoint=checkpoint, weights=str(weights.structure), source=weights.source, out=out)
+        fuse.save_fused(fused, part, config, checkpoint, weights.source)
+        after = fuse.load_model(config, fuse.read_weights(config, part), out)
+        network = getattr(weights, 'structure', type(before.backbone).__name__)
+        report = dict(checkpoint=checkpoint, weights=str(network), source=weights.source, out=out)
         try:
             found = (
                 _compare_on_data(config, before, after, max_flips)

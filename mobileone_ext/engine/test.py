@@ -5,8 +5,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..checkpoints.load import Weights, load_strict, load_weights
-from ..checkpoints.plain import PlainWeights, load_plain, load_plain_strict
+from ..checkpoints.load import Weights, load_strict
+from ..checkpoints.plain import PlainWeights, load_plain_strict
 from ..config import require_data
 from ..data.check import check_data
 from ..deploy.compare import refuse_not_finite
@@ -14,13 +14,6 @@ from ..deploy.exported import ExportedClassifier
 from ..recipe.wrapper import unwrap
 from .metrics import as_plain
 from .runner import Runner
-
-
-def load_for(config: Config, checkpoint: str, ema: str = 'auto', trust: bool = False) -> Weights | PlainWeights:
-    """The weights in ``checkpoint``: a MobileOne's in any layout and form, another network's as they are."""
-    kind = str(config.model.get('backbone', {}).get('type', ''))
-    load = load_weights if kind.split('.')[-1].removesuffix("'>") == 'MobileOne' else load_plain
-    return load(checkpoint, ema, trust)
 
 
 def evaluate(config: Config, weights: Weights | PlainWeights, name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from conftest import TINY, data_options, only_line
 from hostile import BAD_CHECKPOINTS, write_bad_checkpoint
 from PIL import Image
 
-from mobileone_ext import block as block_module
+from mobileone_ext import branches as branches_module
 
 
 def options(root, *more):
@@ -63,8 +63,8 @@ def test_test_agrees_with_the_report(run_tool, tiny_run, fused, digits, tmp_path
 
 
 def test_sabotaged_fusion_is_caught_and_nothing_is_written(run_tool, tiny_run, digits, tmp_path, monkeypatch):
-    right = block_module.norm_affine
-    monkeypatch.setattr(block_module, 'norm_affine', lambda mean, *rest: right(torch.zeros_like(mean), *rest))
+    right = branches_module.norm_affine
+    monkeypatch.setattr(branches_module, 'norm_affine', lambda mean, *rest: right(torch.zeros_like(mean), *rest))
     code, printed = run_tool('reparam', TINY, tiny_run / 'epoch_4.pth', tmp_path / 'out.pth', *options(digits))
     assert code == 1 and 'fusion is wrong' in only_line(printed)
     assert not list(tmp_path.iterdir())
