@@ -3,10 +3,12 @@
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .layouts import BACKBONE
 from .load import class_names_in, find_state, read_checkpoint
 from .structure import differences, shapes_of
 
@@ -57,11 +59,14 @@ def load_plain_strict(model: nn.Module, weights: PlainWeights, name: str) -> Non
     """
     found = shapes_of(weights.state)
     problems = differences(shapes_of(model.state_dict()), found)
-    if problems and hasattr(getattr(model, 'backbone', None), 'switch_to_deploy'):
-        fused = copy.deepcopy(model)
-        fused.backbone.switch_to_deploy()
-        if not differences(shapes_of(fused.state_dict()), found):
-            model.backbone.switch_to_deploy()
+    backbone: Any = getattr(model, 'backbone', None)
+    if problems and hasattr(backbone, 'switch_to_deploy'):
+        fused = copy.deepcopy(backbone)
+        fused.switch_to_deploy()
+        others = {key: value for key, value in model.state_dict().items() if not key.startswith(BACKBONE)}
+        own = others | {BACKBONE + key: value for key, value in fused.state_dict().items()}
+        if not differences(shapes_of(own), found):
+            backbone.switch_to_deploy()
             problems = []
     if problems:
         raise ValueError(f'{name}: does not fit the network of the config: {"; ".join(problems)}')
