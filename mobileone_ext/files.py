@@ -35,6 +35,11 @@ def home() -> Path:
     return package / '.mim' if (package / '.mim').is_dir() else package.parent
 
 
+def suffix_of(path: str | Path) -> str:
+    """What tells the format of a file, as the tables of formats have it: ``.onnx`` of ``BIG.ONNX`` as well."""
+    return Path(path).suffix.lower()
+
+
 def installed(path: str) -> str:
     """``path``, or where no such file is, the one of that name in :func:`home`: ``configs/...`` works anywhere."""
     return str(home() / path) if not os.path.exists(path) and (home() / path).is_file() else path

@@ -35,7 +35,7 @@ def test_padded_kernel_computes_the_same(stride, dilation, size):
 
 
 @pytest.mark.parametrize('size', [2, 1])
-def test_kernel_that_cannot_be_centerd_is_refused(size):
+def test_kernel_that_cannot_be_centered_is_refused(size):
     with pytest.raises(ValueError, match='cannot center a 3x3 kernel'):
         pad_kernel(randn(1, 1, 3, 3), size)
 

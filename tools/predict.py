@@ -57,7 +57,7 @@ def main():
     if not results:
         raise ValueError('none of the files is a readable image')
     if args.out:
-        files.write_text(predict.FORMATS[Path(args.out).suffix](results), args.out)
+        files.write_text(predict.FORMATS[files.suffix_of(args.out)](results), args.out)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import check_distinct, check_writable, write_atomically, write_text
+from ..files import check_distinct, check_writable, suffix_of, write_atomically, write_text
 from .layouts import BACKBONE, HEAD, OWN
 from .load import CLASSES, Weights, load_weights, to_layout, without_head
 from .model_card import model_card
@@ -37,7 +37,7 @@ def convert(
         source: a file, or what :func:`mobileone_ext.checkpoints.names.resolve` knows.
         backbone_only: leave the head out; without this a source must have one.
         images: un-fuse, calibrated with ``num_images`` images of ``image_size`` pixels from below this folder.
-        ema, trust: see :func:`mobileone_ext.checkpoints.load_weights`.
+        ema, trust: see :func:`mobileone_ext.checkpoints.load.load_weights`.
 
     Returns:
         The weights as read and as written.
@@ -113,7 +113,7 @@ def with_branches(weights: Weights, batches: Iterable[Tensor], seed: int = 0) ->
 
 def check_suffix(path: Path) -> None:
     """Raise ValueError unless ``path`` ends as a checkpoint does."""
-    if path.suffix not in SUFFIXES:
+    if suffix_of(path) not in SUFFIXES:
         raise ValueError(f'{path}: the file to write ends in {", ".join(SUFFIXES)}')
 
 
@@ -130,7 +130,7 @@ def write_weights(path: Path, weights: Weights, layout: str) -> None:
     check_suffix(path)
     state: dict[str, Tensor] = to_layout({**weights.state, **weights.extra}, layout)
     with write_atomically(path) as part:
-        if path.suffix == '.safetensors':
+        if suffix_of(path) == '.safetensors':
             # Two names for one tensor, or strides, are more than the format knows.
             plain = {key: tensor.contiguous().clone() for key, tensor in state.items()}
             named = {CLASSES: json.dumps(weights.classes)} if weights.classes else {}

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler
 
 from ..cli import rank
+from ..files import suffix_of
 from ..text import quoted
 from .classes import (
     annotation_file,
@@ -182,7 +183,7 @@ def _check_dataset(dataset: dict, option: str, num_classes: int | None, training
             count = check_annotations(annotations, folder, num_classes if with_label else 0, remedy, hint)
             if hint and with_label and num_classes and count < num_classes:
                 say(f'{annotations}: labels 0 .. {count - 1}, and the head has {num_classes} classes{hint}')
-        elif annotations.suffix == '.json':
+        elif suffix_of(annotations) == '.json':
             _check_json(annotations, num_classes)
         return
     extensions = dataset.get('extensions')

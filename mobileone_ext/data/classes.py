@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from mmpretrain.registry import DATASETS
 
+from ..files import suffix_of
 from ..text import nfc, quoted
 from .images import class_folders, leaves, names_of_folders, photos_by_folder
 from .parts import check_are_classes
@@ -84,7 +85,7 @@ def classes_in(dataset: dict) -> tuple[str, ...]:
         inside, _ = photos_by_folder(folder)
         check_are_classes(folder, inside)
         names = names_of_folders(inside)
-    elif file is not None and file.suffix != '.json':
+    elif file is not None and suffix_of(file) != '.json':
         listed, given = _classes_listed(file), given_names(dataset) or ()
         names = given if len(given) == len(listed) else listed
     else:
@@ -123,7 +124,7 @@ def given_names(dataset: dict) -> tuple[str, ...] | None:
     if isinstance(names, str):
         names = read_lines(Path(names).expanduser())
     file = annotation_file(dataset)
-    if not names and file is not None and file.suffix == '.json' and file.is_file():
+    if not names and file is not None and suffix_of(file) == '.json' and file.is_file():
         stored = read_json(file)
         names = (stored.get('metainfo') or {}).get('classes') if isinstance(stored, dict) else None
     return tuple(nfc(str(name)) for name in names) if names else None

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from ..files import write_atomically, write_json
+from ..files import suffix_of, write_atomically, write_json
 from ..text import abbreviate, make_console, printable
 from .decode import read_pixels
 from .images import SUFFIXES, Found, class_folders, images_below, is_hidden
@@ -206,7 +206,7 @@ def find(source: Path, target: Path) -> tuple[Found, list[str]]:
     files = images_below(source, suffixes=('',))
     photos, annotations = Found(left_out=files.left_out), []
     for name in files:
-        suffix = os.path.splitext(name)[1].lower()
+        suffix = suffix_of(name)
         if suffix in SUFFIXES:
             photos.append(name)
         elif suffix in _ANNOTATIONS:
@@ -337,7 +337,7 @@ def resize_file(source: Path, target: Path, short_edge: int, quality: int) -> Ou
         pixels, size = read_pixels(data, short_edge)
     except (OSError, ValueError) as error:
         return Outcome('unreadable', reason=getattr(error, 'strerror', None) or str(error))
-    file_format = _FORMATS.get(source.suffix.lower())
+    file_format = _FORMATS.get(suffix_of(source))
     if min(size) <= short_edge or not file_format:
         _link(source, target)
         return Outcome('other format' if min(size) > short_edge else 'small', len(data), len(data))

@@ -18,7 +18,7 @@ from ..checkpoints.names import resolve
 from ..data.classes import class_names, is_multi_label, labels, num_classes
 from ..data.images import find_images, spread
 from ..data.pixels import Normalize, Preprocessing, in_batches, read_images
-from ..files import check_writable, naming, staging_folder
+from ..files import check_writable, naming, staging_folder, suffix_of
 from ..provenance import origin
 from . import DEFAULT_OPSET, DEFAULT_SIZE, fuse
 from .compare import Difference
@@ -217,7 +217,7 @@ def check_distinct(out: str | Path, *sources: str | Path | None) -> None:
 def companions(out: str | Path) -> list[Path]:
     """The files that go with ``out``, by its suffix."""
     out = Path(out)
-    form = FORMAT_OF_SUFFIX.get(out.suffix)
+    form = FORMAT_OF_SUFFIX.get(suffix_of(out))
     return [out.with_suffix(suffix) for suffix in FORMATS[form].companions] if form else []
 
 

@@ -13,7 +13,7 @@ from ..checkpoints.load import load_weights
 from ..data.classes import is_multi_label, labels
 from ..data.decode import read_rgb
 from ..data.pixels import Normalize, in_batches, read_images
-from ..files import csv_text, json_text, write_atomically
+from ..files import csv_text, json_text, suffix_of, write_atomically
 from ..pictures import Line, write_on
 from ..text import as_text, printable
 from . import fuse
@@ -92,7 +92,7 @@ FORMATS: dict[str, Callable[[list[dict]], str]] = {'.json': as_json, '.csv': as_
 
 def check_format(path: str | Path) -> None:
     """Raise ValueError if results cannot be written to a file of this name."""
-    if Path(path).suffix not in FORMATS:
+    if suffix_of(path) not in FORMATS:
         raise ValueError(f'{path}: results are written to {" or ".join(f"*{suffix}" for suffix in FORMATS)}')
 
 

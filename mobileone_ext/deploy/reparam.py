@@ -28,7 +28,7 @@ def convert(
     """Fuse ``checkpoint`` into the file ``out``; the report has what :func:`show` prints.
 
     Args:
-        ema, trust: as in :func:`mobileone_ext.checkpoints.load_weights`.
+        ema, trust: as in :func:`mobileone_ext.checkpoints.load.load_weights`.
         report_path: where to write the report as JSON.
         evaluate: compare source and written file on the config's test set.
         max_flips: predictions that may change; None allows any.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..files import suffix_of
 from .formats import torchscript
 from .formats.base import FORMAT_OF_SUFFIX, MissingPackage, Network, first_line, load_format
 
@@ -14,9 +15,9 @@ def is_exported(path: str | Path) -> bool:
     The suffix tells, and for ``*.pt`` what is in the file: weights have that suffix too.
     """
     path = Path(path)
-    if path.suffix == '.pt':
+    if suffix_of(path) == '.pt':
         return path.is_file() and torchscript.kind_of(path) is not None
-    return path.suffix in FORMAT_OF_SUFFIX
+    return suffix_of(path) in FORMAT_OF_SUFFIX
 
 
 def open_network(path: str | Path, threads: int | None = None, batch: int | None = None) -> Network:
@@ -31,9 +32,9 @@ def open_network(path: str | Path, threads: int | None = None, batch: int | None
         ValueError: for another suffix, a runtime that is not installed, or a file that it refuses.
     """
     path = Path(path)
-    if path.suffix not in FORMAT_OF_SUFFIX:
+    if suffix_of(path) not in FORMAT_OF_SUFFIX:
         raise ValueError(f'{path}: cannot be run here; files of {", ".join(FORMAT_OF_SUFFIX)} can')
-    name = FORMAT_OF_SUFFIX[path.suffix]
+    name = FORMAT_OF_SUFFIX[suffix_of(path)]
     if not (path.is_dir() if name == 'coreml' else path.is_file()):
         raise FileNotFoundError(f'{path}: no such {"package" if name == "coreml" else "file"}')
     try:

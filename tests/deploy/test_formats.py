@@ -70,6 +70,19 @@ def pixels_and_images(count=3):
     return pixels, (pixels - mean) / std
 
 
+@pytest.mark.parametrize(('form', 'suffix'), FILES)
+def test_a_suffix_in_capitals_tells_as_well(tiny, form, suffix, tmp_path):
+    out = tmp_path / f'net{suffix}'
+    write(tiny, out, form)
+    _, images = pixels_and_images(1)
+    expected = np.asarray(open_network(out)(images.numpy()))
+    for path in (out, *export.companions(out)):
+        path.rename(tmp_path / path.name.upper())
+    big = tmp_path / out.name.upper()
+    assert is_exported(big) and export.companions(big) == export.companions(tmp_path / f'NET{suffix}')
+    np.testing.assert_array_equal(np.asarray(open_network(big)(images.numpy())), expected)
+
+
 @pytest.mark.parametrize(('inside', 'half'), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize(('form', 'suffix'), FILES)
 def test_file_computes_what_the_branched_model_does(tiny, form, suffix, inside, half, tmp_path):

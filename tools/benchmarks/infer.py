@@ -37,7 +37,7 @@ from mobileone_ext.deploy.formats.base import (
 )
 from mobileone_ext.deploy.formats.onnx import onnx_proto, write_onnx
 from mobileone_ext.deploy.runtime import open_network
-from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
+from mobileone_ext.files import check_writable, csv_text, suffix_of, write_atomically, write_text
 from mobileone_ext.provenance import machine
 
 from . import CLOCKS
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
             opener = functools.partial(open_network, Path(file))
             opener()  # a mistake is told now
             for batch, threads in itertools.product(args.batches, args.threads):
-                openers[Case(Path(file).name, FORMAT_OF_SUFFIX[Path(file).suffix], batch, threads)] = functools.partial(
+                openers[Case(Path(file).name, FORMAT_OF_SUFFIX[suffix_of(file)], batch, threads)] = functools.partial(
                     opener, threads, batch
                 )
         for name in with_progress(networks, 'fold and export'):

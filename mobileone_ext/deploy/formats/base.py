@@ -246,6 +246,12 @@ def sha256_beside(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """The file that goes with ``path``, its ``suffix`` in capitals where it is there so."""
+    found = path.with_suffix(suffix.upper())
+    return found if found.exists() else path.with_suffix(suffix)
+
+
 def check_pair(path: Path, weights: Path, expected: str | None) -> None:
     """Raise ValueError unless ``weights`` is the file that was written with the graph ``path``."""
     if not weights.is_file():

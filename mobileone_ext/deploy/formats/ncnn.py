@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .base import OUTPUT_NAME, Network, Request, check_pair, needed_for, sha256_beside
+from .base import OUTPUT_NAME, Network, Request, beside, check_pair, needed_for, sha256_beside
 
 _WEIGHTS = 'weights_sha256'
 
@@ -43,8 +43,8 @@ def write(net: nn.Module, path: Path, request: Request) -> None:
     lines = [_renamed(line, names) for line in path.read_text().splitlines()]
     _refuse_unknown_layers(lines)
     path.write_text('\n'.join(lines) + '\n')
-    beside = {**request.metadata, _WEIGHTS: sha256_beside(path.with_suffix('.bin'))}
-    path.with_suffix('.json').write_text(json.dumps(beside, indent=2) + '\n', encoding='utf-8')
+    facts = {**request.metadata, _WEIGHTS: sha256_beside(path.with_suffix('.bin'))}
+    path.with_suffix('.json').write_text(json.dumps(facts, indent=2) + '\n', encoding='utf-8')
 
 
 def _renamed(line: str, names: dict[str, str]) -> str:
@@ -69,8 +69,8 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
     with needed_for('ncnn'):
         import ncnn
 
-    weights, beside = path.with_suffix('.bin'), path.with_suffix('.json')
-    metadata = json.loads(beside.read_text(encoding='utf-8')) if beside.is_file() else {}
+    weights, facts = beside(path, '.bin'), beside(path, '.json')
+    metadata = json.loads(facts.read_text(encoding='utf-8')) if facts.is_file() else {}
     check_pair(path, weights, metadata.pop(_WEIGHTS, None))
     net = ncnn.Net()
     if threads:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .base import Network, Request, check_pair, needed_for, sha256_beside
+from .base import Network, Request, beside, check_pair, needed_for, sha256_beside
 from .onnx import onnx_proto
 
 _SECTION, _WEIGHTS = 'mobileone', 'mobileone_weights'
@@ -72,11 +72,12 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
     with needed_for('openvino'):
         import openvino
 
-    check_pair(path, path.with_suffix('.bin'), None)
+    weights = beside(path, '.bin')
+    check_pair(path, weights, None)
     core = openvino.Core()
-    model = core.read_model(path)
+    model = core.read_model(path, weights)
     expected = str(model.get_rt_info([_WEIGHTS]).value) if model.has_rt_info([_WEIGHTS]) else None
-    check_pair(path, path.with_suffix('.bin'), expected)
+    check_pair(path, weights, expected)
     if len(model.inputs) != 1:
         raise ValueError(f'it has {len(model.inputs)} inputs, not one image')
     shape = [length.get_length() if length.is_static else None for length in model.input(0).partial_shape]

@@ -43,7 +43,7 @@ def write(net: nn.Module, path: Path, request: Request) -> None:
 def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
     extra, shape, fixed = {_METADATA: ''}, None, False
     if kind_of(path) == 'program':
-        program = torch.export.load(str(path), extra_files=extra)
+        program = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra)
         (name,) = program.graph_signature.user_inputs
         (node,) = (node for node in program.graph.nodes if node.name == name)
         shape = tuple(length if isinstance(length, int) else None for length in node.meta['val'].shape)

@@ -68,7 +68,7 @@ def run(
 
     Args:
         calib: a folder; None takes the images that the config trains on.
-        ema, trust: as in :func:`mobileone_ext.checkpoints.load_weights`.
+        ema, trust: as in :func:`mobileone_ext.checkpoints.load.load_weights`.
         measure_layers: what each layer costs alone.
         evaluate: measure float and int8 on the config's test set.
         measure_steps: there, each step from plain quantization to ``options`` as well.

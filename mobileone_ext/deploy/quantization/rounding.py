@@ -5,7 +5,7 @@
    2022, "GPTQ", arXiv 2210.17323, section 3; after Hassibi & Stork's optimal brain surgeon).
 The bias that makes the means agree is "bias correction" (Nagel et al. 2019, arXiv 1906.04721, section 4.2).
 
-Shapes: W weights (G, O, I), H second moments of the centerd inputs (G, I, I), scales (G, O).
+Shapes: W weights (G, O, I), H second moments of the centered inputs (G, I, I), scales (G, O).
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
 
 class Moments(NamedTuple):
     """Of n weighted samples, in float64: ``mean_in`` (G, 1, I), ``mean_out`` (G, 1, O), ``inputs`` (G, I, I) and
-    ``cross`` (G, I, O), the second moments of centerd inputs with themselves and with the expected outputs."""
+    ``cross`` (G, I, O), the second moments of centered inputs with themselves and with the expected outputs."""
 
     mean_in: Tensor
     mean_out: Tensor
@@ -36,9 +36,9 @@ def moments(inputs: Tensor, outputs: Tensor) -> Moments:
     inputs, outputs = inputs.double(), outputs.double()
     weights = sample_weights(outputs)
     mean_in, mean_out = ((weights * x).sum(1, keepdim=True) for x in (inputs, outputs))
-    centerd = inputs - mean_in
-    transposed = (weights * centerd).transpose(1, 2)
-    return Moments(mean_in, mean_out, transposed @ centerd, transposed @ (outputs - mean_out))
+    centered = inputs - mean_in
+    transposed = (weights * centered).transpose(1, 2)
+    return Moments(mean_in, mean_out, transposed @ centered, transposed @ (outputs - mean_out))
 
 
 def sample_weights(outputs: Tensor) -> Tensor:
