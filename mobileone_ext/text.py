@@ -183,4 +183,4 @@ def _table_lines(headings: Sequence[object], rows: Iterable[Sequence[object]]) -
 
 
 def _row(cells: Iterable[object]) -> str:
-    return f'| {" | ".join(map(as_markdown, cells))} |'
+    return '|' + ''.join(f' {cell} |' if cell else ' |' for cell in map(as_markdown, cells))

@@ -28,6 +28,7 @@ from mobileone_ext.engine.finetune import CONFIG, Options
 from mobileone_ext.engine.finetuning.photos import PhotoList
 from mobileone_ext.engine.finetuning.recipe import make_recipe
 from mobileone_ext.engine.finetuning.split import stratified_split
+from mobileone_ext.text import markdown_table
 
 ARMS = {
     'default': dict(),
@@ -175,7 +176,7 @@ def run_all(
 
 def table(rows: list[dict]) -> str:
     """Markdown: a line an arm, mean and standard deviation over the seeds."""
-    lines = ['| | n | top-1 mean | std | each seed | CPU minutes a run |', '|---|---|---|---|---|---|']
+    lines = []
     for arm in (*ARMS, REGRESSION):
         mine = sorted((row for row in rows if row['arm'] == arm), key=lambda row: int(row['seed']))
         if not mine:
@@ -184,5 +185,5 @@ def table(rows: list[dict]) -> str:
         std = f'{statistics.stdev(values):.2f}' if len(values) > 1 else '-'
         each = ', '.join(f'{value:.1f}' for value in values)
         minutes = statistics.mean(float(row['cpu_minutes']) for row in mine)
-        lines.append(f'| {arm} | {len(values)} | {statistics.mean(values):.2f} | {std} | {each} | {minutes:.1f} |')
-    return '\n'.join(lines)
+        lines.append((arm, len(values), f'{statistics.mean(values):.2f}', std, each, f'{minutes:.1f}'))
+    return markdown_table(('', 'n', 'top-1 mean', 'std', 'each seed', 'CPU minutes a run'), lines)

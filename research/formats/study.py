@@ -19,6 +19,7 @@ from mobileone_ext.deploy.formats.base import FORMAT_OF_SUFFIX, Network
 from mobileone_ext.deploy.runtime import open_network
 from mobileone_ext.engine.test import evaluate_file
 from mobileone_ext.files import csv_text, write_text
+from mobileone_ext.text import code, markdown_table
 
 SUFFIXES = [suffix for suffix, form in FORMAT_OF_SUFFIX.items() if form != 'coreml']
 COLUMNS = ('file', 'precision', 'top1', 'top5', 'changed', 'abs', 'rel', 'bytes', 'cpu_ms', 'images')
@@ -105,15 +106,13 @@ def measure(
 
 def table(rows: list[dict]) -> str:
     """Markdown, a line a file."""
-    lines = [
-        '| file | | top-1 | top-5 | changed predictions | largest difference of a logit | of the largest logit '
-        '| MB | CPU ms an image |',
-        '|---|---|---|---|---|---|---|---|---|',
-    ]
+    headings = 'file', '', 'top-1', 'top-5', 'changed predictions', 'largest difference of a logit'
+    lines = []
     for row in rows:
-        numbers = {key: float(row[key]) for key in ('top1', 'top5', 'abs', 'rel', 'bytes', 'cpu_ms')}
-        lines.append(
-            '| `*{file}` | {precision} | {top1:.2f} | {top5:.2f} | {changed} of {images} | {abs:.1e} | {rel:.1e} '
-            '| {mb:.1f} | {cpu_ms:.1f} |'.format(**{**row, **numbers}, mb=numbers['bytes'] / 1e6)
+        top1, top5, largest, relative, size, time = (
+            float(row[key]) for key in ('top1', 'top5', 'abs', 'rel', 'bytes', 'cpu_ms')
         )
-    return '\n'.join(lines) + '\n'
+        accuracy = f'{top1:.2f}', f'{top5:.2f}', f'{row["changed"]} of {row["images"]}'
+        costs = f'{largest:.1e}', f'{relative:.1e}', f'{size / 1e6:.1f}', f'{time:.1f}'
+        lines.append((code(f'*{row["file"]}'), row['precision'], *accuracy, *costs))
+    return markdown_table((*headings, 'of the largest logit', 'MB', 'CPU ms an image'), lines) + '\n'

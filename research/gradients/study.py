@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.block import MobileOneBlock
 from mobileone_ext.moments import kernels
+from mobileone_ext.text import markdown_table
 from research.training import Images, classify, fit, new_head
 from research.unfuse.study import starting_points
 
@@ -121,11 +122,11 @@ def kind(block: MobileOneBlock) -> str:
 
 def table(rows: list[dict]) -> str:
     """Markdown: median (largest) over the blocks of a kind, in each state and in all together."""
-    lines = [f'| state | kind | {" | ".join(WAYS)} |', f'|---|---|{"---|" * len(WAYS)}']
+    lines = []
     for state in (*dict.fromkeys(row['state'] for row in rows), 'all'):
         for name in dict.fromkeys(row['kind'] for row in rows):
             own = [row for row in rows if row['kind'] == name and state in (row['state'], 'all')]
             values = ([float(row[way]) for row in own] for way in WAYS)
             cells = (f'{statistics.median(way):.1e} ({max(way):.1e})' for way in values)
-            lines.append(f'| {state} | {name} | {" | ".join(cells)} |')
-    return '\n'.join(lines)
+            lines.append((state, name, *cells))
+    return markdown_table(('state', 'kind', *WAYS), lines)

@@ -27,6 +27,7 @@ def main():
     from mobileone_ext.deploy.quantization.calibrate import Options, quantize
     from mobileone_ext.deploy.runtime import open_network
     from mobileone_ext.files import write_text
+    from mobileone_ext.text import markdown_table
 
     args.out.mkdir(parents=True, exist_ok=True)
     model = export.load_fused(config, args.weights)
@@ -40,12 +41,13 @@ def main():
         sizes[suffix] = sum(name.stat().st_size for name in (path, *export.companions(path))) / 1e6
         print(path, 'written', flush=True)
     rows = pipeline.measure_accuracy(config, model, networks)
-    lines = ['| | top-1 | top-5 | flips | MB |', '|---|---|---|---|---|']
+    lines = []
     for row in rows:
         size = f'{sizes[row["name"]]:.1f}' if row['name'] in sizes else ''
-        lines.append(f'| {row["name"]} | {row["top1"]:.2f} | {row["top5"]:.2f} | {row["flips"]} | {size} |')
-    write_text('\n'.join(lines) + '\n', args.out / 'formats.md')
-    print('\n'.join(lines))
+        lines.append((row['name'], f'{row["top1"]:.2f}', f'{row["top5"]:.2f}', row['flips'], size))
+    table = markdown_table(('', 'top-1', 'top-5', 'flips', 'MB'), lines)
+    write_text(f'{table}\n', args.out / 'formats.md')
+    print(table)
 
 
 if __name__ == '__main__':

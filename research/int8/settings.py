@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobileone_ext import cli
+from mobileone_ext.text import markdown_table
 
 if TYPE_CHECKING:
     from mobileone_ext.deploy.quantization.calibrate import Options
@@ -77,7 +78,7 @@ def main():
         return calibration_images(config, draw(Calibration(*calibration), args.own, args.outside, Path()))
 
     held_out = images('other half', HELD_OUT)
-    print('| setting | calibration | flips | divergence, mean | each |\n|---|---|---|---|---|', flush=True)
+    rows = []
     for source, count in CALIBRATIONS:
         calibrations = [images(source, count, seed) for seed in SEEDS]
         for text, options in zip(args.settings, settings):
@@ -85,7 +86,9 @@ def main():
             flips, divergences = zip(*found)
             share = 100 * mean(flips) / len(held_out)
             each = ', '.join(f'{value:.3g}' for value in divergences)
-            print(f'| {text} | {source}, {count} | {share:.1f} % | {mean(divergences):.3g} | {each} |', flush=True)
+            rows.append((text, f'{source}, {count}', f'{share:.1f} %', f'{mean(divergences):.3g}', each))
+            print(*rows[-1], sep='; ', flush=True)
+    print(markdown_table(('setting', 'calibration', 'flips', 'divergence, mean', 'each'), rows))
 
 
 if __name__ == '__main__':

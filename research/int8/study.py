@@ -20,6 +20,7 @@ from mobileone_ext.data.pixels import Normalize, read_images
 from mobileone_ext.deploy.export import FileOptions
 from mobileone_ext.deploy.quantization.calibrate import Options, quantize
 from mobileone_ext.deploy.quantization.quantize import measure_accuracy, write
+from mobileone_ext.text import markdown_table
 from research.sessions import in_exact_integers
 
 ZOOM = 8  # of textures
@@ -96,10 +97,8 @@ def table(config: Config, model: nn.Module, files: dict[str, Path]) -> str:
     """Markdown: top-1, what it loses, and flips on the config's test set, a line a set."""
     networks = {name: in_exact_integers(path.read_bytes()) for name, path in files.items()}
     reference, *rows = measure_accuracy(config, model, networks)
-    lines = ['| calibration | top-1 | loss | flips |', '|---|---|---|---|']
-    lines.append(f'| float | {reference["top1"]:.2f} | | of {reference["num_images"]} |')
+    lines = [('float', f'{reference["top1"]:.2f}', '', f'of {reference["num_images"]}')]
     lines += [
-        f'| {row["name"]} | {row["top1"]:.2f} | {reference["top1"] - row["top1"]:.2f} | {row["flips"]} |'
-        for row in rows
+        (row['name'], f'{row["top1"]:.2f}', f'{reference["top1"] - row["top1"]:.2f}', row['flips']) for row in rows
     ]
-    return '\n'.join(lines)
+    return markdown_table(('calibration', 'top-1', 'loss', 'flips'), lines)

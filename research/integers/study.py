@@ -15,6 +15,7 @@ from mmengine.config import Config
 from onnx import numpy_helper
 
 from mobileone_ext.deploy.export import load_fused
+from mobileone_ext.text import markdown_table
 from research.sessions import PRECISE, open_session
 from research.toolchains.study import TestSet
 
@@ -72,9 +73,9 @@ def table(config: Config, weights: str, path: Path, rounds: int) -> str:
     sessions = kinds(path)
     test = TestSet(config, load_fused(config, weights))
     found = times(sessions, test.normalize(test.pixels[:1].float()).numpy(), rounds)
-    lines = ['| activations x weights | top-1 | flips | time |', '|---|---|---|---|']
+    lines = []
     for name, session in sessions.items():
         row = test.measure(lambda images: torch.from_numpy(session.run(None, {'image': images.numpy()})[0]))  # noqa: B023
         ratio = found[name] / next(iter(found.values()))
-        lines.append(f'| {name} | {row["top1"]} | {row["flips"]} of {row["num_images"]} | {ratio:.2f} |')
-    return '\n'.join(lines)
+        lines.append((name, row['top1'], f'{row["flips"]} of {row["num_images"]}', f'{ratio:.2f}'))
+    return markdown_table(('activations x weights', 'top-1', 'flips', 'time'), lines)

@@ -12,6 +12,7 @@ from mobileone_ext.ablation.report import environment
 from mobileone_ext.config import check_config, check_keys_are_read, is_mobileone, override
 from mobileone_ext.engine.train import latest_checkpoint, use_data
 from mobileone_ext.files import write_text
+from mobileone_ext.text import markdown_table
 from research.training import append_row, mean_and_std, read_rows
 
 ROWS = 'runs.csv'
@@ -76,14 +77,14 @@ def report(out: Path) -> str:
 
 def table(rows: list[dict]) -> str:
     """Markdown: a line a config, mean and standard deviation over its seeds."""
-    lines = ['| config | n | minutes | top-1 mean | std | each seed |', '|---|---|---|---|---|---|']
+    lines = []
     for name in dict.fromkeys(row['config'] for row in rows):
         own = [row for row in rows if row['config'] == name]
         minutes = statistics.mean(float(row['minutes']) for row in own)
         mean, std = mean_and_std([float(row['top1']) for row in own])
         each = ', '.join(row['top1'] for row in own)
-        lines.append(f'| {name} | {len(own)} | {minutes:.1f} | {mean} | {std} | {each} |')
-    return '\n'.join(lines)
+        lines.append((name, len(own), f'{minutes:.1f}', mean, std, each))
+    return markdown_table(('config', 'n', 'minutes', 'top-1 mean', 'std', 'each seed'), lines)
 
 
 def plot(rows: list[dict], path: Path) -> None:

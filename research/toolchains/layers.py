@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mobileone_ext.deploy.quantization.calibrate import Int8, Options, quantize
 from mobileone_ext.deploy.quantization.chain import in_chunks, layers_of
+from mobileone_ext.text import markdown_table
 
 from .quantizers import round_weights
 
@@ -38,10 +39,11 @@ def costs(model: nn.Module, photos: Tensor, held_out: Tensor) -> list[dict]:
 
 def table(rows: Sequence[dict], count: int = 6) -> str:
     """Markdown: the ``count`` most expensive layers of each kind, and the sum of all."""
-    lines = ['| weights alone | divergence | activations alone, min-max | divergence |', '|---|---|---|---|']
     ranked = [sorted(rows, key=lambda row: -row[kind])[:count] for kind in ('weights', 'activations')]
-    for one, other in zip(*ranked):
-        lines.append(f'| {one["layer"]} | {one["weights"]:.4f} | {other["layer"]} | {other["activations"]:.4f} |')
+    lines = [
+        (one['layer'], f'{one["weights"]:.4f}', other['layer'], f'{other["activations"]:.4f}')
+        for one, other in zip(*ranked)
+    ]
     sums = [sum(row[kind] for row in rows) for kind in ('weights', 'activations')]
-    lines.append(f'| sum of all {len(rows)} | {sums[0]:.4f} | sum | {sums[1]:.4f} |')
-    return '\n'.join(lines)
+    lines.append((f'sum of all {len(rows)}', f'{sums[0]:.4f}', 'sum', f'{sums[1]:.4f}'))
+    return markdown_table(('weights alone', 'divergence', 'activations alone, min-max', 'divergence'), lines)

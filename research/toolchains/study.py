@@ -21,6 +21,7 @@ from mobileone_ext.deploy.quantization.calibrate import Options
 from mobileone_ext.deploy.quantization.prepare import prepare
 from mobileone_ext.deploy.quantization.quantize import read_calibration
 from mobileone_ext.files import csv_text, write_text
+from mobileone_ext.text import markdown_table
 from research.training import read_rows
 
 from . import layers
@@ -148,14 +149,10 @@ def table(rows: Sequence[dict]) -> str:
     """Markdown: a line a quantizer and kind of scales; top-1 and flips of each network."""
     found = {(row['network'], row['quantizer'], row['scales']): row for row in rows}
     reference = found['float', '', '']
-    lines = [
-        f'Float: {reference["top1"]} of {reference["num_images"]} images. Top-1 (flips).',
-        '',
-        f'| quantizer | weights: a scale for each | {" | ".join(NETWORKS)} |',
-        f'|---|---|{"---|" * len(NETWORKS)}',
-    ]
+    lines = []
     for name, scales in dict.fromkeys((name, scales) for _, name, scales in found if name):
         cells = [found.get((network, name, scales)) for network in NETWORKS]
-        text = ' | '.join(f'{cell["top1"]} ({cell["flips"]})' if cell else '' for cell in cells)
-        lines.append(f'| {name} | {scales} | {text} |')
-    return '\n'.join(lines)
+        lines.append((name, scales, *(f'{cell["top1"]} ({cell["flips"]})' if cell else '' for cell in cells)))
+    return f'Float: {reference["top1"]} of {reference["num_images"]} images. Top-1 (flips).\n\n' + markdown_table(
+        ('quantizer', 'weights: a scale for each', *NETWORKS), lines
+    )

@@ -21,6 +21,7 @@ from torch import nn
 
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.files import write_atomically
+from mobileone_ext.text import markdown_table
 from research.training import Images, append_row, fit, mean_and_std, new_head, read_rows, top1
 
 ARMS = ('branches', 'moments', 'contiguous')
@@ -92,9 +93,8 @@ def table(runs: Runs) -> str:
         f'Losses against those of `branches`, percent apart; largest of the running means of {WINDOW} steps, '
         'and of single steps.',
         '',
-        '| arm | seed | running mean: largest | single steps: first 10 | median | largest | top-1 |',
-        '|---|---|---|---|---|---|---|',
     ]
+    differences = []
     for arm, seed in product(ARMS, seeds):
         accuracy, losses = runs[arm, seed]
         cells = ['-'] * 4
@@ -105,11 +105,19 @@ def table(runs: Runs) -> str:
             cells = [
                 f'{value:.2g} %' for value in (max(smooth), max(single[:10]), statistics.median(single), max(single))
             ]
-        lines.append(f'| {arm} | {seed} | {" | ".join(cells)} | {accuracy:.1f} % |')
-    lines += ['', '| arm | n | top-1 mean | std |', '|---|---|---|---|']
-    for arm in ARMS:
-        values = [runs[arm, seed][0] for seed in seeds]
-        lines.append(f'| {arm} | {len(values)} | {" | ".join(mean_and_std(values))} |')
+        differences.append((arm, seed, *cells, f'{accuracy:.1f} %'))
+    top1 = {arm: [runs[arm, seed][0] for seed in seeds] for arm in ARMS}
+    lines += [
+        markdown_table(
+            ('arm', 'seed', 'running mean: largest', 'single steps: first 10', 'median', 'largest', 'top-1'),
+            differences,
+        ),
+        '',
+        markdown_table(
+            ('arm', 'n', 'top-1 mean', 'std'),
+            ((arm, len(values), *mean_and_std(values)) for arm, values in top1.items()),
+        ),
+    ]
     return '\n'.join(lines)
 
 

@@ -23,6 +23,7 @@ from mobileone_ext.checkpoints.layouts import BACKBONE, HEAD
 from mobileone_ext.checkpoints.load import Weights
 from mobileone_ext.checkpoints.unfuse import unfuse
 from mobileone_ext.deploy.compare import Difference
+from mobileone_ext.text import markdown_table
 from research.training import BATCH_SIZE, Images, append_row, fit, logits, mean_and_std, new_head, read_rows, top1
 
 ARMS = {
@@ -103,9 +104,9 @@ def table(rows: list[dict[str, str]]) -> str:
     groups: dict[tuple[str, float], list[float]] = {}
     for row in rows:
         groups.setdefault((row['arm'], float(row['lr'])), []).append(float(row['top1']))
-    lines = ['| arm | lr | n | top-1 mean | std | each seed |', '|---|---|---|---|---|---|']
+    lines = []
     for (arm, lr), values in sorted(groups.items(), key=lambda item: (list(ARMS).index(item[0][0]), item[0][1])):
         mean, std = mean_and_std(values)
         each = ', '.join(f'{value:.1f}' for value in values)
-        lines.append(f'| {arm} | {lr:g} | {len(values)} | {mean} | {std} | {each} |')
-    return '\n'.join(lines)
+        lines.append((arm, f'{lr:g}', len(values), mean, std, each))
+    return markdown_table(('arm', 'lr', 'n', 'top-1 mean', 'std', 'each seed'), lines)

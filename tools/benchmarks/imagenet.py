@@ -7,6 +7,8 @@ written and read (traffic.py), in 2 bytes a value. Weights, launches, the optimi
 import argparse
 from functools import cache
 
+from mobileone_ext.text import markdown_table
+
 from .traffic import blocks, network_bytes
 
 VARIANTS = ('s0', 's1', 's2', 's3', 's4')
@@ -80,27 +82,16 @@ def as_markdown(gpus: int, batch: int, bandwidth: float) -> str:
     lines = [
         f'Calculated: {gpus} GPUs, {batch} images each, 2-byte maps, {bandwidth / 1e12:.2f} TB/s.',
         '',
-        f'| | | GB a step, 224 px | ms a step | images a second, 160 px | 224 px | hours of {EPOCHS} epochs |',
-        '|---' * 7 + '|',
     ]
+    steps, cores = [], []
     sizes = [size for size, _ in STAGES]
     for arch in VARIANTS:
         for method in METHODS:
             moved = batch * bytes_of_an_image(arch, method, sizes[-1])
             rates = {size: gpus * images_per_second(arch, method, size, bandwidth) for size in sizes}
-            lines.append(
-                f'| {arch} | {method} | {moved / 1e9:.0f} | {moved / bandwidth * 1e3:.1f} | {rates[sizes[0]]:,.0f} '
-                f'| {rates[sizes[-1]]:,.0f} | {hours(rates):.1f} |'
-            )
-    heads = [f'{photos}, {size} px' for photos, rates in RATES.items() for size in rates]
-    head = f'| | | {" | ".join(heads)} |'
-    lines += [
-        '',
-        'Cores that read, decode and crop for it, by size of the photos:',
-        '',
-        head,
-        '|---' * (2 + len(heads)) + '|',
-    ]
+            images = [f'{rates[size]:,.0f}' for size in (sizes[0], sizes[-1])]
+            step = f'{moved / 1e9:.0f}', f'{moved / bandwidth * 1e3:.1f}'
+            steps.append((arch, method, *step, *images, f'{hours(rates):.1f}'))
     for arch in VARIANTS:
         for method in ('branches', 'moments'):
             cells = [
@@ -108,7 +99,16 @@ def as_markdown(gpus: int, batch: int, bandwidth: float) -> str:
                 for rates in RATES.values()
                 for size, rate in rates.items()
             ]
-            lines.append(f'| {arch} | {method} | {" | ".join(f"{cell:,.0f}" for cell in cells)} |')
+            cores.append((arch, method, *(f'{cell:,.0f}' for cell in cells)))
+    images = 'images a second, 160 px', '224 px'
+    photos = [f'{photos}, {size} px' for photos, rates in RATES.items() for size in rates]
+    lines += [
+        markdown_table(('', '', 'GB a step, 224 px', 'ms a step', *images, f'hours of {EPOCHS} epochs'), steps),
+        '',
+        'Cores that read, decode and crop for it, by size of the photos:',
+        '',
+        markdown_table(('', '', *photos), cores),
+    ]
     fed = ', '.join(f'{prepared(rates, CORES):.1f} from {photos}' for photos, rates in RATES.items())
     lines += ['', f'Hours in which {CORES} cores prepare {EPOCHS} epochs: {fed}.']
     return '\n'.join(lines)

@@ -39,6 +39,7 @@ from mobileone_ext.deploy.formats.onnx import onnx_proto, write_onnx
 from mobileone_ext.deploy.runtime import open_network
 from mobileone_ext.files import check_writable, csv_text, suffix_of, write_atomically, write_text
 from mobileone_ext.provenance import machine
+from mobileone_ext.text import markdown_table
 
 from . import CLOCKS
 from .classifier import Classifier
@@ -348,18 +349,16 @@ def as_csv(rows: list[dict]) -> str:
 def as_markdown(rows: list[dict], clock: str = 'wall') -> str:
     """A table with a line for each network and form, a column for each batch and thread count."""
     settings = sorted({(row['batch'], row['threads']) for row in rows})
-    lines = [
-        f'{UNITS[clock].capitalize()} a call: median (5th to 95th percentile).',
-        '',
-        '| network | form | ' + ' | '.join(f'batch {batch}, {threads} thr.' for batch, threads in settings) + ' |',
-        '|---' * (2 + len(settings)) + '|',
-    ]
+    lines = []
     cells = {tuple(row[key] for key in Case._fields): row for row in rows}
     for network, form in dict.fromkeys((row['network'], row['form']) for row in rows):
         found = (cells[(network, form, *setting)] for setting in settings)
         texts = (f'{row["median_ms"]:.2f} ({row["p5_ms"]:.2f} to {row["p95_ms"]:.2f})' for row in found)
-        lines.append(f'| {network} | {form} | ' + ' | '.join(texts) + ' |')
-    return '\n'.join(lines) + '\n'
+        lines.append((network, form, *texts))
+    table = markdown_table(
+        ('network', 'form', *(f'batch {batch}, {threads} thr.' for batch, threads in settings)), lines
+    )
+    return f'{UNITS[clock].capitalize()} a call: median (5th to 95th percentile).\n\n{table}\n'
 
 
 def draw(rows: list[dict], path: Path, clock: str = 'wall') -> None:

@@ -22,6 +22,7 @@ from mobileone_ext.data.check import check_data
 from mobileone_ext.deploy.fuse import build_model
 from mobileone_ext.engine.runner import Runner
 from mobileone_ext.provenance import machine
+from mobileone_ext.text import markdown_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,15 +86,11 @@ def workers_seconds() -> float:
 
 
 def as_markdown(times: dict[str, float]) -> str:
-    return '\n'.join(
-        [
-            '| CPU ms an image | |',
-            '|---|---|',
-            f'| step alone | {times["alone"]:.2f} |',
-            f'| step and fetching its batch | {times["fetching"]:.2f} |',
-            f'| of it, data preprocessor | {times["preprocessor"]:.2f} |',
-            f'| all workers | {times["workers"]:.2f} |',
-            '',
-            f'Waited {times["waited"]:.4f} s for a batch of {times["batch"]}, median.',
-        ]
-    )
+    rows = {
+        'step alone': 'alone',
+        'step and fetching its batch': 'fetching',
+        'of it, data preprocessor': 'preprocessor',
+        'all workers': 'workers',
+    }
+    table = markdown_table(('CPU ms an image', ''), ((name, f'{times[key]:.2f}') for name, key in rows.items()))
+    return f'{table}\n\nWaited {times["waited"]:.4f} s for a batch of {times["batch"]}, median.'

@@ -26,7 +26,7 @@ from mobileone_ext.data.images import find_images
 from mobileone_ext.data.resize import QUALITY, resize_file
 from mobileone_ext.files import check_writable, csv_text, write_text
 from mobileone_ext.provenance import machine
-from mobileone_ext.text import make_console
+from mobileone_ext.text import make_console, markdown_table
 
 TASKS = ('training', 'validation')
 PACKAGES = ('simplejpeg', 'mmcv', 'mmpretrain', 'cv2', 'PIL', 'torch', 'torchvision')
@@ -212,9 +212,10 @@ def as_markdown(rows: list[dict]) -> str:
     rates = {tuple(row[key] for key in Case._fields): row['images_per_s'] for row in rows}
     columns = list(dict.fromkeys((task, size) for _, task, size, _ in rates))
     for images in dict.fromkeys(case[0] for case in rates):
-        heads = ' | '.join(f'{task}, {size} px' for task, size in columns)
-        lines += ['', f'| {images} | antialiased | {heads} |', '|---' * (2 + len(columns)) + '|']
+        table = []
         for pipeline in dict.fromkeys(case[3] for case in rates):
-            cells = ' | '.join(f'{rates[images, task, size, pipeline]:.0f}' for task, size in columns)
-            lines.append(f'| {pipeline} | {"yes" if ANTIALIASED[pipeline] else "no"} | {cells} |')
+            cells = (f'{rates[images, task, size, pipeline]:.0f}' for task, size in columns)
+            table.append((pipeline, 'yes' if ANTIALIASED[pipeline] else 'no', *cells))
+        headings = images, 'antialiased', *(f'{task}, {size} px' for task, size in columns)
+        lines += ['', markdown_table(headings, table)]
     return '\n'.join(lines) + '\n'

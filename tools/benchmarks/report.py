@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mobileone_ext.files import write_atomically
+from mobileone_ext.text import markdown_table
 
 from .blocks import MOST_EXCESS
 
@@ -15,24 +16,23 @@ def networks(rows: list[dict]) -> str:
         'Milliseconds a training step: median (fastest to slowest); peak memory of the device; both relative to',
         'mmpretrain in the same way.',
         '',
-        '| | network | | ms | GB | time / mmpretrain | memory / mmpretrain |',
-        '|---' * 7 + '|',
     ]
+    table = []
     references = {(row['arch'], row['way']): row for row in rows if row['network'] == 'mmpretrain'}
     for row in rows:
         reference = references.get((row['arch'], row['way']), {})
         ratios = [_ratio(row, reference, key) for key in ('median_ms', 'peak_gb')]
-        cells = [row['arch'], row['network'], row['way'], _times(row), _number(row['peak_gb']), *ratios]
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines) + '\n'
+        table.append((row['arch'], row['network'], row['way'], _times(row), _number(row['peak_gb']), *ratios))
+    headings = '', 'network', '', 'ms', 'GB', 'time / mmpretrain', 'memory / mmpretrain'
+    return '\n'.join([*lines, markdown_table(headings, table), ''])
 
 
 def traffic(found: dict[str, dict[str, float]], batch: int) -> str:
     """GB a step on paper."""
-    lines = [f'GB of maps read and written in a step of {batch} images, on paper, of two bytes a value:', '']
-    lines += [f'| | {" | ".join(TRAFFIC)} |', '|---' * (1 + len(TRAFFIC)) + '|']
-    lines += [f'| {arch} | {" | ".join(f"{gb[impl]:.1f}" for impl in TRAFFIC)} |' for arch, gb in found.items()]
-    return '\n'.join(lines) + '\n'
+    table = markdown_table(
+        ('', *TRAFFIC), ((arch, *(f'{gb[impl]:.1f}' for impl in TRAFFIC)) for arch, gb in found.items())
+    )
+    return f'GB of maps read and written in a step of {batch} images, on paper, of two bytes a value:\n\n{table}\n'
 
 
 def blocks(rows: list[dict]) -> str:
@@ -41,15 +41,13 @@ def blocks(rows: list[dict]) -> str:
         'Blocks, forward and backward pass. GB on paper; GB/s: these by the time that it took; error: of moments',
         f'against float64, in errors of the branches, of which {MOST_EXCESS:g} are allowed:',
         '',
-        '| block | k | | | ms | GB | GB/s | error |',
-        '|---' * 8 + '|',
     ]
+    table = []
     for row in rows:
         shape = f'{row["kind"]} {row["in_channels"]} to {row["out_channels"]}, {row["size"]} px'
         numbers = _number(row['traffic_gb'], 3), _number(row['gb_per_s'], 0), _number(row['excess'])
-        cells = [shape, str(row['branches']), row['impl'], row['way'], _times(row), *numbers]
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines) + '\n'
+        table.append((shape, row['branches'], row['impl'], row['way'], _times(row), *numbers))
+    return '\n'.join([*lines, markdown_table(('block', 'k', '', '', 'ms', 'GB', 'GB/s', 'error'), table), ''])
 
 
 def _times(row: dict) -> str:

@@ -24,7 +24,7 @@ from rich.progress import track
 from mobileone_ext.cli import silence_imports
 from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
 from mobileone_ext.provenance import machine
-from mobileone_ext.text import make_console
+from mobileone_ext.text import make_console, markdown_table
 
 from . import CLOCKS, gpu
 from .classifier import CLASSES
@@ -202,9 +202,8 @@ def as_markdown(rows: list[dict]) -> str:
     lines = [
         'Seconds a training step: median (fastest to slowest); peak memory of the process.',
         '',
-        '| | network | s | GB | time / mmpretrain | time / mmpretrain channels_last | memory / mmpretrain |',
-        '|---' * 7 + '|',
     ]
+    table = []
     found = {(row['arch'], row['network']): row for row in rows}
 
     def ratio(row: dict, other: str, key: str) -> str:
@@ -212,13 +211,12 @@ def as_markdown(rows: list[dict]) -> str:
         return f'{row[key] / reference[key]:.2f}' if reference else ''
 
     for row in rows:
-        lines.append(
-            f'| {row["arch"]} | {row["network"]} '
-            f'| {row["median_s"]:.2f} ({row["min_s"]:.2f} to {row["max_s"]:.2f}) | {row["peak_gb"]:.2f} '
-            f'| {ratio(row, "mmpretrain", "median_s")} | {ratio(row, "mmpretrain channels_last", "median_s")} '
-            f'| {ratio(row, "mmpretrain", "peak_gb")} |'
-        )
-    return '\n'.join(lines) + '\n'
+        seconds = f'{row["median_s"]:.2f} ({row["min_s"]:.2f} to {row["max_s"]:.2f})'
+        times = (ratio(row, other, 'median_s') for other in ('mmpretrain', 'mmpretrain channels_last'))
+        memory = ratio(row, 'mmpretrain', 'peak_gb')
+        table.append((row['arch'], row['network'], seconds, f'{row["peak_gb"]:.2f}', *times, memory))
+    ratios = 'time / mmpretrain', 'time / mmpretrain channels_last', 'memory / mmpretrain'
+    return '\n'.join([*lines, markdown_table(('', 'network', 's', 'GB', *ratios), table), ''])
 
 
 def draw(rows: list[dict], title: str, path: Path) -> None:
