@@ -17,10 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .files import HOW_TO_GO_ON, TRACEBACK_VARIABLE
+from .provenance import rank
 from .text import one_line, printable
 
-# Where a launcher tells a process its number.
-RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 # A mistake that all processes meet is told by the first, and its launcher ends the others meanwhile.
 _SECONDS_FOR_THE_FIRST = 10
 _OURS = {'mobileone_ext', 'benchmarks', 'research', 'tests'}  # whose imports fail by a fault of ours
@@ -53,11 +52,6 @@ def run(main: Callable[[], int | None]) -> None:
             message = f'process {rank()}: {message}'
         print(f'error: {printable(message)}', file=sys.stderr)
         sys.exit(1)
-
-
-def rank() -> int:
-    """The number of this process among those that a launcher started; known before they meet."""
-    return int(next((os.environ[name] for name in RANKS.values() if name in os.environ), '0'))
 
 
 def outside_cause(error: Exception) -> str | None:
@@ -217,18 +211,6 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--trust-checkpoint', action='store_true', help='unpickle a file that holds code: it may do anything'
     )
-
-
-def add_file_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every exported file has: ``--opset``, ``--size``, ``--normalize`` and ``--softmax``."""
-    from .deploy import DEFAULT_OPSET, DEFAULT_SIZE
-
-    parser.add_argument('--opset', type=int, default=DEFAULT_OPSET, help='of the ONNX file, 10 .. 21 (%(default)s)')
-    parser.add_argument(
-        '--size', type=int, default=DEFAULT_SIZE, help='height and width of the images in pixels (%(default)s)'
-    )
-    parser.add_argument('--normalize', action='store_true', help='take pixels 0..255: normalization inside the file')
-    parser.add_argument('--softmax', action='store_true', help='return probabilities instead of logits')
 
 
 def add_input_argument(parser: argparse.ArgumentParser) -> None:

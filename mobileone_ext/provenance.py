@@ -1,4 +1,4 @@
-"""Where a file or a figure comes from: digests, versions, the machine."""
+"""Where a file or a figure comes from: digests, versions, the machine, the process among others."""
 
 import hashlib
 import os
@@ -8,6 +8,14 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 from . import __version__
+
+# Where a launcher tells a process its number.
+RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+
+
+def rank() -> int:
+    """The number of this process among those that a launcher started; known before they meet."""
+    return int(next((os.environ[name] for name in RANKS.values() if name in os.environ), '0'))
 
 
 def processor() -> str:

@@ -1,6 +1,6 @@
 """Write a trained network for a device: ``python tools/export.py CONFIG CHECKPOINT OUT --format onnx``."""
 
-from mobileone_ext import cli
+from mobileone_ext import cli, deploy
 
 
 def parse_args():
@@ -17,7 +17,7 @@ def parse_args():
         help='onnx, ort, torchscript, openvino, coreml, litert, executorch, ncnn or mnn (onnx)',
     )
     parser.add_argument('--half', action='store_true', help='float16 inside; input and output stay float32')
-    cli.add_file_arguments(parser)
+    deploy.add_file_arguments(parser)
     parser.add_argument('--input-name', default='image', metavar='NAME', help="of the graph's input (image)")
     parser.add_argument('--fixed-batch', action='store_true', help='one image at a time instead of any number')
     parser.add_argument('--images', metavar='DIR', help='compare the written file with PyTorch on these images')

@@ -1,6 +1,6 @@
 """Static int8 of a trained network, without labels: ``python tools/quantize.py CONFIG CHECKPOINT OUT``."""
 
-from mobileone_ext import cli
+from mobileone_ext import cli, deploy
 
 
 def parse_args():
@@ -47,7 +47,7 @@ def parse_args():
         metavar='N',
         help="that the next quantizer takes to the largest weight: 127, or 127.5 for torchao's x86 quantizer (127)",
     )
-    cli.add_file_arguments(parser)
+    deploy.add_file_arguments(parser)
     parser.add_argument('--evaluate', action='store_true', help="measure float and int8 on the config's test set")
     parser.add_argument('--steps', action='store_true', help='measure what each step is worth as well')
     parser.add_argument('--report', metavar='JSON', help='write what was measured to this file')

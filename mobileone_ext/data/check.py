@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler
 
-from ..cli import rank
 from ..files import suffix_of
+from ..provenance import rank
 from ..text import quoted
 from .classes import (
     annotation_file,

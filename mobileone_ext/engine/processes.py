@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..cli import RANKS
+from ..provenance import RANKS
 from ..text import fits_a_line
 
 LOCK = '.lock'

@@ -9,14 +9,14 @@ import sys
 import pytest
 from conftest import ROOT, TINY
 
-from mobileone_ext import cli
+from mobileone_ext import provenance
 
 CHILD = """
 import os, signal, sys, time
-from mobileone_ext import cli
+from mobileone_ext import cli, provenance
 
 def main():
-    how, rank = sys.argv[1], cli.rank()
+    how, rank = sys.argv[1], provenance.rank()
     if how == 'killed' and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if how == 'one' and rank == 1:
@@ -92,10 +92,10 @@ def test_a_port_that_is_taken_is_a_line(tmp_path):
     assert done.stderr.count('\n') == 1 and 'MASTER_PORT=N' in done.stderr
 
 
-@pytest.mark.parametrize('launcher', cli.RANKS)
+@pytest.mark.parametrize('launcher', provenance.RANKS)
 def test_the_number_of_a_process(monkeypatch, launcher):
-    for name in cli.RANKS.values():
+    for name in provenance.RANKS.values():
         monkeypatch.delenv(name, raising=False)
-    assert cli.rank() == 0
-    monkeypatch.setenv(cli.RANKS[launcher], '3')
-    assert cli.rank() == 3
+    assert provenance.rank() == 0
+    monkeypatch.setenv(provenance.RANKS[launcher], '3')
+    assert provenance.rank() == 3
