@@ -21,7 +21,7 @@ def rank() -> int:
 def processor() -> str:
     """Name and cores of the processor."""
     cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding='utf-8').splitlines() if cpuinfo.exists() else []
     names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
     return f'{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores'
 

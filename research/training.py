@@ -114,13 +114,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The finished runs in the CSV file ``path``."""
     if not path.exists():
         return []
-    with open(path, newline='') as file:
+    with open(path, newline='', encoding='utf-8') as file:
         return list(csv.DictReader(file))
 
 
 def append_row(path: Path, row: dict) -> None:
     """Add a finished run to the CSV file ``path``, which begins with the names of its columns."""
-    with open(path, 'a', newline='') as file:
+    with open(path, 'a', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, row, lineterminator='\n')
         if not file.tell():
             writer.writeheader()

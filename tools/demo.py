@@ -49,7 +49,7 @@ def main():
         print(f'fused: {FUSED} (there already)')
     else:
         tool('reparam', CONFIG, last, FUSED, '--report', REPORT)
-    summarize(json.loads(REPORT.read_text()))
+    summarize(json.loads(REPORT.read_text(encoding='utf-8')))
 
 
 def summarize(report: dict) -> None:

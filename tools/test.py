@@ -57,10 +57,11 @@ def main():
         )
     if args.out:
         files.write_json({**results, **({'classes': classes} if classes else {})}, args.out)
-        for picture in metrics.draw_matrices(results, classes, args.out):
+        pictures = metrics.draw_matrices(results, classes, args.out)
+        for picture in pictures:
             print(f'{picture}: confusion matrix')
         numbers = legend(classes or ())
-        if numbers:
+        if pictures and numbers:
             print(f'in pictures, numbers stand for names that no font here has: {numbers}')
 
 

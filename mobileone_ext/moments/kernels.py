@@ -183,7 +183,7 @@ def _processor() -> str:
     """What tells one kind of processor from another, that can run other instructions."""
     words = [sys.platform, platform.machine(), platform.processor()]
     try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
     except OSError:
         return ' '.join(words)
     keys = ('vendor_id', 'cpu family', 'model', 'model name', 'flags', 'Features', 'CPU implementer', 'CPU part')

@@ -38,7 +38,7 @@ def main():
         return
     study.run_all(options, args.out, args.arms, args.seeds, args.test_photos)
     text = study.table(study.read_rows(args.out / 'runs.csv'))
-    (args.out / 'table.md').write_text(text + '\n')
+    (args.out / 'table.md').write_text(text + '\n', encoding='utf-8')
     print(text)
 
 

@@ -46,7 +46,7 @@ def make_plan(options: Options, test_photos: Path | None) -> finetune.Plan:
     plan = finetune.make_plan(options)
     if test_photos is None:
         return plan
-    root, listed = plan.photos.train.root, set(test_photos.read_text().splitlines())
+    root, listed = plan.photos.train.root, set(test_photos.read_text(encoding='utf-8').splitlines())
     found = sorted(plan.photos.train.photos + plan.photos.val.photos)
     train = [photo for photo in found if photo.path not in listed]
     val = [photo for photo in found if photo.path in listed]
@@ -146,14 +146,14 @@ def read_rows(path: Path) -> list[dict]:
     """The finished runs in ``path``."""
     if not path.exists():
         return []
-    with open(path, newline='') as file:
+    with open(path, newline='', encoding='utf-8') as file:
         return list(csv.DictReader(file))
 
 
 def append_row(row: dict, path: Path, columns: Sequence[str] = COLUMNS) -> None:
     """Add ``row`` to the CSV file at ``path``."""
     new = not path.exists()
-    with open(path, 'a', newline='') as file:
+    with open(path, 'a', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, columns, lineterminator='\n')
         if new:
             writer.writeheader()

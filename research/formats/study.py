@@ -61,7 +61,7 @@ def measure_all(
 ) -> list[dict]:
     """A row with ``COLUMNS`` for each file, kept in ``out/runs.csv`` as they come; those that are there are kept."""
     runs = out / 'runs.csv'
-    rows = list(csv.DictReader(runs.read_text().splitlines())) if runs.exists() else []
+    rows = list(csv.DictReader(runs.read_text(encoding='utf-8').splitlines())) if runs.exists() else []
     done = {(row['file'], row['precision']) for row in rows}
     model = export.load_fused(config, weights)
     reference = Remembered(model)

@@ -44,7 +44,7 @@ def main():
     runs = args.out / 'runs.csv'
     study.run_all(backbones, train, val, runs, args.lrs, args.seeds, args.epochs, args.image_size)
     table = study.table(read_rows(runs))
-    (args.out / 'table.md').write_text(table + '\n')
+    (args.out / 'table.md').write_text(table + '\n', encoding='utf-8')
     print(table)
 
 

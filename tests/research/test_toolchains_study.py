@@ -97,7 +97,7 @@ def test_rows_are_kept_and_the_table_has_them(digits, run_tool, tmp_path):
         *((network, scales) for scales in ('channel', 'tensor') for network in ('raw', 'snapped')),
     ]
     assert rows[0]['flips'] == '0' and rows[0]['num_images'] == rows[-1]['num_images']
-    assert f'| CoreML weights (simulated) | channel | {rows[1]["top1"]} ({rows[1]["flips"]}) |  |' in text
+    assert f'| CoreML weights (simulated) | channel | {rows[1]["top1"]} ({rows[1]["flips"]}) | |' in text
     (tmp_path / 'net.pth').unlink()  # nothing is computed again
     assert run_tool(*arguments, '--quantizers', 'coreml', '--networks', 'raw', *options)[0] == 0
     code, text = run_tool(*arguments, '--quantizers', 'tensorrt', *options)

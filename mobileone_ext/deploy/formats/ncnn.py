@@ -40,9 +40,9 @@ def write(net: nn.Module, path: Path, request: Request) -> None:
             lines = f'{done.stdout}{done.stderr}'.strip().splitlines()
             raise ValueError(f'pnnx cannot write this network as ncnn ({lines[-1] if lines else "no word"})')
     names = {'in0': request.input_name, 'out0': OUTPUT_NAME}
-    lines = [_renamed(line, names) for line in path.read_text().splitlines()]
+    lines = [_renamed(line, names) for line in path.read_text(encoding='utf-8').splitlines()]
     _refuse_unknown_layers(lines)
-    path.write_text('\n'.join(lines) + '\n')
+    path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
     facts = {**request.metadata, _WEIGHTS: sha256_beside(path.with_suffix('.bin'))}
     path.with_suffix('.json').write_text(json.dumps(facts, indent=2) + '\n', encoding='utf-8')
 

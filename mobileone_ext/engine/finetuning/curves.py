@@ -20,7 +20,7 @@ def read_curves(work_dir: Path, monitor: str) -> dict[str, Curve]:
     """
     points: dict[str, dict[float, float]] = {'loss': {}, 'lr': {}, monitor: {}}
     for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        rows = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
+        rows = [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines() if line.strip()]
         steps = [row for row in rows if 'loss' in row]
         if not steps:
             continue
