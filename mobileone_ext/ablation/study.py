@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..config import building
+
 _KEYS = ('title', 'variants', 'paper')
 
 
@@ -36,13 +38,15 @@ def read_study(path: str) -> Study:
     Raises:
         OSError: if the file cannot be read.
         ValueError: for a name given twice (Python itself would keep the
-            second), an unknown name, or a study without variants.
+            second), an unknown name, a study without variants, and whatever Python raises over the file.
     """
+    with building(path, 'is no study'):
+        return _read(path)
+
+
+def _read(path: str) -> Study:
     source = Path(path).read_text(encoding='utf-8')
-    try:
-        tree, code = ast.parse(source), compile(source, path, 'exec')
-    except SyntaxError as error:
-        raise ValueError(f'{path}: line {error.lineno}: {error.msg}') from error
+    tree, code = ast.parse(source, path), compile(source, path, 'exec')
     _check_no_duplicates(tree, path)
     namespace = {}
     exec(code, namespace)
