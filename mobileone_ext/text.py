@@ -11,10 +11,12 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Item = TypeVar('Item')
 
 # Characters that end a line or steer a terminal, and halves of surrogate pairs, which no file in UTF-8 can hold.
 _CONTROLS = ('Cc', 'Cs', 'Zl', 'Zp')
@@ -142,6 +144,19 @@ def make_console(**options) -> Console:
     from rich.console import Console
 
     return Console(**{'markup': False, 'emoji': False, 'highlight': False, **options})
+
+
+def with_progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+    """``items`` behind a bar on a terminal, which goes when they are through; elsewhere nothing is shown of it.
+
+    Args:
+        total: how many there are, where they don't say themselves.
+    """
+    from rich.progress import track
+
+    console = make_console(stderr=True)
+    options = dict(console=console, transient=True, disable=not console.is_terminal)
+    return track(items, description, total, **options)
 
 
 class Markdown(str):

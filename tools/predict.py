@@ -23,7 +23,7 @@ def main():
     from mobileone_ext import files
     from mobileone_ext.data.images import find_images
     from mobileone_ext.deploy import predict
-    from mobileone_ext.text import printable
+    from mobileone_ext.text import printable, with_progress
 
     if args.out:
         predict.check_format(args.out)
@@ -35,19 +35,19 @@ def main():
     if args.draw:
         Path(args.draw).mkdir(parents=True, exist_ok=True)
 
-    results, skipped = [], []
-    for number, result in enumerate(predict.predict(config, classify, paths, skipped, args.top)):
-        results.append(result)
+    skipped: list[str] = []
+    found = predict.predict(config, classify, paths, skipped, args.top)
+    results = list(with_progress(found, 'photos', len(paths)))
+    if args.out and results:
+        files.write_text(predict.FORMATS[files.suffix_of(args.out)](results), args.out)
+    not_drawn = predict.save_drawings(results, Path(args.draw), paths) if args.draw else []
+
+    for result in results:
         print(printable(result['image']))
         for best in result['predictions']:
             print(f'  {best["score"]:6.1%}  {printable(best["label"])}')
-        if args.draw:
-            picture = Path(args.draw, predict.picture_name(number, result['image']))
-            files.check_distinct(picture, *(paths if picture.exists() else ()))
-            try:
-                predict.save_drawing(result, picture)
-            except (ValueError, OSError) as error:  # the other photos' results are not to be lost
-                print(f'not drawn: {printable(error)}')
+    for message in not_drawn:
+        print(f'not drawn: {printable(message)}')
     for message in skipped:
         print(f'skipped {printable(message)}')
     if skipped:
@@ -56,8 +56,6 @@ def main():
         print(paths.note)
     if not results:
         raise ValueError('none of the files is a readable image')
-    if args.out:
-        files.write_text(predict.FORMATS[files.suffix_of(args.out)](results), args.out)
 
 
 if __name__ == '__main__':

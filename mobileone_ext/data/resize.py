@@ -18,11 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from ..files import suffix_of, write_atomically, write_json
-from ..text import abbreviate, make_console, printable
+from ..text import abbreviate, printable, with_progress
 from .decode import read_pixels
 from .images import SUFFIXES, Found, class_folders, images_below, is_hidden
 
@@ -125,7 +124,7 @@ def resize_dataset(
     kept.update(annotations)
     counts, before, after, unreadable = Counter(annotations=len(annotations)), 0, 0, []
     outcomes = _outcomes(_Work(source, written, photos, short_edge, quality), processes)
-    bar = track(outcomes, 'photos', len(photos), console=make_console(stderr=True), transient=True)
+    bar = with_progress(outcomes, 'photos', len(photos))
     for name, outcome in zip(photos, bar):
         counts[outcome.kind] += 1
         before, after = before + outcome.before, after + outcome.after

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from mmpretrain.evaluation import Accuracy
 from mmpretrain.models.heads import MultiLabelClsHead
-from rich.progress import track
 from torch import Tensor, nn
 
 
@@ -138,8 +137,3 @@ def top_accuracies(logits: Tensor, labels: Tensor) -> tuple:
     check_finite(logits, 'the network')  # topk takes NaN for the largest
     (top1,), (top5,) = Accuracy.calculate(logits, labels, topk=(1, min(5, logits.shape[1])), thrs=(None,))
     return float(top1), float(top5)
-
-
-def with_progress(batches: Iterable, description: str) -> Iterable:
-    """``batches`` behind a progress bar on a terminal."""
-    return track(batches, description=description, transient=True)

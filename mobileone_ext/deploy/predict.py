@@ -13,7 +13,7 @@ from ..checkpoints.load import load_weights
 from ..data.classes import is_multi_label, labels
 from ..data.decode import read_rgb
 from ..data.pixels import Normalize, in_batches, read_images
-from ..files import csv_text, json_text, suffix_of, write_atomically
+from ..files import check_distinct, csv_text, json_text, suffix_of, write_atomically
 from ..pictures import Line, write_on
 from ..text import as_text, printable
 from . import fuse
@@ -80,7 +80,7 @@ def as_json(results: list[dict]) -> str:
 def as_csv(results: list[dict]) -> str:
     """One line a prediction, with ``COLUMNS``."""
     rows = (
-        dict(image=as_text(result['image']), rank=rank, **best)
+        dict(best, image=as_text(result['image']), rank=rank, label=as_text(best['label']))
         for result in results
         for rank, best in enumerate(result['predictions'], 1)
     )
@@ -102,14 +102,22 @@ def picture_name(number: int, image: str) -> str:
     return f'{number:04d}_{stem}.png'
 
 
-def save_drawing(result: dict, path: Path) -> None:
-    """Write the picture of :func:`draw` to ``path``, a PNG.
+def save_drawings(results: Sequence[dict], folder: Path, photos: Sequence[Path]) -> list[str]:
+    """Write the picture of :func:`draw` for each result into ``folder``, a PNG; what could not be drawn, and why.
 
     Raises:
-        OSError, ValueError: if it cannot be read again, or written.
+        ValueError: if a picture would take the place of one of ``photos``.
     """
-    with write_atomically(path) as part:
-        draw(result).save(part, 'png')
+    failed = []
+    for number, result in enumerate(results):
+        path = folder / picture_name(number, result['image'])
+        check_distinct(path, *(photos if path.exists() else ()))
+        try:
+            with write_atomically(path) as part:
+                draw(result).save(part, 'png')
+        except (OSError, ValueError) as error:  # gone since, or a full disk: the other photos are drawn
+            failed.append(str(error))
+    return failed
 
 
 def draw(result: dict) -> Image.Image:

@@ -10,7 +10,7 @@ from ..config import require_data
 from ..data.check import check_data
 from ..data.pixels import image_size
 from ..files import check_distinct, check_writable, write_atomically, write_json
-from ..text import make_console
+from ..text import make_console, with_progress
 from . import DEFAULT_SIZE, compare, cost, fuse
 
 
@@ -84,7 +84,7 @@ def convert(
 def _compare_on_data(config: Config, before: nn.Module, after: nn.Module, max_flips: int | None) -> dict:
     loader = Runner.build_dataloader(config.test_dataloader)
     device = get_device()
-    batches = compare.with_progress(loader, 'comparing predictions')
+    batches = with_progress(loader, 'comparing predictions')
     difference, accuracies = compare.compare(before.to(device), after.to(device), batches)
     difference.check(max_flips)
     return dict(

@@ -1,5 +1,6 @@
 """The tools, files and processes: OUT that is a source, a full disk, Ctrl-C, a killed worker, a second run."""
 
+import json
 import os
 import resource
 import shutil
@@ -222,3 +223,17 @@ def test_a_name_with_escapes_is_printed_with_escapes(run_tool, tmp_path, checkpo
     assert code == 0 and r'a\x1b[31m\nb.png' in text and r'c\x1b.png' in text and '\x1b' not in text, text
     code, text = run_tool('predict', config, tmp_path / 'x\x1b.pth', folder)
     assert code == 1 and r'x\x1b.pth' in only_line(text) and '\x1b' not in text
+
+
+def test_what_is_computed_is_written_before_it_is_shown(run_tool, tmp_path, checkpoint, config, digits, monkeypatch):
+    """A console that fails, as one that is closed does, costs no result."""
+    photo, out, shown = next((digits / 'val').rglob('*.png')), tmp_path / 'out.json', []
+
+    def fails(*text, **options):
+        shown.append((*text, out.exists(), len(list(tmp_path.glob('drawn/*.png')))))
+        raise BrokenPipeError('nobody reads')
+
+    monkeypatch.setattr('builtins.print', fails)
+    with pytest.raises(BrokenPipeError):
+        run_tool('predict', config, checkpoint, photo, '--out', out, '--draw', tmp_path / 'drawn')
+    assert shown[0] == (str(photo), True, 1) and json.loads(out.read_text())[0]['image'] == str(photo)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mobileone_ext.backbone import MobileOne
-from mobileone_ext.deploy.compare import Difference, with_progress
+from mobileone_ext.deploy.compare import Difference
 from mobileone_ext.deploy.formats.base import (
     FORMAT_OF_SUFFIX,
     FORMATS,
@@ -39,7 +39,7 @@ from mobileone_ext.deploy.formats.onnx import onnx_proto, write_onnx
 from mobileone_ext.deploy.runtime import open_network
 from mobileone_ext.files import check_writable, csv_text, suffix_of, write_atomically, write_text
 from mobileone_ext.provenance import machine
-from mobileone_ext.text import markdown_table
+from mobileone_ext.text import markdown_table, with_progress
 
 from . import CLOCKS
 from .classifier import Classifier

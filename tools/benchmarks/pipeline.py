@@ -20,13 +20,12 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
 
 from mobileone_ext.data.images import find_images
 from mobileone_ext.data.resize import QUALITY, resize_file
 from mobileone_ext.files import check_writable, csv_text, write_text
 from mobileone_ext.provenance import machine
-from mobileone_ext.text import make_console, markdown_table
+from mobileone_ext.text import markdown_table, with_progress
 
 TASKS = ('training', 'validation')
 PACKAGES = ('simplejpeg', 'mmcv', 'mmpretrain', 'cv2', 'PIL', 'torch', 'torchvision')
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         sets = [files, resample(files, args.resample, Path(folder))]
         sets.append(resize_once(sets[1], args.short_edge))
         cases = [(images, task, size) for images in sets for task in TASKS for size in args.sizes]
-        for images, task, size in track(cases, 'pipelines', console=make_console(stderr=True)):
+        for images, task, size in with_progress(cases, 'pipelines'):
             name = photos_label(images)
             for pipeline, seconds in measure(PIPELINES, images, task, size, args.rounds).items():
                 rate = len(images) / median(seconds)

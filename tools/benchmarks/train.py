@@ -19,12 +19,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 
 from mobileone_ext.cli import silence_imports
 from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
 from mobileone_ext.provenance import machine
-from mobileone_ext.text import make_console, markdown_table
+from mobileone_ext.text import markdown_table, with_progress
 
 from . import CLOCKS, gpu
 from .classifier import CLASSES
@@ -107,16 +106,15 @@ def run(args: argparse.Namespace) -> None:
     threads = f'{args.threads} thread{"s" * (args.threads > 1)}{", processor time" * (args.clock == "cpu")}'
     head = f'{machine("torch", "mmpretrain", "timm")}; batch {args.batch}, {args.size} px, {threads}'
     print(head)
-    console = make_console(stderr=True)
     settings = [Setting(arch, args.batch, args.size, args.threads) for arch in args.archs]
     # Memory first: a child's peak counts what this process held when it was started.
     peaks = {
         (setting, name): peak_memory(name, setting)
-        for setting in track(settings, 'memory', console=console)
+        for setting in with_progress(settings, 'memory')
         for name in args.networks
     }
     rows = []
-    for setting in track(settings, 'time', console=console):
+    for setting in with_progress(settings, 'time'):
         for name, times in measure(args.networks, setting, args.steps, args.clock).items():
             rows.append(
                 dict(

@@ -21,9 +21,9 @@ from ...data.classes import is_multi_label
 from ...data.images import Found, find_images, leaves, spread
 from ...data.pixels import Normalize, Preprocessing, read_images
 from ...files import check_writable, staging_folder, write_atomically, write_json
-from ...text import make_console, printable
+from ...text import make_console, printable, with_progress
 from .. import export
-from ..compare import Difference, top_accuracies, with_progress
+from ..compare import Difference, top_accuracies
 from ..formats.base import MissingPackage, Request, check_installed, first_line, load_format
 from ..runtime import Network, open_network
 from . import agreement

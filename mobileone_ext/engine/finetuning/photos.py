@@ -19,7 +19,7 @@ from ...data.classes import read_text, twins_note
 from ...data.decode import read_pixels
 from ...data.images import class_folders, images_below, left_out_note, photos_by_folder
 from ...data.parts import branches, find_parts
-from ...text import fits_a_line, nfc, printable, quoted
+from ...text import fits_a_line, nfc, printable, quoted, with_progress
 from .split import rarest, stratified_split
 
 _UTF_16 = (b'\xff\xfe', b'\xfe\xff')  # the marks that such a file begins with
@@ -321,10 +321,8 @@ def without_unwritable(photos: Photos) -> Photos:
 
 def _check_all(files: Sequence[Path]) -> list[tuple[str, str]]:
     """The digest of each file and why it cannot be read, or ``''``."""
-    from rich.progress import track
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(track(pool.map(_check, files), 'checking photos', len(files), transient=True))
+        return list(with_progress(pool.map(_check, files), 'checking photos', len(files)))
 
 
 def _check(file: Path) -> tuple[str, str]:

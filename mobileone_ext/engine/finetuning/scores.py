@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from ...checkpoints.load import load_weights
 from ...data.classes import is_multi_label
 from ...deploy import fuse
-from ...deploy.compare import with_progress
+from ...text import with_progress
 
 
 @dataclass(frozen=True)
