@@ -155,8 +155,7 @@ def with_progress(items: Iterable[Item], description: str, total: int | None = N
     from rich.progress import track
 
     console = make_console(stderr=True)
-    options = dict(console=console, transient=True, disable=not console.is_terminal)
-    return track(items, description, total, **options)
+    return track(items, description, total, console=console, transient=True, disable=not console.is_terminal)
 
 
 class Markdown(str):
