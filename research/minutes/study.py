@@ -4,14 +4,17 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from mmengine.config import Config
 
 from mobileone_ext.ablation.ablate import Run, config_text, execute, read_report
 from mobileone_ext.ablation.progress import validations
 from mobileone_ext.ablation.report import environment
-from mobileone_ext.config import check_config, check_keys_are_read, is_mobileone, override
+from mobileone_ext.config import check_config, check_keys_are_read, override
+from mobileone_ext.deploy.fuse import fuses
 from mobileone_ext.engine.train import latest_checkpoint, use_data
 from mobileone_ext.files import write_text
+from mobileone_ext.pictures import drawing, in_picture
 from mobileone_ext.text import markdown_table
 from research.training import append_row, mean_and_std, read_rows
 
@@ -29,7 +32,7 @@ def plan(configs: dict[str, Config], seeds: Sequence[int], data: str, out: Path)
         for name, config in configs.items():
             seeded = override(config, {'randomness': dict(seed=seed), 'default_hooks.checkpoint.max_keep_ckpts': 1})
             text = config_text(seeded)
-            runs.append(Run(name, seed, text, out / name / f'seed{seed}', is_mobileone(seeded)))
+            runs.append(Run(name, seed, text, out / name / f'seed{seed}', fuses(seeded)))
     return runs
 
 
@@ -89,23 +92,20 @@ def table(rows: list[dict]) -> str:
 
 def plot(rows: list[dict], path: Path) -> None:
     """A line a run, a color a config; what the test found at its end is a dot."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4))
-    for number, name in enumerate(dict.fromkeys(row['config'] for row in rows)):
-        for index, row in enumerate(row for row in rows if row['config'] == name):
-            points = [tuple(map(float, pair.split(':'))) for pair in row['curve'].split()]
-            label = name if index == 0 else None
-            axis.plot(*zip(*points), '-', color=f'C{number}', alpha=0.6)
-            axis.plot([float(row['minutes'])], [float(row['top1'])], 'o', color=f'C{number}', label=label)
-    axis.set(xlabel='minutes of training', ylabel='top-1 in %: validations, and the test as a dot')
-    axis.set_xlim(left=0)
-    axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    names = list(dict.fromkeys(row['config'] for row in rows))
+    shown, dots = [in_picture(name) for name in names], []
+    with drawing(shown):
+        figure = Figure(figsize=(7, 4), layout='constrained')
+        axis = figure.subplots()
+        for number, name in enumerate(names):
+            for row in (row for row in rows if row['config'] == name):
+                points = [tuple(map(float, pair.split(':'))) for pair in row['curve'].split()]
+                axis.plot(*zip(*points), '-', color=f'C{number}', alpha=0.6)
+                dot = axis.plot([float(row['minutes'])], [float(row['top1'])], 'o', color=f'C{number}')
+            dots += dot
+        axis.set(xlabel='minutes of training', ylabel='top-1 in %: validations, and the test as a dot')
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(dots, shown)
+        figure.savefig(path, dpi=120)
