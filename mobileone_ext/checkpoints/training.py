@@ -7,6 +7,7 @@ A training checkpoint is plain data (see ``recipe/checkpointing.py``):
     ema_state_dict  then: the trained weights, and the count of steps
     optimizer       param_groups, and the state of each parameter by its number
     param_schedulers, message_hub
+    hooks           what hooks remember (see ``recipe/memory.py``), of all processes or of each
 
 Code in it, such as the text of a config, is never run: nothing here or above looks at it.
 """
@@ -24,7 +25,7 @@ from ..text import abbreviate
 from .load import read_checkpoint
 from .structure import differences, shapes_of
 
-PARTS = ('meta', 'state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers', 'message_hub')
+PARTS = ('meta', 'state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers', 'message_hub', 'hooks')
 _NEEDED = ('meta', 'state_dict', 'optimizer', 'message_hub')
 _HUB_PARTS = ('log_scalars', 'runtime_info', 'resumed_keys')
 _HOW_TO_STEP = ('capturable', 'differentiable', 'foreach', 'fused')  # of a group; what a step gives is the same
@@ -133,12 +134,15 @@ def _named(path: str | Path, check, *args) -> None:
 def check_training_checkpoint(checkpoint: dict) -> None:
     """The part of the checks that needs no run; raises ValueError without the file's name."""
     for part in PARTS:
-        kinds = (dict, list) if part == 'param_schedulers' else (dict,)
+        kinds = dict(param_schedulers=(dict, list), hooks=(list,)).get(part, (dict,))
         if part in checkpoint and not isinstance(checkpoint[part], kinds):
             raise ValueError(f'{part} is a {_type(checkpoint[part])}, not a {kinds[-1].__name__}')
     _check_meta(checkpoint['meta'])
     _check_hub(checkpoint['message_hub'], checkpoint['meta'])
     _check_optimizer_form(checkpoint['optimizer'])
+    for state in checkpoint.get('hooks', ()):
+        if not isinstance(state, dict) or not all(isinstance(values, dict) for values in state.values()):
+            raise ValueError(f'hooks holds {_short(state)}, not a dict of what each hook remembers')
     for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
         if part in checkpoint:
             _check_finite(checkpoint[part], part)

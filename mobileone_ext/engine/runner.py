@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.device import get_device
 from mmengine.dist import master_only
-from mmengine.hooks import EMAHook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm, is_model_wrapper
 from mmengine.optim import BaseOptimWrapper, OptimWrapper, OptimWrapperDict
@@ -29,6 +30,7 @@ from ..config import building
 from ..data.check import check_loaders, leave_out_last_of_one
 from ..data.classes import are_same, check_same
 from ..recipe.checkpointing import described_run, to_plain, without_functions
+from ..recipe.memory import Memory
 from ..recipe.schedule import without_short_warmups
 from ..recipe.seeding import number_draws
 from ..recipe.workers import end_workers
@@ -81,6 +83,8 @@ class Runner(_Runner):
 
     _built = count()
     _wrapper = None  # the config of what comes around the model
+    _resumed: tuple[Any, dict] | None = None  # the file, and what was in it beside weights and optimizer
+    memory: Memory | None = None
 
     def __init__(self, *args, experiment_name: str | None = None, cfg=None, **kwargs):
         # mmengine's loggers go by name and second: another run of this process would write to the files of the first.
@@ -142,6 +146,7 @@ class Runner(_Runner):
         self._say_what_a_step_is(checkpoint['meta'])
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         unwrap(self.model).load_state_dict(checkpoint['state_dict'])
+        self._resumed = filename, dict(hooks=checkpoint.get('hooks') or [{}], meta=checkpoint['meta'])
         return checkpoint
 
     def _expected_checkpoint(self) -> dict:
@@ -251,15 +256,59 @@ class Runner(_Runner):
             return super().build_optim_wrapper(optim_wrapper)
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        if fn_name not in ('before_run', 'before_train'):
+        if fn_name == 'before_run':
+            self._begin(fn_name, self.hooks)
+        elif fn_name == 'before_train':  # the checkpoint's last: it makes up for a validation, which hooks remember
+            self._begin(fn_name, [hook for hook in self.hooks if not isinstance(hook, CheckpointHook)])
+            self._remember()
+            self._begin(fn_name, [hook for hook in self.hooks if isinstance(hook, CheckpointHook)])
+        else:
+            if fn_name == 'before_save_checkpoint' and self.memory is not None:
+                self._put_memory_into(kwargs['checkpoint'])
             super().call_hook(fn_name, **kwargs)
-            several = fn_name == 'before_train_iter' and self._wrapper is not None
-            if several and what_is_planned_by(self.model) != self._planned:
-                self._maybe_compile('train_step')
-            return
-        for hook in self.hooks:  # before the first step what a hook refuses is a mistake of the config
+        several = fn_name == 'before_train_iter' and self._wrapper is not None
+        if several and what_is_planned_by(self.model) != self._planned:
+            self._maybe_compile('train_step')
+        if self.memory is not None:
+            self.memory.catch_up()
+
+    def _begin(self, fn_name: str, hooks: list[Hook]) -> None:
+        for hook in hooks:  # before the first step what a hook refuses is a mistake of the config
             with building(type(hook).__name__, 'does not start'):
-                getattr(hook, fn_name, lambda runner, **kwargs: None)(self, **kwargs)
+                getattr(hook, fn_name, lambda runner: None)(self)
+
+    def _remember(self) -> None:
+        """Begin the hooks' memory, with what a checkpoint has of it."""
+        with building('hooks', 'their state_dict is no plain data'):
+            self.memory = Memory(self.hooks, unwrap(self.model))
+        if self._resumed is None:
+            return
+        (filename, left), self._resumed = self._resumed, None
+        with building(str(filename), 'cannot be resumed from'):
+            try:
+                went_on = self.memory.give_back(left['hooks'], edited='digest' not in left['meta'])
+            except ValueError as error:
+                raise ValueError(f'{filename}: cannot be resumed from: {error}') from None
+        if went_on:
+            self.logger.info(f'hooks go on with what they remember: {", ".join(went_on)}')
+        if left['meta'].get('stopped') == self._hooks_as_text():
+            self.train_loop.stop_training = True
+            self.logger.info(
+                f'{filename}: the run stopped early, at epoch {self.epoch}, iteration {self.iter}: nothing is left to '
+                'train. With other hooks (custom_hooks) it goes on'
+            )
+        elif 'stopped' in left['meta']:
+            self.logger.info(f'{filename}: the run stopped early; its hooks were others, so it goes on')
+
+    def _put_memory_into(self, checkpoint: dict) -> None:
+        if 'optimizer' not in checkpoint:
+            return  # no run goes on from it
+        self.memory.put_into(checkpoint)
+        if getattr(self.train_loop, 'stop_training', False):
+            checkpoint['meta']['stopped'] = self._hooks_as_text()
+
+    def _hooks_as_text(self) -> str:
+        return str([self.cfg.get('default_hooks'), self.cfg.get('custom_hooks')])
 
     def build_evaluator(self, evaluator):
         evaluator = super().build_evaluator(evaluator)

@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..files import write_atomically
 from ..registry import HOOKS
 from ..text import one_line
 from .finite import check_finite
+from .sync_buffers import SyncStatisticsHook
 
 _HISTORY = 'history_buffer'
 _VALIDATED = 'last_validated_iter'  # in the message hub; the log shows what begins with val
@@ -118,8 +120,10 @@ class SafeCheckpointHook(CheckpointHook):
             runner.logger.warning(f'validation: {", ".join(unsound)} is NaN, which is never the best')
         runner.message_hub.update_info(_VALIDATED, runner.iter)
         super().after_val_epoch(runner, metrics)
-        step = self._step(runner)
-        if self._newest == step:
+
+    def after_val(self, runner) -> None:
+        step = self._step(runner) if isinstance(runner._train_loop, BaseLoop) else None
+        if step is not None and self._newest == step:
             self._save_checkpoint_with_step(runner, step, dict(epoch=runner.epoch, iter=runner.iter))
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
@@ -155,7 +159,13 @@ class SafeCheckpointHook(CheckpointHook):
                 self.best_ckpt_path_dict[name] = path
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        for hook in runner.hooks:
+            if isinstance(hook, SyncStatisticsHook):
+                hook.within_epoch(runner)
         check_finite(runner)
+        memory = getattr(runner, 'memory', None)  # mmengine's own Runner keeps none
+        if memory is not None:
+            memory.gather()
         kept = [old for old in self.keep_ckpt_ids if old != step and os.path.isfile(self._path(old))]
         self.keep_ckpt_ids, limit = [*kept, step], self.max_keep_ckpts
         if limit > 0:
@@ -170,6 +180,8 @@ class SafeCheckpointHook(CheckpointHook):
             outdated, self.keep_ckpt_ids = self.keep_ckpt_ids[:-limit], self.keep_ckpt_ids[-limit:]
             self._remove(self._path(old) for old in outdated)
         self._remove_outdated_best(runner)
+        if memory is not None:
+            memory.was_saved(partial(self._save_checkpoint_with_step, runner, step, meta))
 
     def _remove_outdated_best(self, runner) -> None:
         """Remove the best files, up to this step, that the newest checkpoint knows a better one than."""

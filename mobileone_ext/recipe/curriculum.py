@@ -141,7 +141,6 @@ class CurriculumHook(Hook):
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise ValueError('curriculum: needs training by epochs, train_cfg=dict(by_epoch=True, ...)')
         self.stages = read_stages(self.stage_dicts, runner.max_epochs)
-        self.current = None
         loader, config = runner.train_dataloader, runner.cfg.get('train_dataloader')
         if not config:  # a loader made by hand, as mmpretrain's vis_scheduler does
             self.sizes, self.built = {}, {stage: [] for stage in self.stages}
@@ -164,11 +163,11 @@ class CurriculumHook(Hook):
 
     def before_train_epoch(self, runner) -> None:
         stage = stage_at(runner.epoch, self.stages)
-        if stage != self.current and self.built[stage]:
-            for dataset, pipeline in self.built[stage]:
+        changed = [(dataset, pipeline) for dataset, pipeline in self.built[stage] if dataset.pipeline is not pipeline]
+        if changed:
+            for dataset, pipeline in changed:
                 dataset.pipeline = pipeline
             end_workers(runner.train_dataloader)  # those keep the pipeline that they were started with
-            self.current = stage
             name = stage_label(self.sizes.get(stage), stage.strength)
             runner.logger.info(f'curriculum: epoch {runner.epoch} (from 0) trains at {name}')
         if stage in self.sizes:

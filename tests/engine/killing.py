@@ -5,12 +5,15 @@ Nothing in the package knows of this: a moment is a function of the package, of 
 
 import os
 import signal
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ranks
 import torch
 from conftest import TINY, data_options
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 
 def kill() -> None:
@@ -98,7 +101,38 @@ def moments() -> dict[str, Callable]:
     }
 
 
-def _train(work_dir: str, digits: str, options: dict, moment: str | None, killed: int) -> None:
+@HOOKS.register_module()
+class Remembers(Hook):
+    """A hook of one's own whose memory changes the weights: twice it lowers the lr, of how it went and how often."""
+
+    def __init__(self):
+        self.rank = None
+
+    def before_train(self, runner):
+        self.epochs, self.lowered, self.scores, self.mean = 0, False, [], torch.zeros(())
+        self.rank = int(os.environ['RANK'])
+        self.newest, self.by_label = deque(maxlen=3), Counter()
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.mean += outputs['loss'].detach() / 10  # another one on each process
+        self.newest.append(runner.iter)
+        self.by_label.update(int(sample.gt_label) for sample in data_batch['data_samples'])
+
+    def after_train_epoch(self, runner):
+        self.epochs += 1
+        if self.epochs == 3:
+            runner.optim_wrapper.param_groups[0]['lr'] *= 0.5
+
+    def after_val_epoch(self, runner, metrics=None):
+        self.scores.append(metrics['accuracy/top1'])
+        if not self.lowered and len(self.scores) == 2:
+            runner.optim_wrapper.param_groups[0]['lr'] *= 0.5
+            self.lowered = True
+
+
+def _train(
+    work_dir: str, digits: str, options: dict, moment: str | None, killed: int, hooks: list[dict], by_epoch: bool
+) -> None:
     import contextlib
 
     from mobileone_ext import cli
@@ -113,8 +147,15 @@ def _train(work_dir: str, digits: str, options: dict, moment: str | None, killed
     config.custom_hooks.append(
         dict(type='mobileone_ext.CurriculumHook', stages=[dict(epoch=0, size=16), dict(epoch=2, size=32)])
     )
+    config.custom_hooks.extend(hooks)
     config.work_dir, config.randomness.seed = work_dir, 3
     config.default_hooks.checkpoint.update(options)
+    if not by_epoch:  # validates and saves within its one epoch
+        del config.custom_hooks[1]  # the curriculum
+        config.train_cfg = dict(by_epoch=False, max_iters=8, val_interval=2)
+        config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
+        config.param_scheduler = [dict(type='CosineAnnealingLR', T_max=8, by_epoch=False)]
+        config.default_hooks.checkpoint.update(by_epoch=False, interval=2)
     if os.environ['WORLD_SIZE'] != '1':
         config.launcher = 'pytorch'
         config.train_dataloader.batch_size = 22
@@ -128,10 +169,18 @@ def _train(work_dir: str, digits: str, options: dict, moment: str | None, killed
 
 
 def train(
-    work_dir: Path, digits: Path, options: dict, moment: str | None = None, processes: int = 1, killed: int = 0
+    work_dir: Path,
+    digits: Path,
+    options: dict,
+    moment: str | None = None,
+    processes: int = 1,
+    killed: int = 0,
+    hooks: Sequence[dict] = (),
+    by_epoch: bool = True,
 ) -> list[int]:
     """Start or resume a run in processes of its own, one of which, ``killed``, ends at a moment.
 
     Their exit codes, -9 of those that were killed; a launcher kills the others.
     """
-    return ranks.run(_train, str(work_dir), str(digits), options, moment, killed, processes=processes)
+    arguments = str(work_dir), str(digits), options, moment, killed, list(hooks), by_epoch
+    return ranks.run(_train, *arguments, processes=processes)

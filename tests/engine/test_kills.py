@@ -57,11 +57,12 @@ def undisturbed(digits, tmp_path_factory):
     """The work dir of a whole run with these options, made once."""
     made = {}
 
-    def run(keep, best, processes=1):
-        options = keep, best, processes
+    def run(keep, best, processes=1, hooks=(), by_epoch=True):
+        options = keep, best, processes, str(hooks), by_epoch
         if options not in made:
             made[options] = tmp_path_factory.mktemp('undisturbed')
-            assert not any(train(made[options], digits, dict(max_keep_ckpts=keep, save_best=best), processes=processes))
+            saving = dict(max_keep_ckpts=keep, save_best=best)
+            assert not any(train(made[options], digits, saving, None, processes, 0, hooks, by_epoch))
         return made[options]
 
     return run
@@ -73,12 +74,13 @@ def assert_same_files(folder, whole):
     assert found.keys() == expected.keys()
     for name, path in expected.items():
         one, other = (torch.load(file, weights_only=True) for file in (path, found[name]))
-        for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+        for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers', 'hooks'):
             assert (part in one) == (part in other)
             if part in one:
                 assert_equal_values(other[part], one[part], f'{name}: {part}')
         info, other_info = (file['message_hub']['runtime_info'] for file in (one, other))
         assert info.get('best_score') == other_info.get('best_score')
+        assert one['meta'].get('stopped') == other['meta'].get('stopped')
     return found
 
 
@@ -96,10 +98,44 @@ def test_a_run_killed_and_resumed(digits, tmp_path, undisturbed, moment, keep, b
 
 
 @pytest.mark.parametrize(
-    'moment, killed', [OF_TWO[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in OF_TWO[1:])]
+    'moment, killed, by_epoch',
+    [
+        (*OF_TWO[0], True),
+        *(pytest.param(*case, True, marks=pytest.mark.slow) for case in OF_TWO[1:]),
+        *(pytest.param(at, 1, False, marks=pytest.mark.slow) for at in ('in the moving average', 'in the validation')),
+    ],
 )
-def test_two_processes_killed_and_resumed(digits, tmp_path, undisturbed, moment, killed):
+def test_two_processes_killed_and_resumed(digits, tmp_path, undisturbed, moment, killed, by_epoch):
     options = dict(max_keep_ckpts=1, save_best='auto')
-    assert train(tmp_path, digits, options, moment, 2, killed)[killed] == -9, 'the moment did not come'
-    assert train(tmp_path, digits, options, processes=2) == [0, 0]
-    assert_same_files(tmp_path, undisturbed(1, 'auto', 2))
+    codes = train(tmp_path, digits, options, moment, 2, killed, by_epoch=by_epoch)
+    assert codes[killed] == -9, 'the moment did not come'
+    assert train(tmp_path, digits, options, processes=2, by_epoch=by_epoch) == [0, 0]
+    assert_same_files(tmp_path, undisturbed(1, 'auto', 2, by_epoch=by_epoch))
+
+
+EARLY = dict(type='EarlyStoppingHook', monitor='accuracy/top1', min_delta=101.0, patience=2)  # after epoch 3 of 4
+OF_HOOKS = [
+    ('between save and validation', 1, [dict(type='Remembers', priority='LOWEST'), EARLY]),
+    ('in the optimizer step', 2, [dict(type='Remembers'), EARLY]),
+    ('validated, before it is written again', 1, [dict(type='Remembers', priority='LOWEST')]),
+    ('in the validation', 1, [dict(type='Remembers', priority='LOWEST'), EARLY]),
+    ('validated and written again', 1, [EARLY, dict(type='Remembers', priority='VERY_LOW')]),
+    ("at the loader's start", 1, [dict(type='Remembers', priority='HIGHEST'), EARLY]),
+    ('in the write', 2, [dict(type='Remembers', priority='LOWEST')]),
+]
+
+
+@pytest.mark.parametrize(
+    'moment, processes, hooks', [*OF_HOOKS[:2], *(pytest.param(*case, marks=pytest.mark.slow) for case in OF_HOOKS[2:])]
+)
+def test_hooks_go_on_where_they_were(digits, tmp_path, undisturbed, moment, processes, hooks):
+    options = dict(max_keep_ckpts=1, save_best='auto')
+    whole = undisturbed(1, 'auto', processes, hooks)
+    assert train(tmp_path, digits, options, moment, processes, hooks=hooks)[0] == -9, 'the moment did not come'
+    for _ in range(2):  # one that stopped early is over
+        assert not any(train(tmp_path, digits, options, processes=processes, hooks=hooks))
+        found = assert_same_files(tmp_path, whole)
+    (newest,) = (path for name, path in found.items() if name.startswith('epoch'))
+    newest = torch.load(newest, weights_only=True)
+    assert newest['meta']['epoch'] == (3 if EARLY in hooks else 4)
+    assert len(newest['hooks']) == (2 if processes == 2 else 1)  # each process saw other images

@@ -100,6 +100,11 @@ MISFITS = {
     'last_step negative': (edit('param_schedulers|0|last_step', -1), 'param_schedulers[0].last_step is -1'),
     'no EMA': (edit('ema_state_dict', ...), 'the config has a moving average (EMAHook, ema_state_dict), the file'),
     'EMA without steps': (edit('ema_state_dict|steps', ...), 'ema_state_dict: 1 key missing: steps'),
+    'hooks a dict': (edit('hooks', {}), 'hooks is a dict, not a list'),
+    'hooks of text': (edit('hooks', ['text']), "hooks holds 'text', not a dict of what each hook remembers"),
+    'a memory of another kind': (edit('hooks', [{'EMAHook': {'begin_iter': 'x'}}]), "hooks.EMAHook.begin_iter is 'x'"),
+    'a memory in place of a method': (edit('hooks', [{'EMAHook': {'before_run': 1}}]), 'hooks.EMAHook.before_run is 1'),
+    'a memory of unknown form': (edit('hooks', [{'EMAHook': {'a': {'b': 1}}}]), 'hooks.EMAHook.a'),
     'other classes': (
         lambda checkpoint: [
             checkpoint[part].update({key: checkpoint[part][key][:7] for key in checkpoint[part] if 'head.fc' in key})

@@ -1,4 +1,7 @@
-"""Several processes: the gradients of a step are the average of the ranks' own, whatever a hook has changed."""
+"""Several processes: gradients are the average of the ranks' own, whatever a hook has changed; so are statistics."""
+
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ranks
@@ -118,3 +121,28 @@ def test_gradients_are_the_average(case, digits, tmp_path):
         off = {name: float((found[name] - g).norm() / g.norm()) for name, g in expected.items()}
         off = {name: share for name, share in off.items() if not share < 1e-3}
         assert not off, f'rank {rank}: {len(off)} of {len(found)} gradients are off: {off}'
+
+
+def average(moment, work_dir):
+    """What the hook leaves of statistics that are other ones on each process, within a loop by iterations."""
+    from mmengine.hooks import EMAHook
+    from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+
+    from mobileone_ext.recipe.sync_buffers import SyncStatisticsHook
+
+    torch.distributed.init_process_group('gloo')
+    rank, ema = torch.distributed.get_rank(), EMAHook()
+    model, ema.ema_model = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    model.running_mean += rank
+    ema.ema_model.running_mean += 3 * rank
+    kind = EpochBasedTrainLoop if moment == 'after_train_epoch' else IterBasedTrainLoop
+    runner = SimpleNamespace(model=model, hooks=[ema], _train_loop=kind.__new__(kind))
+    getattr(SyncStatisticsHook(), moment)(runner)
+    Path(work_dir, f'{rank}.txt').write_text(str([model.running_mean.tolist(), ema.ema_model.running_mean.tolist()]))
+
+
+@pytest.mark.parametrize('moment', ['after_train_epoch', 'before_val_epoch', 'within_epoch'])
+def test_statistics_are_the_average(moment, tmp_path):
+    assert ranks.run(average, moment, str(tmp_path)) == [0, 0]
+    for rank in (0, 1):
+        assert Path(tmp_path, f'{rank}.txt').read_text() == '[[0.5, 0.5], [1.5, 1.5]]'
