@@ -90,21 +90,26 @@ def prepare_process() -> None:
 
 
 def give_home() -> None:
-    """Give a user without home or name, as in a container, a folder and a name: libraries ask for both.
-
-    The folder is the same one each time, for what is cached there.
-    """
-    if not os.path.isabs(os.path.expanduser('~')):
-        folder = Path(tempfile.gettempdir(), f'mobileone_{os.getuid()}')
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        if not folder.is_dir() or folder.is_symlink() or folder.stat().st_uid != os.getuid():
-            folder = Path(tempfile.mkdtemp())
-        os.environ['HOME'] = str(folder)
+    """Give a user without home or name, as in a container, a folder and a name: libraries ask for both."""
+    home = os.environ.get('HOME', os.path.expanduser('~'))
+    if not os.path.isabs(home):
+        os.environ['HOME'] = _folder_of_user()
+    elif not os.access(home, os.W_OK) and 'MPLCONFIGDIR' not in os.environ:
+        os.environ['MPLCONFIGDIR'] = _folder_of_user()  # matplotlib takes another one each time, and says so
     try:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ['LOGNAME'] = str(os.getuid())
+
+
+def _folder_of_user() -> str:
+    """A folder for temporary files that nobody else has, the same one each time for what is cached there."""
+    folder = Path(tempfile.gettempdir(), f'mobileone_{os.getuid()}')
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if not folder.is_dir() or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        folder = Path(tempfile.mkdtemp())
+    return str(folder)
 
 
 def silence_imports() -> None:

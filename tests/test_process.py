@@ -91,6 +91,22 @@ def test_a_home_is_not_somebody_elses(nobody, monkeypatch, tmp_path, kind):
     assert Path.home() != foreign and Path.home().parent == tmp_path
 
 
+@pytest.mark.parametrize('home', ['', 'a/b'])
+def test_a_home_that_is_no_place_is_another(nobody, monkeypatch, tmp_path, home):
+    monkeypatch.setenv('HOME', home)
+    cli.give_home()
+    assert Path.home().parent == tmp_path
+
+
+def test_matplotlib_has_a_place_where_the_home_takes_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', '/nonexistent')
+    monkeypatch.setenv('MPLCONFIGDIR', 'to be removed again')
+    monkeypatch.delenv('MPLCONFIGDIR')
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    cli.give_home()
+    assert os.environ['HOME'] == '/nonexistent' and Path(os.environ['MPLCONFIGDIR']).parent == tmp_path
+
+
 def test_a_home_stays(monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
     cli.give_home()
