@@ -220,7 +220,8 @@ def check_same(names: Sequence[str] | None, reference: Sequence[str] | None, whe
     pairs = enumerate(zip_longest(names, reference))
     index, (name, expected) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
     raise ValueError(
-        f'{where}: class {index} is {name!r}, in {other} it is {expected!r}: the same classes in another order'
+        f'{where}: class {index} is {quoted([name])}, in {other} it is {quoted([expected])}: '
+        'the same classes in another order'
     )
 
 

@@ -21,8 +21,8 @@ ROLES = {
 def find_parts(root: Path, inside: Mapping[str, Sequence[str]]) -> dict[str, Path]:
     """Which folders of ``root`` are ``train``, ``val`` and ``test``; nothing where its folders are classes.
 
-    Those named as in ``ROLES``; among folders that hold the same ones also by a word of the name, if each of them has
-    such a word, and one that is left takes the place that is free.
+    Those named as in ``ROLES``. Among folders that hold the same ones, where each has such a word in its name, also by
+    that; and a single one that is left takes the place that is free.
 
     Args:
         inside: the photos below each folder of ``root``, as paths relative to that.
@@ -33,8 +33,10 @@ def find_parts(root: Path, inside: Mapping[str, Sequence[str]]) -> dict[str, Pat
     contents = {name: branches(files) for name, files in inside.items() if files}
     held = {name: folders for name, (_, folders) in contents.items()}
     same = alike(held)
-    by_word = bool(same) and all(map(_role_of_word, same))
-    roles = {name: _role_of_word(name) if by_word and name in same else _role(name) for name in held}
+    roles = {name: _role(name) for name in held}
+    words = {name: _role_of_word(name) for name in same}
+    if all(words.values()):
+        roles |= {name: word for name, word in words.items() if word not in roles.values()}
     parts = [name for name in held if held[name] and roles[name]]
     found = {roles[name]: name for name in parts}
     rest = [name for name in same if not roles[name]]

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from mobileone_ext import cli
 from mobileone_ext.data.check import check_data, check_loaders, leave_out_last_of_one
 from mobileone_ext.data.classes import classes_in
+from mobileone_ext.data.dataset import CustomDataset
 from mobileone_ext.engine.runner import Runner
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -112,6 +113,8 @@ def test_letters_composed_and_decomposed(tmp_path, capsys):
     assert found.metainfo['classes'] == ('cafz', 'caf\u00e9')
     labels = {Path(found.get_data_info(i)['img_path']).name: found.get_data_info(i)['gt_label'] for i in range(3)}
     assert labels == {'3.jpg': 1, '4.jpg': 0, '5.jpg': 1}
+    named = CustomDataset(data_root=str(tmp_path), data_prefix='train', metainfo=dict(classes=['cafe\u0301', 'cafz']))
+    assert [named.get_data_info(i)['gt_label'] for i in range(2)] == [1, 0]
 
 
 @pytest.mark.parametrize('ids, word', [(0, ''), (1, 'not those of ImageNet')])

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -237,6 +238,9 @@ def test_names_in_a_checkpoint_are_composed(checkpoint, photos, tmp_path, run_to
     torch.save(stored, tmp_path / 'mac.pth')
     weights = load_weights(tmp_path / 'mac.pth')
     assert weights.classes == ('ant', 'caf\u00e9', 'cow')
+    data = SimpleNamespace(metainfo=dict(classes=('cafe\u0301', 'cow', 'ant')))
+    order = Runner._classes.fget(SimpleNamespace(train_dataloader=SimpleNamespace(dataset=data)))
+    assert sorted(order) == sorted(weights.classes)  # what load_from asks before it keeps the head
     turned = in_order(weights, ['cafe\u0301', 'cow', 'ant'])
     assert turned.state['head.fc.bias'].equal(weights.state['head.fc.bias'][[1, 2, 0]])
     for part in ('train', 'val'):

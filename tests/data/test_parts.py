@@ -29,6 +29,8 @@ def photos(**folders) -> dict[str, list[str]]:
         (dict(TrainSet='a b', ValSet='a b', TestSet='a b'), dict(train='TrainSet', val='ValSet', test='TestSet')),
         (dict(seg_train='seg_train/a seg_train/b', seg_test='seg_test/a seg_test/b', seg_pred='seg_pred'),
          dict(train='seg_train/seg_train', test='seg_test/seg_test')),
+        (dict(train='a b', train_more='a b', val='a b'), dict(train='train', val='val')),
+        (dict(train='a b', my_val='a b', my_test='a b'), dict(train='train', val='my_val', test='my_test')),
         (dict(train='a b', val='a b', extra='a b'), dict(train='train', val='val')),  # who it is for is not known
         (dict(train='caf\u00e9 b', exam='cafe\u0301 b'), dict(train='train', val='exam')),
         (dict(train='a b', val=''), dict(train='train')),

@@ -14,7 +14,7 @@ from mobileone_ext.engine.processes import LOCK, is_first, one_writer, run_child
 HOLD = """
 import os, sys, time
 from mobileone_ext.engine.processes import one_writer
-with one_writer(sys.argv[1], 'holder'):
+with one_writer(sys.argv[1], 'hol\u200cder'):
     child = os.fork() if sys.argv[2] == 'fork' else 1
     if child:
         print(child, flush=True)
@@ -75,7 +75,8 @@ def ends(pid, seconds=20):
 
 def test_a_second_writer_is_refused_and_told_of_the_first(start, tmp_path):
     holder, _ = start(HOLD, tmp_path, 'alone')
-    with pytest.raises(ValueError, match=f'holder, process {holder.pid} on .* writes here'), one_writer(tmp_path, 'x'):
+    told = f'hol\u200cder, process {holder.pid} on .* writes here'
+    with pytest.raises(ValueError, match=told), one_writer(tmp_path, 'x'):
         pass
     with one_writer(tmp_path / 'other', 'x'):
         pass
