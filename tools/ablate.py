@@ -23,8 +23,11 @@ def parse_args():
         action='store_true',
         help='the classes are those of the training data (its folders or list), and the head has so many',
     )
+    parser.add_argument('--epochs', type=cli.positive, metavar='N', help='train so long; the schedule follows')
     parser.add_argument('--work-dir', help='where runs and results go (work_dirs/ablations/STUDY)')
-    parser.add_argument('--dry-run', action='store_true', help='check and list the runs, and stop')
+    parser.add_argument(
+        '--dry-run', action='store_true', help='try the runs out without their data, list them and stop'
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument(
         '--processes', type=cli.positive, default=1, help='processes of the launcher, one a GPU (%(default)s)'
@@ -34,7 +37,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    from mobileone_ext.ablation.ablate import plan, run_study
+    from mobileone_ext.ablation.ablate import plan, run_study, try_out
     from mobileone_ext.ablation.study import choose, overrides_label, read_study
     from mobileone_ext.config import find_file
     from mobileone_ext.engine.train import use_classes_of_data, use_data
@@ -42,7 +45,7 @@ def main():
     study = read_study(find_file(args.study, 'configs/ablations', 'study'))
     if args.variants:
         study = choose(study, args.variants)
-    base = cli.load_config(args.base)
+    base = cli.load_config(args.base, {'train_cfg.max_epochs': args.epochs} if args.epochs else {})
     if args.data:
         use_data(base, args.data)
     if args.classes_from_data:
@@ -51,6 +54,7 @@ def main():
         raise ValueError(f'--seeds {args.seeds}: a seed is given twice')
     work_dir = Path(args.work_dir or Path('work_dirs/ablations', study.name))
     runs = plan(study, base, args.seeds, work_dir)
+    try_out(study, runs, data=not args.dry_run)
     if args.dry_run:
         for run in runs:
             state = 'finished' if run.report.exists() else 'to run'

@@ -36,6 +36,7 @@ def parse_args():
     parser.add_argument('--no-validate', action='store_true', help='do not validate while training')
     parser.add_argument('--seed', type=cli.count, help='seed of weights, data order and augmentation')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms alone (slower)')
+    parser.add_argument('--progress', metavar='JSON', help='write epoch, loss and speed to this file, once a second')
     cli.add_launcher_argument(parser)
     return parser.parse_args()
 
@@ -89,7 +90,7 @@ def main():
         checkpoint = args.resume if explicit else training.latest_checkpoint(config.work_dir)
         if checkpoint:
             training.use_checkpoint(config, checkpoint)
-    training.train(config)
+    training.train(config, args.progress)
 
 
 if __name__ == '__main__':

@@ -11,21 +11,28 @@ import json
 import pprint
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
 from mmengine.config import Config
+from rich.status import Status
+from rich.text import Text
 
 from ..config import check_config, check_keys_are_read, override
 from ..deploy.fuse import fuses
+from ..engine.dry_run import dry_run
 from ..engine.processes import exiting_on_sigterm, one_writer, run_child
 from ..engine.train import latest_checkpoint
 from ..files import write_atomically, write_json
-from .progress import training_minutes
+from ..text import make_console
+from .progress import Display, training_minutes
 from .report import write_results
 from .study import Study, folder_name
 
+PROGRESS = 'progress.json'
 TOOLS = ('-m', 'mobileone_ext')  # Python's arguments before a tool's name: whatever is installed
 
 
@@ -76,6 +83,27 @@ def plan(study: Study, base: Config, seeds: Sequence[int], work_dir: Path) -> li
     return runs
 
 
+def try_out(study: Study, runs: Sequence[Run], data: bool = True) -> None:
+    """Build every variant that is still to run, and take a step with it; nothing is left of that.
+
+    Args:
+        data: also build the data sets, which says whether the photos are there; none is read.
+
+    Raises:
+        ValueError: naming the first variant that would fail.
+    """
+    variants = {run.variant: run for run in runs if not run.report.exists()}
+    with Status('', console=make_console(file=sys.stdout), spinner='line') as status:
+        for variant, run in variants.items():
+            name = f'study {study.name}, variant {variant!r}'
+            status.update(Text(f'{variant}: tried out'))
+            try:
+                with redirect_stdout(StringIO()):  # what its run will say, in its log
+                    dry_run(Config.fromstring(run.config_text, '.py'), name, data, step=True)
+            except (ValueError, OSError) as error:
+                raise ValueError(str(error) if str(error).startswith(name) else f'{name}: {error}') from error
+
+
 def config_text(config: Config) -> str:
     """``config`` as a Python file without bases."""
     values = config.to_dict().items()
@@ -106,7 +134,11 @@ def _run_study(study: Study, base_name: str, runs: Sequence[Run], work_dir: Path
             print(f'finished before, top-1 {read_report(run)["top1_after"]:.2f}')
             continue
         print(f'{run.folder}/run.log', flush=True)
-        reason = execute(run, launcher, processes)
+        reports = [read_report(done) for done in runs if done.report.exists()]
+        finished = [60 * report['training_minutes'] for report in reports if report.get('training_minutes')]
+        waiting = sum(not later.report.exists() for later in runs[number:])
+        with Display(run.folder / PROGRESS, finished, waiting) as display:
+            reason = execute(run, launcher, processes, meanwhile=display)
         if reason:
             failures[run.folder] = reason
             print(f'    failed: {reason}')
@@ -117,18 +149,22 @@ def _run_study(study: Study, base_name: str, runs: Sequence[Run], work_dir: Path
     return len(failures)
 
 
-def execute(run: Run, launcher: str, processes: int, validate: bool = False) -> str:
+def execute(
+    run: Run, launcher: str, processes: int, validate: bool = False, meanwhile: Callable[[], None] | None = None
+) -> str:
     """Train, fuse and measure; an empty string, or the reason of a failure.
 
     Args:
         launcher, processes: as in :func:`train_command`.
         validate: also while training, as the config says.
+        meanwhile: called a few times a second while it trains, which keeps ``PROGRESS`` in the run's folder up to date.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     with write_atomically(run.config_file) as part:
         part.write_text(run.config_text, encoding='utf-8')
     train = [*train_command(launcher, processes), run.config_file, '--work-dir', run.folder, '--resume']
-    reason = _call(train if validate else [*train, '--no-validate'], run.folder / 'run.log')
+    train += ['--progress', run.folder / PROGRESS] + ([] if validate else ['--no-validate'])
+    reason = _call(train, run.folder / 'run.log', meanwhile)
     if reason:
         return reason
     checkpoint = latest_checkpoint(run.folder)
@@ -169,12 +205,12 @@ def train_command(launcher: str, processes: int) -> list[str]:
     return [*start[launcher], *TOOLS, 'train', '--launcher', launcher]
 
 
-def _call(command: Sequence, log: Path) -> str:
+def _call(command: Sequence, log: Path, meanwhile: Callable[[], None] | None = None) -> str:
     """Run ``command`` with its output appended to ``log``; an empty string, or why it failed."""
     with open(log, 'a', encoding='utf-8') as file:
         file.write(f'$ {" ".join(map(str, command))}\n')
         file.flush()
-        code = run_child(command, stdout=file, stderr=subprocess.STDOUT)
+        code = run_child(command, meanwhile, stdout=file, stderr=subprocess.STDOUT)
     if code == 0:
         return ''
     if code < 0:

@@ -1,22 +1,35 @@
-"""What tools/train.py --dry-run does: build all of a run but its data, and save and load a checkpoint in memory."""
+"""What tools/train.py --dry-run does: build all of a run but its data, and save and load a checkpoint in memory.
 
+tools/ablate.py does so for every variant, with its data sets, and takes a step on a photo that is made up.
+"""
+
+import copy
 import tempfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, ReduceOnPlateauParamScheduler
+from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import DATASETS, TRANSFORMS
+from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import building, require_data
+from ..data.check import check_data, check_loaders
+from ..data.classes import LOADERS, is_multi_label
 from ..data.flip import check_flips
 from ..recipe.checkpointing import check_saving
 from ..recipe.wrapper import unwrap
 from .runner import Runner
 
 _BATCHES = 20  # in an epoch of a dry run
+_OF_WORKERS = ('num_workers', 'persistent_workers', 'prefetch_factor', 'worker_init_fn')
 
 
 class NoImages(Dataset):
@@ -34,7 +47,7 @@ class NoImages(Dataset):
 
 
 class DryRunner(Runner):
-    """A Runner without data that leaves nothing in its work dir but a log."""
+    """A Runner without data, on the CPU, that says nothing and leaves nothing."""
 
     @staticmethod
     def build_dataloader(dataloader: dict, *args: Any, **kwargs: Any) -> DataLoader:
@@ -46,26 +59,47 @@ class DryRunner(Runner):
     def dump_config(self) -> None:
         """Nothing: a dry run has no work dir to keep it in."""
 
+    def _log_env(self, env_cfg: dict) -> None:
+        """Nothing: asking compilers for their versions takes longer than all else."""
 
-def dry_run(config: Config, name: str) -> DryRunner:
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """``model`` where it is, as the GPU is for those who train; batch norm of several processes is that of one."""
+        return revert_sync_batchnorm(model)
+
+
+class DryRunnerOfData(DryRunner):
+    """A DryRunner with the data sets of its config, of which no photo is read."""
+
+    @staticmethod
+    def build_dataloader(dataloader: dict, *args: Any, **kwargs: Any) -> DataLoader:
+        alone = {key: value for key, value in dataloader.items() if key not in _OF_WORKERS}
+        return Runner.build_dataloader(dict(alone, num_workers=0), *args, **kwargs)
+
+
+def dry_run(config: Config, name: str, data: bool = False, step: bool = False) -> DryRunner:
     """Build the run of ``config`` without its data, take one step without gradients, save and load what it leaves.
 
-    Weights are not initialized, so none are downloaded. Mixed precision is left out where there is no GPU.
+    Weights are not initialized, so none are downloaded. All is done on the CPU, and mixed precision left out.
+
+    Args:
+        data: with the data sets, whose photos are not read.
+        step: a whole one, on a photo that is made up, where the network is a classifier.
 
     Raises:
         ValueError: naming what does not build, or what a checkpoint could not hold.
     """
     require_data(config, 'train_dataloader')
     check_flips(config)
-    config = config.copy()
-    if not torch.cuda.is_available() and config.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':
-        print('mixed precision needs a GPU: checked without it')
+    config = copy.deepcopy(config)
+    if data:
+        check_data(config, *(name for name in LOADERS if config.get(name)))
+    if config.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':
         kept = {key: value for key, value in config.optim_wrapper.items() if key not in ('loss_scale', 'dtype')}
         config.optim_wrapper = dict(kept, type='OptimWrapper')
     config.load_from, config.resume = None, False
     with tempfile.TemporaryDirectory() as work_dir, building(name):
-        config.work_dir, config.experiment_name = work_dir, f'dry_run_{id(config)}'
-        runner = DryRunner.from_cfg(config)
+        config.log_level, config.work_dir, config.experiment_name = 'WARNING', work_dir, f'dry_run_{id(config)}'
+        runner = (DryRunnerOfData if data else DryRunner).from_cfg(config)
         runner._train_loop = runner.build_train_loop(runner._train_loop)
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
@@ -76,6 +110,11 @@ def dry_run(config: Config, name: str) -> DryRunner:
             if loop is not None:
                 setattr(runner, f'_{part}_loop', getattr(runner, f'build_{part}_loop')(loop))
         runner.call_hook('before_run')
+        if data:
+            check_loaders(runner.loaders(), config)
+            runner.call_hook('before_train')
+        if step and isinstance(runner.model, ImageClassifier):
+            _step_on_a_photo(runner, Path(work_dir))
         _step(runner)
         saved = check_saving(runner)
         runner.optim_wrapper.load_state_dict(saved['optimizer'])
@@ -96,6 +135,25 @@ def describe(runner: DryRunner) -> str:
         f'parameters, {len(_schedulers(runner))} schedulers, {len(runner.hooks)} hooks: all of it builds, and a '
         'checkpoint saves and loads'
     )
+
+
+def _step_on_a_photo(runner: DryRunner, folder: Path) -> None:
+    """One step of the optimizer on a batch of a photo that is made up, as training would see it."""
+    photo = {
+        'img_path': str(folder / 'photo.png'),
+        'img': np.arange(256 * 256 * 3, dtype=np.uint8).reshape(256, 256, 3),
+    }
+    Image.fromarray(photo['img']).save(photo['img_path'])
+    label = [0] if is_multi_label(runner.cfg) else 0
+    pipeline = Compose([TRANSFORMS.build(transform) for transform in _pipelines(runner.cfg.train_dataloader)[0]])
+    try:
+        samples = [pipeline(dict(photo, img_shape=(256, 256), ori_shape=(256, 256), gt_label=label)) for _ in range(2)]
+    except KeyError:  # it asks for more than a photo and its label
+        return
+    batch = runner.model.data_preprocessor(pseudo_collate(samples), training=True)
+    # A student's teacher has no weights yet.
+    losses = ImageClassifier.loss(runner.model, batch['inputs'], batch['data_samples'])
+    runner.optim_wrapper.update_params(runner.model.parse_losses(losses)[0])
 
 
 def _step(runner: Runner) -> None:

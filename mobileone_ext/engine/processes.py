@@ -20,6 +20,7 @@ from ..text import fits_a_line
 LOCK = '.lock'
 _PR_SET_PDEATHSIG = 1
 _SECONDS_TO_END = 10
+_SECONDS_BETWEEN = 0.3
 
 
 @contextlib.contextmanager
@@ -80,15 +81,19 @@ def end_with_parent(parent: int | None = None, sign: int = signal.SIGTERM) -> No
         os.kill(os.getpid(), sign)
 
 
-def run_child(command: Sequence[Any], **options) -> int:
+def run_child(command: Sequence[Any], meanwhile: Callable[[], None] | None = None, **options) -> int:
     """Run ``command`` to its end; its exit code. It ends with this process, whatever ends that.
 
     Args:
+        meanwhile: is called a few times a second.
         options: of ``subprocess.Popen``.
     """
     child = subprocess.Popen(list(map(str, command)), preexec_fn=partial(end_with_parent, os.getpid()), **options)
     try:
-        return child.wait()
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.wait(None if meanwhile is None else _SECONDS_BETWEEN)
+            meanwhile()
     finally:
         if child.poll() is None:
             child.terminate()

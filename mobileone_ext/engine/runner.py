@@ -20,6 +20,7 @@ from mmengine.optim import BaseOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import Runner as _Runner
+from torch.utils.data import DataLoader
 
 from .. import recipe  # noqa: F401  the hooks below
 from ..backbone import MobileOne
@@ -179,9 +180,13 @@ class Runner(_Runner):
         names = (getattr(self.train_dataloader.dataset, 'metainfo', None) or {}).get('classes')
         return names and [*map(nfc, names)]
 
-    def load_or_resume(self) -> None:
+    def loaders(self) -> dict[str, DataLoader]:
+        """The data loaders that are built, by the names of their loops."""
         loops = dict(train=self._train_loop, val=self._val_loop, test=self._test_loop)
-        check_loaders({name: loop.dataloader for name, loop in loops.items() if isinstance(loop, BaseLoop)}, self.cfg)
+        return {name: loop.dataloader for name, loop in loops.items() if isinstance(loop, BaseLoop)}
+
+    def load_or_resume(self) -> None:
+        check_loaders(self.loaders(), self.cfg)
         if self._resume or self._load_from is None or self._has_loaded:
             return super().load_or_resume()
         model = unwrap(self.model)

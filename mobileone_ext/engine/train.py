@@ -16,6 +16,7 @@ from ..data.check import check_data, read_by_files, say
 from ..data.classes import LOADERS, annotation_file, classes_in, scanned_folder
 from ..data.flip import check_flips
 from ..data.images import leaves
+from ..recipe.progress import ProgressHook
 from ..recipe.schedule import misfits
 from ..text import abbreviate, printable
 from .processes import end_with_parent, is_first, one_writer
@@ -178,8 +179,11 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     return None
 
 
-def train(config: Config) -> Runner:
+def train(config: Config, progress: str | Path | None = None) -> Runner:
     """Check the data and train; the runner comes back with the trained model.
+
+    Args:
+        progress: a file that :class:`~mobileone_ext.recipe.progress.ProgressHook` writes meanwhile.
 
     Raises:
         ValueError: for missing data, a work dir that another process writes to, or one that
@@ -189,10 +193,10 @@ def train(config: Config) -> Runner:
     if launcher == 'pytorch':
         end_with_parent()
     with one_writer(config.work_dir, 'tools/train.py') if is_first(launcher) else nullcontext():
-        return _train(config)
+        return _train(config, progress)
 
 
-def _train(config: Config) -> Runner:
+def _train(config: Config, progress: str | Path | None) -> Runner:
     require_data(config, 'train_dataloader')
     check_flips(config)
     check_data(config, 'train_dataloader', 'val_dataloader')
@@ -210,5 +214,7 @@ def _train(config: Config) -> Runner:
         print(f'note: {phrase}; --epochs N scales a schedule')
     with building(config.filename or 'the config'):
         runner = Runner.from_cfg(config)
+    if progress:
+        runner.register_hook(ProgressHook(progress))
     runner.train()
     return runner

@@ -1,5 +1,7 @@
 """Options of tools/train.py, seen in what the run does."""
 
+import json
+
 import pytest
 import torch
 from conftest import ROOT, TINY, data_options, only_line
@@ -13,7 +15,7 @@ from mobileone_ext.engine import train as training
 def train(run_tool, digits, tmp_path, monkeypatch):
     """Runs tools/train.py for one epoch of 64 images; returns its Runner."""
     runners, original = [], training.train
-    monkeypatch.setattr(training, 'train', lambda config: runners.append(original(config)))
+    monkeypatch.setattr(training, 'train', lambda *arguments: runners.append(original(*arguments)))
 
     def run(*options, config=()):
         work_dir = tmp_path / str(len(runners))
@@ -42,6 +44,17 @@ def test_two_batches_accumulated_are_one_step(train):
     assert runner.iter == 2
     assert runner.optim_wrapper._accumulative_counts == 2
     assert next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model.interval == 2
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_progress_is_written(train, tmp_path, by_epoch):
+    loop = ['train_cfg.by_epoch=False', 'train_cfg.max_iters=2', 'train_cfg.max_epochs=None']
+    loader = 'train_dataloader.sampler.type=InfiniteSampler'
+    train('--progress', tmp_path / 'p.json', config=[] if by_epoch else [*loop, loader])
+    found = json.loads((tmp_path / 'p.json').read_text())
+    assert (found['epoch'], found['epochs']) == ((1, 1) if by_epoch else (None, None))
+    assert (found['iteration'], found['iterations']) == (2, 2)
+    assert 0 < found['loss'] < 100 and 0 < found['seconds_per_iteration'] < 60
 
 
 @pytest.mark.parametrize('options, expected', [((), True), (('--no-channels-last',), False)])
