@@ -34,9 +34,9 @@ def find_parts(root: Path, inside: Mapping[str, Sequence[str]]) -> dict[str, Pat
     held = {name: folders for name, (_, folders) in contents.items()}
     same = alike(held)
     roles = {name: _role(name) for name in held}
-    words = {name: _role_of_word(name) for name in same}
+    words, given = {name: _role_of_word(name) for name in same}, set(roles.values())
     if all(words.values()):
-        roles |= {name: word for name, word in words.items() if word not in roles.values()}
+        roles |= {name: word for name, word in words.items() if word not in given}
     parts = [name for name in held if held[name] and roles[name]]
     found = {roles[name]: name for name in parts}
     rest = [name for name in same if not roles[name]]

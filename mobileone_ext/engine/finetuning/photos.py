@@ -162,7 +162,7 @@ def _deeper(root: Path) -> str:
     for folder, files in photos_by_folder(root)[0].items() if root.is_dir() else ():
         top, names = branches(files)
         if len(names) > 1:
-            return f'; name {root / folder / top} if {quoted(sorted(names), 3)} are the classes'
+            return f'; if the classes lie further down, name {root / folder / top} ({quoted(sorted(names), 3)})'
     return ''
 
 
