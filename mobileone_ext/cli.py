@@ -38,7 +38,11 @@ def run(main: Callable[[], int | None]) -> None:
     """
     prepare_process()
     try:
-        sys.exit(main() or 0)
+        with contextlib.ExitStack() as stack:
+            if rank():
+                nowhere = stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            sys.exit(main() or 0)
     except KeyboardInterrupt as stop:
         if rank() == 0:
             print(f'interrupted; {str(stop) or HOW_TO_GO_ON}', file=sys.stderr)

@@ -48,6 +48,8 @@ def main():
         kind = f'{weights.structure}, {weights.layout} layout' if hasattr(weights, 'structure') else 'not a MobileOne'
         print(f'{args.checkpoint}: {kind}, from {weights.source}')
         results = evaluate(config, weights, args.checkpoint)
+    if cli.rank():
+        return  # the first process has the same results, and writes them
     classes = results.pop('classes', None)
     metrics.show(results, classes)
     if args.against:

@@ -149,6 +149,21 @@ def test_dist_train_launches_the_tool(digits, tmp_path):
     assert (tmp_path / 'epoch_1.pth').exists()
 
 
+def test_the_first_of_two_processes_prints_and_writes(digits, tiny_run, tmp_path, run_tool):
+    arguments = [TINY, str(tiny_run / 'epoch_4.pth'), '--work-dir', str(tmp_path)]
+    options = ['--cfg-options', *data_options(digits)]
+    code, alone = run_tool('test', *arguments, '--out', tmp_path / 'alone.json', *options)
+    assert code == 0, alone
+    out = tmp_path / 'together.json'
+    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'tools/test.py']
+    command = [sys.executable, *launch, *arguments, '--launcher', 'pytorch', '--out', str(out), *options]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert out.read_text() == (tmp_path / 'alone.json').read_text()
+    for line in ('mmpretrain layout, from state_dict (EMA)', 'top-1 '):
+        assert alone.count(line) == done.stdout.count(line) == 1, done.stdout
+
+
 def test_checkpoints_are_plain_and_best_is_kept(tiny_run):
     files = sorted(tiny_run.glob('*.pth'))
     assert [path.name for path in files if path.name.startswith('epoch')] == [f'epoch_{i}.pth' for i in (2, 3, 4)]
