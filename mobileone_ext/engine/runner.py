@@ -3,7 +3,7 @@
 import copy
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import master_only
-from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm, is_model_wrapper
 from mmengine.optim import BaseOptimWrapper, OptimWrapper, OptimWrapperDict
@@ -30,6 +31,7 @@ from ..checkpoints.training import check_digest, check_fits_run, read_training_c
 from ..config import building
 from ..data.check import check_loaders, leave_out_last_of_one
 from ..data.classes import are_same, check_same
+from ..recipe.averages import averages
 from ..recipe.checkpointing import described_run, to_plain, without_functions
 from ..recipe.memory import Memory
 from ..recipe.schedule import without_short_warmups
@@ -85,6 +87,7 @@ class Runner(_Runner):
     _built = count()
     _wrapper = None  # the config of what comes around the model
     _resumed: tuple[Any, dict] | None = None  # the file, and what was in it beside weights and optimizer
+    _add_config: Callable[[Config], None] | None = None
     memory: Memory | None = None
 
     def __init__(self, *args, experiment_name: str | None = None, cfg=None, **kwargs):
@@ -153,9 +156,8 @@ class Runner(_Runner):
     def _expected_checkpoint(self) -> dict:
         """The parts of a checkpoint that this run would write at its start, its optimizer after a step."""
         expected = dict(state_dict=unwrap(self.model).state_dict(), optimizer=after_a_step(self.optim_wrapper))
-        averaged = [hook.ema_model.state_dict() for hook in self.hooks if isinstance(hook, EMAHook)]
-        if averaged:
-            expected['ema_state_dict'] = averaged[-1]
+        if averages(self):
+            expected['ema_state_dict'] = averages(self)[-1].state_dict()
         if isinstance(self.param_schedulers, dict):
             states = {key: [s.state_dict() for s in value] for key, value in self.param_schedulers.items()}
             expected['param_schedulers'] = to_plain(without_functions(states))
@@ -271,11 +273,23 @@ class Runner(_Runner):
             if fn_name == 'before_save_checkpoint' and self.memory is not None:
                 self._put_memory_into(kwargs['checkpoint'])
             super().call_hook(fn_name, **kwargs)
-        several = fn_name == 'before_train_iter' and self._wrapper is not None
-        if several and what_is_planned_by(self.model) != self._planned:
-            self._maybe_compile('train_step')
+        if fn_name == 'before_train_iter':
+            self._before_step()
         if self.memory is not None:
             self.memory.catch_up()
+
+    def _before_step(self) -> None:
+        if self._wrapper is not None and what_is_planned_by(self.model) != self._planned:
+            self._maybe_compile('train_step')
+        if self._add_config is not None:
+            self._add_config(self.cfg)
+            self._add_config = None
+
+    def build_visualizer(self, visualizer):
+        """The visualizer, which is told the config when there is something to see: TensorBoard begins a run with it."""
+        built = super().build_visualizer(visualizer)
+        self._add_config, built.add_config = built.add_config, lambda config: None
+        return built
 
     def _begin(self, fn_name: str, hooks: list[Hook]) -> None:
         for hook in hooks:  # before the first step what a hook refuses is a mistake of the config

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 
 from ..checkpoints.load import Weights, load_strict
 from ..checkpoints.plain import PlainWeights, load_plain_strict
@@ -64,8 +65,9 @@ def _runner(config: Config, classes: Sequence[str] | None) -> Runner:
     require_data(config, 'test_dataloader')
     check_data(config, 'test_dataloader', classes=classes)
     config.load_from, config.resume = None, False
-    config.custom_hooks = [hook for hook in config.get('custom_hooks', []) if hook['type'] != 'EMAHook']
-    return Runner.from_cfg(config)
+    runner = Runner.from_cfg(config)
+    runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, EMAHook)]  # the weights are chosen already
+    return runner
 
 
 def _measure(runner: Runner, classes: Sequence[str] | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..data.check import check_data, read_by_files, say
 from ..data.classes import LOADERS, annotation_file, classes_in, scanned_folder
 from ..data.flip import check_flips
 from ..data.images import leaves
+from ..recipe.averages import keeps_average
 from ..recipe.progress import ProgressHook
 from ..recipe.schedule import misfits
 from ..text import abbreviate, printable
@@ -58,8 +59,8 @@ def use_accumulation(config: Config, batches: int) -> None:
     if batches < 1:
         raise ValueError(f'--accumulate {batches}: must be 1 or more')
     config.optim_wrapper.accumulative_counts = batches
-    for hook in config.get('custom_hooks', []):
-        if str(hook['type']).endswith('EMAHook'):
+    for hook in [*(config.get('custom_hooks') or []), *(config.get('default_hooks') or {}).values()]:
+        if keeps_average(hook):
             hook['interval'] = batches * hook.get('interval', 1)
     if 'auto_scale_lr' in config:
         config.auto_scale_lr.base_batch_size /= batches

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import torch
 from mmengine.dist import all_reduce
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from torch import Tensor
 
 from ..registry import HOOKS
+from .averages import averages
 
 
 def first_bad(losses: Tensor) -> int | None:
@@ -31,7 +32,7 @@ def check_finite(runner) -> None:
 
 
 def _tensors(runner) -> Iterator[Tensor]:
-    modules = [runner.model, *(hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook))]
+    modules = [runner.model, *averages(runner)]
     return itertools.chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
 
 

@@ -1,10 +1,11 @@
 """Every rank ends an epoch with the same batch norm statistics, also in its EMA copy."""
 
 from mmengine.dist import all_reduce_params, get_world_size
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
 from ..registry import HOOKS
+from .averages import averages
 
 
 @HOOKS.register_module()
@@ -33,6 +34,6 @@ class SyncStatisticsHook(Hook):
     def _average(runner) -> None:
         if get_world_size() == 1:
             return
-        modules = [runner.model, *(hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook))]
+        modules = [runner.model, *averages(runner)]
         buffers = [b for module in modules for b in module.buffers() if b.is_floating_point()]
         all_reduce_params(buffers, op='mean')

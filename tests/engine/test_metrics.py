@@ -90,6 +90,14 @@ def test_multi_label_metrics(test, evaluator):
         assert fits(metrics[key], kind), metrics
 
 
+def test_a_measured_checkpoint_is_not_averaged(test, digits):
+    """Whoever's hook and wherever it stands: an average begins with the weights, and would be a second network."""
+    lines = "default_hooks = dict(average=dict(type='mmpretrain.EMAHook'))"
+    metrics, text = test("custom_hooks = [dict(type='mmpretrain.EMAHook')]", lines)
+    assert metrics, text
+    assert 'Start testing on EMA model' not in text
+
+
 def test_a_network_that_is_no_mobileone(test, tmp_path):
     model = dict(
         type='mmpretrain.ImageClassifier',

@@ -39,6 +39,22 @@ def test_accumulation_steps_once_in_n_batches(digits):
         training.use_accumulation(config, 0)
 
 
+class OwnAverage(EMAHook):
+    """A moving average of one's own."""
+
+
+@pytest.mark.parametrize('kind', ['EMAHook', 'mmengine.EMAHook', 'mmpretrain.EMAHook', EMAHook, OwnAverage])
+@pytest.mark.parametrize('place', ['custom_hooks', 'default_hooks'])
+def test_every_moving_average_follows_accumulation(kind, place):
+    config = cli.load_config(str(ROOT / TINY))
+    config.custom_hooks = [dict(type='mobileone_ext.CompileHook')]
+    hook = dict(type=kind, interval=3)
+    config.merge_from_dict({place: [hook] if place == 'custom_hooks' else dict(average=hook)})
+    training.use_accumulation(config, 4)
+    (found,) = (h for h in [*config.custom_hooks, *config.default_hooks.values()] if h['type'] == kind)
+    assert found['interval'] == 12
+
+
 def test_two_batches_accumulated_are_one_step(train):
     runner = train('--accumulate', 2)
     assert runner.iter == 2

@@ -14,7 +14,10 @@ def test_each_writes_to_its_own_files(digits, tmp_path, monkeypatch):
     for folder in folders:
         config = cli.load_config(str(ROOT / TINY), dict(option.split('=') for option in data_options(digits)[:3]))
         config.work_dir = str(folder)
-        Runner.from_cfg(config).logger.info(f'this is {folder.name}')
+        runner = Runner.from_cfg(config)
+        runner.logger.info(f'this is {folder.name}')
+        assert not list(folder.rglob('vis_data')), 'TensorBoard would show a run of which there is nothing to see'
+        runner.visualizer.add_scalar('a', 1)
     for folder in folders:
         (log,) = folder.rglob('*.log')
         lines = [line for line in log.read_text().splitlines() if 'this is' in line]
