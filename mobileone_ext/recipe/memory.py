@@ -16,8 +16,10 @@ from mmengine.dist import all_gather_object, get_rank
 from mmengine.hooks import CheckpointHook, Hook, IterTimerHook, ProfilerHook
 from torch import nn
 
+from .progress import ProgressHook
+
 # Of these the message hub has what a run needs; the rest is of the process, as seconds since it began.
-_REMEMBER_NOTHING = (CheckpointHook, IterTimerHook, ProfilerHook)
+_REMEMBER_NOTHING = (CheckpointHook, IterTimerHook, ProfilerHook, ProgressHook)
 _TRAINED = 'trained parameters'  # in place of a hook's name
 _OWN = 'state_dict'  # in place of attributes
 

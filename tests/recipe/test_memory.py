@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, IterTimerHook
 from torch import nn
 
 from mobileone_ext.recipe.memory import Memory, pack, same, unpack
+from mobileone_ext.recipe.progress import ProgressHook
 
 VALUES = [
     None, True, 3, -1.5, float('inf'), 'text', [1, [2]], (1, 'a'), {'a': 1, 2: [3]}, {(0, 1): 'tuple'},
@@ -142,3 +143,10 @@ def test_what_becomes_of_every_hook_is_told():
     }
     assert len(registered) > 30
     assert not [name for name in registered if f'`{name}`' not in page]
+
+
+def test_what_is_of_the_process_is_not_remembered(tmp_path):
+    hooks = [ProgressHook(tmp_path / 'progress.json'), IterTimerHook()]
+    memory = Memory(hooks, nn.Linear(1, 1))
+    hooks[0]._written, hooks[1].time_sec_tot = 1e9, 1e9
+    assert memory.changed() == {}
