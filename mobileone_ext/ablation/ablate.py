@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmengine.config import Config
-from rich.status import Status
-from rich.text import Text
 
 from ..config import check_config, check_keys_are_read, override
 from ..deploy.fuse import fuses
@@ -27,7 +25,7 @@ from ..engine.dry_run import dry_run
 from ..engine.processes import exiting_on_sigterm, one_writer, run_child
 from ..engine.train import latest_checkpoint
 from ..files import write_atomically, write_json
-from ..text import make_console
+from ..text import with_progress
 from .progress import Display, training_minutes
 from .report import write_results
 from .study import Study, folder_name
@@ -93,15 +91,13 @@ def try_out(study: Study, runs: Sequence[Run], data: bool = True) -> None:
         ValueError: naming the first variant that would fail.
     """
     variants = {run.variant: run for run in runs if not run.report.exists()}
-    with Status('', console=make_console(file=sys.stdout), spinner='line') as status:
-        for variant, run in variants.items():
-            name = f'study {study.name}, variant {variant!r}'
-            status.update(Text(f'{variant}: tried out'))
-            try:
-                with redirect_stdout(StringIO()):  # what its run will say, in its log
-                    dry_run(Config.fromstring(run.config_text, '.py'), name, data, step=True)
-            except (ValueError, OSError) as error:
-                raise ValueError(str(error) if str(error).startswith(name) else f'{name}: {error}') from error
+    for variant, run in with_progress(variants.items(), 'trying out variants', len(variants)):
+        name = f'study {study.name}, variant {variant!r}'
+        try:
+            with redirect_stdout(StringIO()):  # what its run will say, in its log
+                dry_run(Config.fromstring(run.config_text, '.py'), name, data, step=True)
+        except (ValueError, OSError) as error:
+            raise ValueError(str(error) if str(error).startswith(name) else f'{name}: {error}') from error
 
 
 def config_text(config: Config) -> str:

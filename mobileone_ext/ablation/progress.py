@@ -5,6 +5,7 @@ That is how long the steps took, and what each validation found.
 
 import json
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -22,7 +23,7 @@ _SECONDS_BETWEEN_LINES = 600
 
 
 class Display:
-    """Shows the run that a study waits for: a line that is kept up to date on a terminal, elsewhere one now and then.
+    """Shows the run that a study waits for: on a terminal a line that is kept up to date, in a log one now and then.
 
     Within ``with``; call it as often as you like.
 
@@ -34,8 +35,9 @@ class Display:
 
     def __init__(self, file: Path, finished: Sequence[float] = (), waiting: int = 0):
         self.file, self.finished, self.waiting = file, finished, waiting
-        console = make_console()
+        console = make_console(stderr=True)
         self._is_live = console.is_terminal and not console.is_dumb_terminal
+        self._is_logged = not (self._is_live and sys.stdout.isatty())
         self._status = Status(Text('it starts'), console=console, spinner='line')
         self._tenth, self._printed = 0, time.monotonic()
 
@@ -58,7 +60,7 @@ class Display:
         tenth = 10 * progress['iteration'] // progress['iterations']
         if self._is_live:
             self._status.update(Text(line))
-        elif tenth > self._tenth or now - self._printed > _SECONDS_BETWEEN_LINES:
+        if self._is_logged and (tenth > self._tenth or now - self._printed > _SECONDS_BETWEEN_LINES):
             self._tenth, self._printed = tenth, now
             print(f'    {line}', flush=True)
 

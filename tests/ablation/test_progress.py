@@ -1,6 +1,7 @@
 """What the console shows of a run, and what a checkpoint remembers of its time and validations."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -65,11 +66,13 @@ def test_a_terminal_has_one_line_that_changes_and_goes(tmp_path, capsys, monkeyp
     monkeypatch.setenv('FORCE_COLOR', '1')  # a terminal to rich
     monkeypatch.setenv('TERM', 'xterm')
     monkeypatch.setenv('COLUMNS', '100')
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
     file = tmp_path / 'progress.json'
     with Display(file, [100.0, 200.0], 3) as display:
         file.write_text(json.dumps(RUN))
         display()
-    shown = capsys.readouterr().out
+    logged, shown = capsys.readouterr()
+    assert not logged
     assert LINE in shown and shown.count('\n') == 1 and shown.endswith('\x1b[1A\x1b[2K')
 
 
