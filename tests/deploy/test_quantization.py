@@ -181,21 +181,37 @@ def test_compensated_rounding_beats_rounding_to_nearest():
     torch.testing.assert_close(rounding.round_with_compensation(weight, independent, scales), nearest)
 
 
+def chosen_scales(weight, moments, per_channel, offsets=0.0, input_scale=1.0, **options):
+    offsets = torch.full(weight.shape[:2], offsets, dtype=torch.float64)
+    return rounding.choose_scales(weight, moments, offsets, input_scale, per_channel, **options)
+
+
 def test_chosen_weight_scales():
     weight = torch.tensor([[[1.0, 127.0], [3.0, -1.0]]], dtype=torch.float64)
     moments = torch.eye(2, dtype=torch.float64)[None]
     torch.testing.assert_close(
-        rounding.choose_scales(weight, moments, True, clips=(1.0,)), torch.tensor([[1.0, 3 / 127]]).double()
+        chosen_scales(weight, moments, True, clips=(1.0,)), torch.tensor([[1.0, 3 / 127]]).double()
     )
-    torch.testing.assert_close(
-        rounding.choose_scales(weight, moments, False, clips=(1.0,)), torch.tensor([[1.0, 1.0]]).double()
-    )
+    torch.testing.assert_close(chosen_scales(weight, moments, False, clips=(1.0,)), torch.tensor([[1.0, 1.0]]).double())
     # 127 lies where no input varies: a scale that cuts it off loses nothing and rounds 1.49 better.
     weight = torch.tensor([[[1.49, 127.0]]], dtype=torch.float64)
     moments = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]], dtype=torch.float64)
-    assert float(rounding.choose_scales(weight, moments, True)[0, 0]) < 0.8
+    assert float(chosen_scales(weight, moments, True)[0, 0]) < 0.8
     weight = torch.tensor([[[1.49, 127.0], [1.0, 50.0]]], dtype=torch.float64)
-    assert rounding.choose_scales(weight, moments, False).unique().numel() == 1
+    assert chosen_scales(weight, moments, False).unique().numel() == 1
+
+
+@pytest.mark.parametrize('sign', [1, -1])
+@pytest.mark.parametrize('per_channel', [True, False])
+@pytest.mark.parametrize('in_pairs', [True, False])
+def test_a_bias_has_at_most_half_of_int32(in_pairs, per_channel, sign):
+    """Of three channels one has weights that matter, one next to none, one none; the bias is 4, an input's step 0.5."""
+    weight = torch.tensor([[[1.27, 0.0], [1e-20, -1e-20], [0.0, 0.0]]], dtype=torch.float64)
+    scales = chosen_scales(
+        weight, torch.eye(2, dtype=torch.float64)[None], per_channel, 4.0 * sign, 0.5, in_pairs=in_pairs, clips=(1.0,)
+    )
+    least = 4 / (0.5 * 2**30) if per_channel else 0.01
+    torch.testing.assert_close(scales, torch.tensor([[0.01, least, least]]).double(), rtol=1e-12, atol=0)
 
 
 def test_grid_of_an_activation():

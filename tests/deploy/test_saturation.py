@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_quantization import SE_BLOCKS, images, int8_file, small_classifier
+from test_quantization import SE_BLOCKS, chosen_scales, images, int8_file, small_classifier
 
 from mobileone_ext.deploy.export import FileOptions
 from mobileone_ext.deploy.quantization import agreement, rounding
@@ -55,7 +55,7 @@ def test_weights_in_pairs_cannot_saturate(per_channel, compensate):
     weight[0, 0, 4:6], weight[0, 1, 7:9] = 20, -20
     inputs = torch.randn(1, 500, 33, generator=generator, dtype=torch.float64).abs()
     second = inputs.transpose(1, 2) @ inputs / 500
-    scales = rounding.choose_scales(weight, second, per_channel, in_pairs=True)
+    scales = chosen_scales(weight, second, per_channel, in_pairs=True)
     if compensate:
         rounded = rounding.round_with_compensation(weight, second, scales, in_pairs=True)
     else:
@@ -63,8 +63,8 @@ def test_weights_in_pairs_cannot_saturate(per_channel, compensate):
     integers = rounded / scales[..., None]
     torch.testing.assert_close(integers, integers.round())
     assert 100 < neighbors_sum(integers.round()).max() <= 128
-    free = rounding.to_grid(weight, rounding.choose_scales(weight, second, per_channel))
-    assert neighbors_sum(free / rounding.choose_scales(weight, second, per_channel)[..., None]).max() > 128
+    scales = chosen_scales(weight, second, per_channel)
+    assert neighbors_sum(rounding.to_grid(weight, scales) / scales[..., None]).max() > 128
 
 
 def test_weights_that_fit_are_rounded_to_nearest():

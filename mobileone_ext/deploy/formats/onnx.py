@@ -43,7 +43,18 @@ def onnx_proto(net: nn.Module, image: Tensor, opset: int, dynamic_batch: bool, i
             dynamo=False,
             dynamic_axes={input_name: {0: 'batch'}, OUTPUT_NAME: {0: 'batch'}} if dynamic_batch else None,
         )
-        return onnx.load(path)
+        return _with_own_initializers(onnx.load(path))
+
+
+def _with_own_initializers(proto):
+    """``proto`` without Identity, as which the exporter stores all tensors but the first that are equal; in place."""
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in [node for node in proto.graph.node if node.op_type == 'Identity' and node.input[0] in stored]:
+        copied = proto.graph.initializer.add()
+        copied.CopyFrom(stored[node.input[0]])
+        copied.name = node.output[0]
+        proto.graph.node.remove(node)
+    return proto
 
 
 def write_onnx(proto, path: Path, metadata: dict[str, str]) -> None:

@@ -155,7 +155,7 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
         is_int8 = layer.name not in options.keep
         if is_int8:
             inputs, outputs = _at_random_pixels(int8_layer, rounded, linear)
-            _quantize_layer(result, int8_layer, inputs, outputs, options)
+            _quantize_layer(result, int8_layer, inputs, outputs, result.grids[source], options)
         expected = in_chunks(layer.finish, linear)
         if layer.has_se and is_int8:
             gates = in_chunks(int8_layer.linear, rounded)
@@ -172,7 +172,7 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
         expected, rounded = expected.mean((2, 3)), rounded.mean((2, 3))
         _add_grid(result, POOLED, rounded, _importance(head), options)
         inputs, outputs = result.grids[POOLED].apply(rounded)[None], _finite(head.linear(expected), head)[None]
-        _quantize_layer(result, int8_head, inputs, outputs, options)
+        _quantize_layer(result, int8_head, inputs, outputs, result.grids[POOLED], options)
     return result
 
 
@@ -220,19 +220,23 @@ def absorb_bias(model: nn.Module, images: Tensor) -> None:
             x = x - shift.reshape(1, -1, 1, 1)
 
 
-def _quantize_layer(result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor, options: Options) -> None:
-    """Put ``layer``'s weights on a grid, given samples of its inputs (G, n, I) and the expected outputs (G, n, O)."""
+def _quantize_layer(result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor, grid: Grid, options: Options) -> None:
+    """Put ``layer``'s weights on a grid, given samples of its inputs (G, n, I), which lie on ``grid``, and the expected
+    outputs (G, n, O)."""
     stats = rounding.moments(inputs, outputs)
     weight = layer.grouped_weight().double()
+    fits_bias = options.correct_bias or options.compensate
+    offsets = stats.mean_out.squeeze(1) if fits_bias else layer.linear.bias.double().view(len(weight), -1)
+    clips = rounding.CLIPS if options.compensate else (1.0,)
     in_pairs = options.weight_bits == 7 and not layer.is_depthwise
     if options.compensate:
         weight = rounding.least_squares(weight, stats, options.ridge)
-        scales = rounding.choose_scales(weight, stats.inputs, options.per_channel, in_pairs)
+    scales = rounding.choose_scales(weight, stats.inputs, offsets, grid.scale, options.per_channel, in_pairs, clips)
+    if options.compensate:
         weight = rounding.round_with_compensation(weight, stats.inputs, scales, in_pairs)
     else:
-        scales = rounding.choose_scales(weight, stats.inputs, options.per_channel, in_pairs, clips=(1.0,))
         weight = rounding.to_grid(weight, scales, in_pairs)
-    if options.correct_bias or options.compensate:
+    if fits_bias:
         layer.linear.bias.copy_(rounding.fitted_bias(weight, stats))
     layer.load_grouped_weight(weight)
     result.weight_scales[layer.name] = scales.flatten().float()

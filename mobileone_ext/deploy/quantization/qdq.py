@@ -108,8 +108,7 @@ class _Writer:
         node.input[2] = self._dequantized(node.input[2], np.round(bias / bias_scales), np.int32, bias_scales)
 
     def _dequantized(self, name: str, integers: np.ndarray, dtype, scales: np.ndarray) -> str:
-        limits = np.iinfo(dtype)
-        values = self._constant(f'{name}_q', integers.clip(limits.min, limits.max).astype(dtype))
+        values = self._constant(f'{name}_q', integers.astype(dtype))
         scale = self._constant(f'{name}_scale', np.asarray(scales, np.float32))
         zero_point = self._constant(f'{name}_zero_point', np.zeros(np.shape(scales), dtype))
         axis = dict(axis=0) if np.ndim(scales) else {}

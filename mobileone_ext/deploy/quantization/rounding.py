@@ -16,6 +16,8 @@ from torch import Tensor
 from .saturation import PAIR_LIMIT, neighbors_sum
 
 LEVELS = 127  # symmetric int8: -127 .. 127
+# Steps that a bias may have: half of int32, so that the sum of products that it is added to fits as well.
+BIAS_LEVELS = 2**30
 DAMPING = 0.01  # of the mean diagonal, as in GPTQ
 OUTLIER = 4  # times the median energy of a layer's samples; what has more counts no more than this
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
@@ -91,20 +93,34 @@ def round_column(column: Tensor, before: Tensor | None = None) -> Tensor:
 
 
 def choose_scales(
-    weight: Tensor, second_moments: Tensor, per_channel: bool, in_pairs: bool = False, clips=CLIPS
+    weight: Tensor,
+    second_moments: Tensor,
+    offsets: Tensor,
+    input_scale: float,
+    per_channel: bool,
+    in_pairs: bool = False,
+    clips=CLIPS,
 ) -> Tensor:
     """The scales (G, O), out of some that clip the largest weights, whose rounding disturbs the outputs least.
 
+    A bias is stored in steps of ``input_scale`` times the weights' scale, so where weights are next to nothing their
+    scale is that of the bias.
+
     Args:
+        offsets: (G, O), the biases or, where they are still to be fitted, the outputs' means: the two differ by no more
+            than the sum of products.
+        input_scale: of the inputs' grid.
         in_pairs: as in :func:`to_grid`; what counts is then the largest sum of two neighbors too.
     """
-    smallest = weight.abs().amax(2) / LEVELS
+    largest = weight.abs().amax(2) / LEVELS
     if in_pairs:
-        smallest = smallest.maximum(neighbors_sum(weight) / PAIR_LIMIT)
-    smallest = (smallest if per_channel else smallest.max().expand_as(smallest)).clamp_min(1e-12)
+        largest = largest.maximum(neighbors_sum(weight) / PAIR_LIMIT)
+    least = (offsets.abs() / (BIAS_LEVELS * input_scale)).clamp_min(1e-12)
+    if not per_channel:
+        largest, least = largest.max().expand_as(largest), least.max().expand_as(least)
     best_scales, best_error = None, None
     for clip in clips:
-        scales = smallest * clip
+        scales = (largest * clip).maximum(least)
         change = to_grid(weight, scales, in_pairs) - weight
         error = ((change @ second_moments) * change).sum(2)
         if not per_channel:
