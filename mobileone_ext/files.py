@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -128,10 +129,18 @@ def _full_disk(error: Exception) -> str | None:
     """What a library says of a disk that takes no more; None for any other error."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in _FULL else None
-    # torch.save, torch.jit.save, safetensors and OpenVINO raise errors of their own.
+    # torch.save and safetensors raise errors of their own.
     causes = r'PytorchStreamWriter failed|file write failed|unexpected pos|No space left|File too large|Disk quota'
     named = re.search(causes, str(error))
     return f'the disk takes no more ({named[0]})' if named else None
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raise OSError if a file of ``size`` bytes cannot be written in ``folder``, whatever a library said of its own."""
+    block = bytes(min(size, 1 << 20))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(-(-size // len(block))):
+            file.write(block)
 
 
 def _unfinished(path: Path) -> Path:

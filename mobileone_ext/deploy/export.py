@@ -3,7 +3,8 @@
 import json
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,18 +173,42 @@ def export(
     out = Path(out)
     image = torch.zeros(2 if dynamic_batch else 1, net.backbone.in_channels, size, size)
     request = Request(image, dynamic_batch, opset, half, input_name, metadata or {}, form)
-    with staging_folder(out, [name.name for name in companions(out)]) as folder, warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # the exporters announce their own successors
-        part = folder / out.name
+    with staged(out, net) as part:
+        with held_by(form):
+            load_format(form).write(net, part, request)
+        report = check(part) if check else None
+    return report
+
+
+@contextmanager
+def staged(out: Path, net: nn.Module) -> Iterator[Path]:
+    """Where ``net`` is to be written and looked at before it, and what goes with it, takes its place at ``out``.
+
+    Raises:
+        OSError: naming ``out`` if anything fails and the disk has no room for such a file, whatever was said of it:
+            libraries that write themselves raise what they like, or leave half a file.
+    """
+    with staging_folder(out, [name.name for name in companions(out)]) as folder, naming(out):
         try:
-            with naming(out):
-                load_format(form).write(net, part, request)
+            yield folder / out.name
+        except MissingPackage:
+            raise
+        except Exception:
+            files.check_room(folder, 2 * sum(tensor.nbytes for tensor in net.state_dict().values()))
+            raise
+
+
+@contextmanager
+def held_by(form: str, what: str = 'this network') -> Iterator[None]:
+    """Around the writing of a file: what an exporter raises as ValueError, what it announces to nobody."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the exporters announce their own successors
+        try:
+            yield
         except (MissingPackage, OSError):
             raise
         except Exception as error:
-            raise ValueError(f'{form} cannot hold this network: {first_line(error)}') from error
-        report = check(part) if check else None
-    return report
+            raise ValueError(f'{form} cannot hold {what}: {first_line(error)}') from error
 
 
 def check_request(

@@ -2,8 +2,10 @@
 
 import ctypes
 import json
+import resource
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -45,10 +47,7 @@ def s0(tmp_path_factory):
     ],
 )
 def test_graph_holds_nothing_else(path, expected):
-    _, model = classifier(path)
-    for name, parameter in model.named_parameters():  # equal biases would share one initializer through Identity
-        if name.endswith('bias'):
-            torch.nn.init.normal_(parameter)
+    _, model = classifier(path)  # its biases are equal, which the exporter would make one, and Identity of the others
     proto = export.onnx_proto(export.DeployNet(model), torch.zeros(2, 3, 64, 64), 17, dynamic_batch=True)
     assert Counter(node.op_type for node in proto.graph.node) == expected
 
@@ -157,6 +156,26 @@ def test_refused_file_does_not_take_its_place(s0, tmp_path):
         export.export(net, out, 'onnx', metadata={}, check=check)
     assert out.read_text() == 'older'
     assert sorted(path.name for path in tmp_path.iterdir()) == ['images', 'net.onnx']
+
+
+@pytest.mark.parametrize('leaves', [b'', b'half a file'])
+def test_a_full_disk_is_named_whatever_a_library_says(s0, leaves, tmp_path, monkeypatch):
+    def write(net, path, request):
+        path.write_bytes(leaves)
+        raise RuntimeError('basic_ios::clear: iostream error')
+
+    net = export.DeployNet(export.load_fused(s0[0], str(s0[2])))
+    monkeypatch.setattr(export, 'load_format', lambda form: SimpleNamespace(write=write))
+    with pytest.raises(ValueError, match='^onnx cannot hold this network: basic_ios::clear'):
+        export.export(net, tmp_path / 'net.onnx', 'onnx', size=64)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match='net.onnx: cannot be written: File too large'):
+            export.export(net, tmp_path / 'net.onnx', 'onnx', size=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_tool_fuses_exports_and_compares(s0, run_tool, tmp_path):

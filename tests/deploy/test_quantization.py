@@ -211,7 +211,8 @@ def test_a_bias_has_at_most_half_of_int32(in_pairs, per_channel, sign):
         weight, torch.eye(2, dtype=torch.float64)[None], per_channel, 4.0 * sign, 0.5, in_pairs=in_pairs, clips=(1.0,)
     )
     least = 4 / (0.5 * 2**30) if per_channel else 0.01
-    torch.testing.assert_close(scales, torch.tensor([[0.01, least, least]]).double(), rtol=1e-12, atol=0)
+    expected = torch.tensor([[0.01, least, least]], dtype=torch.float64)
+    torch.testing.assert_close(scales, expected, rtol=1e-12, atol=0)
 
 
 def test_grid_of_an_activation():
@@ -362,6 +363,11 @@ def test_sensitivity_finds_the_layer_that_suffers():
     costs = sensitivity(model, images(8), options, images(8))
     assert costs[0][0] == victim
     assert {name for name, _ in costs} == {layer.name for layer in layers_of(model)}
+
+
+def test_sensitivity_on_one_image_is_refused():
+    with pytest.raises(ValueError, match='half of the images .* two are needed'):
+        sensitivity(small_classifier(), images(1), Options(), images(1)[1:])
 
 
 def test_quantizing_leaves_the_model_alone():

@@ -100,6 +100,10 @@ def full_disk(size):
         (['export', '{c}', '{x}', '{t}/o.onnx', '--size', '32'], 'o.onnx'),
         (['export', '{c}', '{x}', '{t}/o.pt', '--format', 'torchscript', '--size', '32'], 'o.pt'),
         (['export', '{c}', '{x}', '{t}/o.xml', '--format', 'openvino', '--size', '32'], 'o.xml'),
+        (['export', '{c}', '{x}', '{t}/o.ort', '--format', 'ort', '--size', '32'], 'o.ort'),
+        (['export', '{c}', '{x}', '{t}/o.mlpackage', '--format', 'coreml', '--size', '32'], 'o.mlpackage'),
+        (['export', '{c}', '{x}', '{t}/o.param', '--format', 'ncnn', '--size', '32'], 'o.param'),
+        (['export', '{c}', '{x}', '{t}/o.mnn', '--format', 'mnn', '--size', '32'], 'o.mnn'),
         (['train', TINY, '--work-dir', '{t}/run', '--no-validate', '--cfg-options', '{d}'], 'epoch_1.pth'),
     ],
 )
@@ -110,6 +114,8 @@ def test_a_full_disk(run_tool, tmp_path, checkpoint, config, digits, call, name)
     arguments = [option for part in arguments for option in (data_options(digits) if part == '{d}' else [part])]
     with full_disk(30_000 if tool == 'train' else 4_000):
         code, text = run_tool(tool, *(argument.format(**names) for argument in arguments))
+    if 'a package that is not installed' in text:
+        pytest.skip(only_line(text))
     assert code == 1 and f'{name}: cannot be written: ' in only_line(text), text
     assert 'make room' in text
     assert set(tmp_path.iterdir()) - before <= {tmp_path / 'run'}

@@ -1,5 +1,6 @@
 """ncnn: ``*.param``, the graph as text, ``*.bin``, its weights, and ``*.json``, what neither has a place for."""
 
+import io
 import json
 import subprocess
 import tempfile
@@ -21,7 +22,9 @@ def write(net: nn.Module, path: Path, request: Request) -> None:
     image = request.image[:1]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, 'net.pt')
-        torch.jit.save(torch.jit.trace(net, image), str(source))
+        buffer = io.BytesIO()  # on a full disk torch ends the whole process
+        torch.jit.save(torch.jit.trace(net, image), buffer)
+        source.write_bytes(buffer.getvalue())
         sides = {key: Path(folder, key) for key in ('pnnxparam', 'pnnxbin', 'pnnxpy', 'pnnxonnx', 'ncnnpy')}
         done = subprocess.run(
             [

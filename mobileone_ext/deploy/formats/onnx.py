@@ -1,5 +1,6 @@
 """ONNX (float and int8) and onnxruntime's own form of it, ``*.ort``."""
 
+import io
 import tempfile
 import warnings
 from pathlib import Path
@@ -28,22 +29,22 @@ def onnx_proto(net: nn.Module, image: Tensor, opset: int, dynamic_batch: bool, i
     with needed_for('onnx'):
         import onnx
 
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporter announces its successor
-        path = Path(folder, 'net.onnx')
         # The TorchScript exporter: GlobalAveragePool and Flatten as such, and opsets below 18, which the newer
         # one cannot write and int8 runtimes ask for.
         torch.onnx.export(
             net,
             (image,),
-            str(path),
+            buffer,
             input_names=[input_name],
             output_names=[OUTPUT_NAME],
             opset_version=opset,
             dynamo=False,
             dynamic_axes={input_name: {0: 'batch'}, OUTPUT_NAME: {0: 'batch'}} if dynamic_batch else None,
         )
-        return _with_own_initializers(onnx.load(path))
+    return _with_own_initializers(onnx.load_from_string(buffer.getvalue()))
 
 
 def _with_own_initializers(proto):

@@ -286,7 +286,12 @@ def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Te
 
     Args:
         images, held_out: normalized; the divergence is measured on ``held_out``.
+
+    Raises:
+        ValueError: if either holds no image.
     """
+    if not (len(images) and len(held_out)):
+        raise ValueError('--sensitivity calibrates on half of the images and measures on the others: two are needed')
     # A fitted layer makes up for the int8 layers before it, which are float here: round to nearest.
     full = quantize(model, images, dataclasses.replace(options, compensate=False, correct_bias=False))
     reference = copy.deepcopy(model).eval()

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import warnings
 from pathlib import Path
 
 import torch
@@ -84,8 +83,7 @@ def write_prepared(
         return
     net = export.DeployNet(model, Normalize(config) if file.normalize else None, file.softmax)
     metadata = export.file_metadata(config, checkpoint, file.normalize, file.softmax, getattr(model, 'classes', None))
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # the exporter announces its successor
+    with export.held_by('onnx'):
         image = torch.zeros(2, net.backbone.in_channels, file.size, file.size)
         proto = export.onnx_proto(net, image, file.opset, dynamic_batch=True)
     export.write_onnx(proto, path, {**metadata, 'prepared': how})

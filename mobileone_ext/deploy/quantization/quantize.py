@@ -2,7 +2,6 @@
 
 import dataclasses
 import tempfile
-import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,11 +19,11 @@ from ...data.check import check_data
 from ...data.classes import is_multi_label
 from ...data.images import Found, find_images, leaves, spread
 from ...data.pixels import Normalize, Preprocessing, read_images
-from ...files import check_writable, staging_folder, write_atomically, write_json
+from ...files import check_writable, write_atomically, write_json
 from ...text import make_console, printable, with_progress
 from .. import export
 from ..compare import Difference, top_accuracies
-from ..formats.base import MissingPackage, Request, check_installed, first_line, load_format
+from ..formats.base import Request, check_installed, load_format
 from ..runtime import Network, open_network
 from . import agreement
 from .agreement import SUMS_FIT, SUMS_OVERFLOW
@@ -166,8 +165,7 @@ def _write_and_measure(
     """Quantize ``model`` into ``out``; what the report says of it, as :func:`run` has it."""
     report = {}
     int8 = quantize(model, images, options)
-    with staging_folder(Path(out), [path.name for path in export.companions(out)]) as folder:
-        part = folder / Path(out).name
+    with export.staged(Path(out), model) as part:
         write(config, checkpoint, int8, part, file)
         report['agreement'] = agreement.measure(model, int8, open_network(part), images, Normalize(config), file)
     print(f'{out}: written')
@@ -252,8 +250,7 @@ def write(config: Config, checkpoint: str, int8: Int8, path: Path, file: export.
     metadata.update(export.facts(form, file.size), precision='int8', sums=sums)
     normalize = Normalize(config) if file.normalize else None
     image = torch.zeros(2, int8.model.backbone.in_channels, file.size, file.size)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # the exporters announce their successors
+    with export.held_by(form, 'this network in int8'):
         if form in ('onnx', 'openvino'):
             net = export.DeployNet(int8.model, normalize, file.softmax)
             proto = insert_qdq(export.onnx_proto(net, image, file.opset, dynamic_batch=True), int8)
@@ -265,12 +262,7 @@ def write(config: Config, checkpoint: str, int8: Int8, path: Path, file: export.
             scales = int8.weight_scales.get(layers_of(int8.model)[-1].name)
             request = Request(image[:1], False, metadata=metadata, format=form, int8=True, classifier_scales=scales)
             net = qdq_net(int8, normalize, file.softmax, **PAIRS[form])
-            try:
-                load_format(form).write(net, path, request)
-            except (MissingPackage, OSError):
-                raise
-            except Exception as error:
-                raise ValueError(f'{form} cannot hold this network in int8: {first_line(error)}') from error
+            load_format(form).write(net, path, request)
 
 
 @torch.no_grad()
