@@ -164,9 +164,58 @@ def load_config(path: str, options: dict | None = None) -> Config:
         config = _with_names_as_types(config)
     except Exception as error:  # a Python config may raise anything
         raise ValueError(f'{path}: {_where(error)}{one_line(error)}') from error
+    return completed(config, set().union(*files.values()), options)
+
+
+def resolved_config(text: str, name: str, options: dict | None = None) -> Config:
+    """The config in ``text``, which is one that mmengine has written: values alone, so that nothing in it is run.
+
+    Args:
+        name: of the file that holds it, for messages.
+        options: as of :func:`load_config`.
+
+    Raises:
+        ValueError: for text that is more than values, names what is not registered, or is no such config.
+    """
+    try:
+        values = {}
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                values[node.targets[0].id] = _plain(node.value)
+            elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+                raise ValueError(f'line {node.lineno} is code')
+        config = Config(values, cfg_text=text, filename=name)
+        _check_names_of_data(config)
+        if config.get('custom_imports'):
+            import_modules_from_strings(**config['custom_imports'])
+    except Exception as error:  # text of any kind
+        raise ValueError(f'{name}: the config of its run is not read ({one_line(error)}); name one') from error
+    return completed(config, set(config), options)
+
+
+def _plain(node: ast.expr) -> Any:
+    """The value that literals and ``dict(...)`` have without being run."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
+        return {keyword.arg: _plain(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {_plain(key): _plain(value) for key, value in zip(node.keys, node.values)}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        items = [_plain(item) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f'line {node.lineno} is code: {ast.unparse(node)[:60]}') from None
+
+
+def completed(config: Config, read: Set[str] = frozenset(), options: dict | None = None) -> Config:
+    """``config`` as tools take it: its scope the default, what its text alone reads left out, ``options`` set, checked.
+
+    Args:
+        read: as of :func:`check_keys_are_read`.
+    """
     config.default_scope = config.get('default_scope') or 'mmpretrain'  # mmengine's Runner would take its own
     init_default_scope(config.default_scope)
-    read = set().union(*files.values())
     check_keys_are_read(config, read)
     for key in list(config):
         if key not in known_keys():

@@ -1,4 +1,4 @@
-"""Classify images: ``python tools/predict.py CONFIG CHECKPOINT|FILE IMAGE...|DIR``."""
+"""Classify images: ``python tools/predict.py [CONFIG] NETWORK IMAGE...|DIR``."""
 
 from pathlib import Path
 
@@ -7,9 +7,14 @@ from mobileone_ext import cli
 
 def parse_args():
     parser = cli.Parser(description=__doc__)
-    cli.add_config_arguments(parser)
-    cli.add_checkpoint_arguments(parser)
+    parser.add_argument(
+        'network',
+        help="a run's folder, a checkpoint that a run wrote, an exported file, or published weights by name; or else a "
+        'config, and then the checkpoint or exported file that it is for',
+    )
     parser.add_argument('images', nargs='+', help='image files or folders')
+    cli.add_cfg_options(parser)
+    cli.add_weights_arguments(parser)
     cli.add_input_argument(parser)
     parser.add_argument('--top', type=cli.positive, default=5, metavar='K', help='classes to show for each image (5)')
     parser.add_argument('--out', metavar='FILE', help='write all results to *.json or *.csv')
@@ -19,24 +24,32 @@ def parse_args():
 
 def main():
     args = parse_args()
-    config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext import files
     from mobileone_ext.data.images import find_images
-    from mobileone_ext.deploy import predict
+    from mobileone_ext.deploy import described, predict
     from mobileone_ext.text import printable, with_progress
 
     if args.out:
         predict.check_format(args.out)
         files.check_writable(args.out)
-    paths = find_images(args.images)
+    named = args.network if described.names_config(args.network) else None
+    name, *images = args.images if named else [args.network, *args.images]
+    if not images:
+        raise ValueError(f'{named}: is a config; name the network and then images behind it')
+    paths = find_images(images)
+    if named:
+        network = described.Described(cli.load_config(named, args.cfg_options), described.file_of(name))
+    else:
+        network = described.find_network(name, None, args.cfg_options, args.trust_checkpoint)
+        print(printable(network.note))
     if args.out:
-        files.check_distinct(args.out, args.config, args.checkpoint, *paths)
-    classify = predict.open_classifier(config, args.checkpoint, args.ema, args.trust_checkpoint, args.input)
+        files.check_distinct(args.out, named, network.path, *paths)
+    classify = predict.open_classifier(network.config, network.path, args.ema, args.trust_checkpoint, args.input)
     if args.draw:
         Path(args.draw).mkdir(parents=True, exist_ok=True)
 
     skipped: list[str] = []
-    found = predict.predict(config, classify, paths, skipped, args.top)
+    found = predict.predict(network.config, classify, paths, skipped, args.top)
     results = list(with_progress(found, 'photos', len(paths)))
     if args.out and results:
         files.write_text(predict.FORMATS[files.suffix_of(args.out)](results), args.out)

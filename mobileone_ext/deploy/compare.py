@@ -82,10 +82,14 @@ def refuse_not_finite(name: str):
     return hook
 
 
+def image_channels(network: nn.Module) -> int:
+    """How many channels the images have that a network takes, by its first convolution."""
+    return next(module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
+
+
 def noise(backbone: nn.Module) -> Tensor:
     """Two images of noise, (2, C, 64, 64), always the same, of the backbone's type and on its device."""
-    channels = next(module.in_channels for module in backbone.modules() if isinstance(module, nn.Conv2d))
-    images = torch.randn(2, channels, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, image_channels(backbone), 64, 64, generator=torch.Generator().manual_seed(0))
     return images.to(next(backbone.parameters()))
 
 

@@ -8,6 +8,8 @@ from mmpretrain.models.utils import SELayer
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
+from .compare import image_channels
+
 
 def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
@@ -18,9 +20,11 @@ def count_multiply_adds(model: nn.Module, size: int | Sequence[int]) -> int:
 
     Counted as mmpretrain counts them.
     """
-    features = nn.Sequential(model.backbone, model.neck)
-    image = torch.zeros(1, model.backbone.in_channels, *sides(size), device=model_device(model))
-    return int(FlopCountAnalysis(features, image).unsupported_ops_warnings(False).total())
+    features = nn.Sequential(model.backbone, *([model.neck] if model.neck else []))
+    image = torch.zeros(1, image_channels(model), *sides(size), device=model_device(model))
+    return int(
+        FlopCountAnalysis(features, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
+    )
 
 
 @torch.no_grad()
@@ -46,7 +50,7 @@ def count_as_thop(model: nn.Module, size: int | Sequence[int]) -> int:
         elif isinstance(module, nn.AdaptiveAvgPool2d) and module not in inside_se:
             handles.append(module.register_forward_hook(count_pooling))
     try:
-        model(torch.zeros(1, model.backbone.in_channels, *sides(size), device=model_device(model)))
+        model(torch.zeros(1, image_channels(model), *sides(size), device=model_device(model)))
     finally:
         for handle in handles:
             handle.remove()
@@ -80,7 +84,7 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
 
 def latency(model: nn.Module, size: int | Sequence[int], seconds: float = 1.0) -> float:
     """Median milliseconds for one image of ``size`` pixels on the model's device, all threads."""
-    image = torch.randn(1, model.backbone.in_channels, *sides(size), device=model_device(model))
+    image = torch.randn(1, image_channels(model), *sides(size), device=model_device(model))
     with torch.inference_mode():
         timer = Timer('model(image)', globals=dict(model=model, image=image), num_threads=torch.get_num_threads())
         return timer.blocked_autorange(min_run_time=seconds).median * 1e3

@@ -1,4 +1,4 @@
-"""A trained MobileOne as a file for a device, in the formats of ``formats``, checked against PyTorch."""
+"""A trained classifier as a file for a device, in the formats of ``formats``, checked against PyTorch."""
 
 import json
 import re
@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmpretrain.models.heads import MultiLabelClsHead
+from mmpretrain.models.heads import LinearClsHead, MultiLabelClsHead, MultiLabelLinearClsHead
+from mmpretrain.models.necks import GlobalAveragePooling
 from torch import Tensor, nn
 
 from .. import files
-from ..checkpoints.load import load_weights
+from ..checkpoints.load import Weights
 from ..checkpoints.names import resolve
 from ..data.classes import class_names, is_multi_label, labels, num_classes
 from ..data.images import find_images, spread
@@ -22,7 +23,8 @@ from ..data.pixels import Normalize, Preprocessing, in_batches, read_images
 from ..files import check_writable, naming, staging_folder, suffix_of
 from ..provenance import origin
 from . import DEFAULT_OPSET, DEFAULT_SIZE, fuse
-from .compare import Difference
+from .compare import Difference, image_channels
+from .described import preprocessing
 from .formats.base import (
     FORMAT_OF_SUFFIX,
     FORMATS,
@@ -40,6 +42,7 @@ _PACKAGE = {'Manifest.json', 'Data'}  # what a CoreML package holds
 TOLERANCE = 1e-4  # of the largest output
 HALF_TOLERANCE = 5e-2  # of a file whose weights, or all of it, are in float16
 NAMES = ('the network', 'the exported file')
+_LINEAR = LinearClsHead, MultiLabelLinearClsHead
 
 __all__ = [
     'DeployNet',
@@ -83,7 +86,7 @@ class PooledClassifier(nn.Module):
 
 
 class DeployNet(PooledClassifier):
-    """A fused classifier as one function: images (N, C, H, W) -> logits or probabilities (N, classes).
+    """A classifier as one function: images (N, C, H, W) -> logits or probabilities (N, classes).
 
     Args:
         normalize: takes pixels 0 .. 255 to what the backbone expects; None leaves that to the caller.
@@ -94,7 +97,11 @@ class DeployNet(PooledClassifier):
     """
 
     def __init__(self, model: nn.Module, normalize: nn.Module | None = None, softmax: bool = False):
-        super().__init__(model.backbone, model.head.fc)
+        # mmpretrain's pooling asks for the size of the batch, and a graph would hold the question; a classifier with
+        # other parts stands, whole, in the backbone's place.
+        is_pooled = type(model.neck) is GlobalAveragePooling and type(model.head) in _LINEAR
+        super().__init__(*((model.backbone, model.head.fc) if is_pooled else (model, nn.Identity())))
+        self.is_pooled = is_pooled
         self.normalize = normalize or nn.Identity()
         if softmax and isinstance(model.head, MultiLabelClsHead):
             raise ValueError('--softmax: with several labels an image each logit is of its own; leave it out')
@@ -102,14 +109,19 @@ class DeployNet(PooledClassifier):
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.last(super().forward(self.normalize(image)))
+        image = self.normalize(image)
+        logits = super().forward(image) if self.is_pooled else self.backbone(image)
+        if not isinstance(logits, Tensor):
+            raise ValueError(f'its head gives a {type(logits).__name__}, where logits are needed')
+        return self.last(logits)
 
 
 def load_fused(config: Config, checkpoint: str, ema: str = 'auto', trust: bool = False) -> nn.Module:
-    """The config's classifier with the checkpoint's weights, fused if they are branched."""
-    weights = load_weights(checkpoint, ema, trust)
+    """The config's classifier with the checkpoint's weights, fused if it has branches."""
+    weights = fuse.read_weights(config, checkpoint, ema, trust)
     model = fuse.load_model(config, weights, checkpoint)
-    return model if weights.form == 'fused' else fuse.fuse(model)
+    is_fused = isinstance(weights, Weights) and weights.form == 'fused'
+    return fuse.fuse(model) if fuse.fuses(config) and not is_fused else model
 
 
 def file_metadata(
@@ -120,7 +132,8 @@ def file_metadata(
     Args:
         classes: names, as :func:`fuse.load_model` gives them; None takes the config's.
     """
-    settings = Preprocessing(config)
+    settings, count = Preprocessing(config), num_classes(config)
+    names = classes or class_names(config) or labels(None, count or 0)
     made_of = origin(resolve(checkpoint), 'torch')
     return dict(
         input='pixels 0..255' if normalize else 'normalized pixels: (x - mean) / std',
@@ -128,7 +141,9 @@ def file_metadata(
         mean=json.dumps(settings.mean),
         std=json.dumps(settings.std),
         output='probabilities' if softmax else 'logits',
-        labels=json.dumps(labels(classes or class_names(config), num_classes(config))),
+        labels=json.dumps(names),
+        **(dict(labels_of_an_image='several') if is_multi_label(config) else {}),
+        preprocessing=preprocessing(config),
         **dict(made_of, versions=json.dumps(made_of['versions'])),
     )
 
@@ -171,7 +186,7 @@ def export(
     """
     check_request(out, form, opset, size, input_name)
     out = Path(out)
-    image = torch.zeros(2 if dynamic_batch else 1, net.backbone.in_channels, size, size)
+    image = torch.zeros(2 if dynamic_batch else 1, image_channels(net), size, size)
     request = Request(image, dynamic_batch, opset, half, input_name, metadata or {}, form)
     with staged(out, net) as part:
         with held_by(form):
@@ -289,7 +304,7 @@ def compare(
 @torch.no_grad()
 def compare_on_noise(net: nn.Module, exported: Network, size: int, half: bool = False) -> None:
     """Raise ValueError unless the file computes what ``net`` does, on two images of noise; predictions do not count."""
-    pixels = torch.rand(2, net.backbone.in_channels, size, size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.rand(2, image_channels(net), size, size, generator=torch.Generator().manual_seed(0))
     images = pixels * 255 if isinstance(net.normalize, Normalize) else pixels * 4 - 2
     difference = Difference()
     difference.add(net(images), torch.from_numpy(exported(images.numpy())), NAMES)

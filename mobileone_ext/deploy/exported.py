@@ -9,7 +9,7 @@ from mmengine.model import BaseModel
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..data.classes import check_same, class_names, is_multi_label, labels
+from ..data.classes import check_same, class_names, is_multi_label, labels, num_classes
 from ..data.pixels import Normalize
 from .compare import Difference, check_finite
 from .runtime import Network, open_network
@@ -53,9 +53,8 @@ class ExportedClassifier(BaseModel):
         self.takes, self.assumed = _input_of(self.network, path, takes)
         self.probabilities = self.network.metadata.get('output') == 'probabilities'
         self.normalize = Normalize(config)
-        self.num_classes = config.model.head.num_classes
+        self.num_classes = num_classes(config) or self.network.num_classes
         self.head = MODELS.build(config.model.head)
-        self.head.fc = nn.Identity()
         self.reference, self.difference = reference, Difference(is_multi_label(config))
         if self.network.num_classes not in (None, self.num_classes):
             raise ValueError(f'{path}: has {self.network.num_classes} classes, the config has {self.num_classes}')
@@ -73,7 +72,7 @@ class ExportedClassifier(BaseModel):
         check_finite(logits, str(self.path))
         if self.reference is not None and mode == 'predict':
             self.difference.add(self._expected(inputs), logits, ('the checkpoint', str(self.path)))
-        return logits if mode == 'tensor' else self.head.predict((logits,), data_samples)
+        return logits if mode == 'tensor' else self.head._get_predictions(logits, data_samples)
 
     def logits(self, pixels: Tensor) -> Tensor:
         """What the file says of pixels (N, C, H, W); the logarithm of probabilities."""

@@ -1,7 +1,6 @@
 """What tools/predict.py does: the best classes of images, by a checkpoint or an exported file."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +8,6 @@ from mmengine.config import Config
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..checkpoints.load import load_weights
 from ..data.classes import is_multi_label, labels
 from ..data.decode import read_rgb
 from ..data.pixels import Normalize, in_batches, read_images
@@ -25,13 +23,26 @@ COLUMNS = ('image', 'rank', 'label', 'index', 'score')
 
 
 class Classifier:
-    """Call it with pixels (N, C, H, W), 0 .. 255, to get probabilities (N, classes); ``classes`` are their names."""
+    """Call it with pixels (N, C, H, W), 0 .. 255, to get scores (N, classes).
 
-    def __init__(self, probabilities: Callable[[Tensor], Tensor], classes: Sequence[str] | None, config: Config):
-        self.probabilities, self.classes = probabilities, labels(classes, config.model.head.num_classes)
+    Args:
+        outputs: of pixels, the logits (N, classes); the logarithm of scores where a network gives no others.
+        classes: names, None if nothing tells them.
+        several_labels: each score is of its own, so that an image may have several labels.
+
+    Attributes:
+        gives_logits: whether they were logits so far.
+    """
+
+    def __init__(self, outputs: Callable[[Tensor], Tensor], classes: Sequence[str] | None, several_labels: bool):
+        self.outputs, self.classes, self.several_labels = outputs, classes, several_labels
+        self.gives_logits = True
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        return self.probabilities(pixels)
+        return self.scores(self.outputs(pixels))
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        return outputs.sigmoid() if self.several_labels else outputs.softmax(1)
 
 
 def open_classifier(
@@ -46,13 +57,24 @@ def open_classifier(
     Raises:
         ValueError: for a network of another class count than the config's.
     """
-    scores = torch.sigmoid if is_multi_label(config) else partial(torch.softmax, dim=1)
     if is_exported(path):
         exported = ExportedClassifier(config, path, takes)
-        return Classifier(lambda pixels: scores(exported.logits(pixels)), exported.classes, config)
+        found = Classifier(exported.logits, exported.classes, is_multi_label(config))
+        found.gives_logits = not exported.probabilities
+        return found
     normalize = Normalize(config)
-    model = fuse.load_model(config, load_weights(path, ema, trust), path)
-    return Classifier(lambda pixels: scores(model(normalize(pixels))), model.classes, config)
+    model = fuse.load_model(config, fuse.read_weights(config, path, ema, trust), path)
+
+    def outputs(pixels: Tensor) -> Tensor:
+        logits = model(normalize(pixels))
+        if isinstance(logits, Tensor):
+            return logits
+        found.gives_logits = False  # a head of several outputs knows what to make of them
+        scores = torch.stack([sample.pred_score for sample in model(normalize(pixels), mode='predict')])
+        return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+
+    found = Classifier(outputs, model.classes, is_multi_label(config))
+    return found
 
 
 @torch.no_grad()
@@ -63,10 +85,10 @@ def predict(
 
     Unreadable files add a message to ``skipped``.
     """
-    names = classify.classes
     for files, pixels in in_batches(read_images(config, list(paths), skipped), 16):
         probabilities = classify(pixels)
         check_finite(probabilities, 'the network')  # topk takes NaN for the largest
+        names = labels(classify.classes, probabilities.shape[1])
         scores, indices = probabilities.topk(min(top, len(names)))
         for file, row, numbers in zip(files, scores.tolist(), indices.tolist()):
             best = [dict(label=names[index], index=index, score=score) for index, score in zip(numbers, row)]

@@ -65,8 +65,8 @@ def layers_of(model: nn.Module) -> list[Layer]:
     """The layers of a fused mmpretrain classifier, in order; they share its tensors.
 
     Raises:
-        ValueError: for a grouped convolution that is not depthwise, another activation than ReLU, or a branched
-            network.
+        ValueError: for a network that is no MobileOne or has branches, a grouped convolution that is not depthwise, or
+            another activation than ReLU.
     """
     layers = []
     for name, block in model.named_modules():
@@ -82,6 +82,8 @@ def layers_of(model: nn.Module) -> list[Layer]:
                 raise ValueError(f'{name} has the activation {type(block.act).__name__}; int8 knows ReLU')
             finish = nn.Sequential(block.se, block.act)
             layers.append(Layer(name, block.branch_reparam, finish, not isinstance(block.se, nn.Identity)))
+    if not layers:
+        raise ValueError(f'the backbone is {type(model.backbone).__name__}: int8 knows the blocks of MobileOne alone')
     return [*layers, Layer('head.fc', model.head.fc, nn.Identity())]
 
 

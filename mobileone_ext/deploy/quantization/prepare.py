@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...data.pixels import Normalize
 from ...files import check_writable
 from .. import export, fuse
-from ..compare import Difference
+from ..compare import Difference, image_channels
 from .calibrate import Options, absorb_bias, equalize, quantize
 from .chain import in_chunks, layers_of
 
@@ -84,6 +84,6 @@ def write_prepared(
     net = export.DeployNet(model, Normalize(config) if file.normalize else None, file.softmax)
     metadata = export.file_metadata(config, checkpoint, file.normalize, file.softmax, getattr(model, 'classes', None))
     with export.held_by('onnx'):
-        image = torch.zeros(2, net.backbone.in_channels, file.size, file.size)
+        image = torch.zeros(2, image_channels(net), file.size, file.size)
         proto = export.onnx_proto(net, image, file.opset, dynamic_batch=True)
     export.write_onnx(proto, path, {**metadata, 'prepared': how})

@@ -22,7 +22,7 @@ from ...data.pixels import Normalize, Preprocessing, read_images
 from ...files import check_writable, write_atomically, write_json
 from ...text import make_console, printable, with_progress
 from .. import export
-from ..compare import Difference, top_accuracies
+from ..compare import Difference, image_channels, top_accuracies
 from ..formats.base import Request, check_installed, load_format
 from ..runtime import Network, open_network
 from . import agreement
@@ -109,6 +109,7 @@ def run(
     for path in outputs:
         export.check_distinct(path, config.filename, checkpoint, *photos)
     model = export.load_fused(config, checkpoint, ema, trust)
+    layers_of(model)  # refuses what int8 does not know
     if evaluate:
         check_data(config, 'test_dataloader', classes=model.classes)
     images, skipped = read_calibration(config, calib, num_calib)
@@ -146,7 +147,6 @@ def _check_calibration(config: Config, model: nn.Module, images: Tensor, folder:
     normalize = Normalize(config)
     probabilities = None
     if not isinstance(model.head, MultiLabelClsHead):
-        layers_of(model)  # refuses what int8 does not know
         probabilities = in_chunks(model, images).softmax(1)
     return check_photos(images * normalize.std + normalize.mean, probabilities, folder)
 
@@ -249,7 +249,7 @@ def write(config: Config, checkpoint: str, int8: Int8, path: Path, file: export.
     sums = SUMS_FIT if int8.fits_16_bits else SUMS_OVERFLOW
     metadata.update(export.facts(form, file.size), precision='int8', sums=sums)
     normalize = Normalize(config) if file.normalize else None
-    image = torch.zeros(2, int8.model.backbone.in_channels, file.size, file.size)
+    image = torch.zeros(2, image_channels(int8.model), file.size, file.size)
     with export.held_by(form, 'this network in int8'):
         if form in ('onnx', 'openvino'):
             net = export.DeployNet(int8.model, normalize, file.softmax)

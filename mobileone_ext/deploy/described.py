@@ -1,0 +1,199 @@
+"""Networks that say themselves what they take: exported files, checkpoints of a run, a run's folder, published weights.
+
+An exported file says it in its metadata; a run's checkpoints and its folder have the run's config, which is read as
+data: nothing in it runs.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+from ..checkpoints.load import read_checkpoint
+from ..checkpoints.names import PUBLISHED
+from ..config import DATA_SUFFIXES, completed, find_file, load_config, resolved_config
+from ..data.pixels import evaluation_pipeline, image_size
+from ..files import suffix_of
+from .exported import stored_labels
+from .runtime import is_exported, open_network
+
+_FUSED = 'fused.pth'  # what tools/finetune.py leaves for use
+_NEWEST = 'last_checkpoint'  # mmengine's file with the path of the newest one
+_STEP = re.compile(r'(?:epoch|iter)_(\d+)\.pth')
+_RUN = 'run'  # in the folder of a fine-tuning
+# Transforms that metadata may name, with their numbers and words: they are built, so none from elsewhere.
+_STEPS = ('LoadImageFromFile', 'mobileone_ext.LoadImageFromFile', 'ResizeEdge', 'Resize', 'CenterCrop', 'PackInputs')
+_UNSAID = '[]'
+_CROP = 0.875  # of the shorter edge, where a file says no more than its size
+_LARGEST = 8192  # pixels
+
+
+class Described(NamedTuple):
+    """A network with the config that goes with it.
+
+    Attributes:
+        config: the model, how its images are prepared, and maybe more.
+        path: the checkpoint or exported file.
+        note: where they were found, or what is assumed; empty where the user named all of it.
+    """
+
+    config: Config
+    path: str
+    note: str = ''
+
+
+def names_config(name: str) -> bool:
+    """Whether ``name``, where a network or its config may stand, is a config's: by its suffix, or of one that ships."""
+    if suffix_of(name) in ('.py', *DATA_SUFFIXES):
+        return True
+    try:
+        return not Path(name).exists() and bool(find_file(name))
+    except OSError:
+        return False
+
+
+def find_network(name: str, config: str | None = None, options: dict | None = None, trust: bool = False) -> Described:
+    """The network that is called ``name``: a checkpoint, an exported file, a run's folder, or published weights.
+
+    Args:
+        config: of a network that does not say what it takes; None asks for one that does.
+        options: as of :func:`mobileone_ext.config.load_config`.
+        trust: as of :func:`mobileone_ext.checkpoints.load.load_weights`.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if nothing says which images it takes, or what says it is not to be read.
+    """
+    path = file_of(name)
+    try:
+        found = _config_of_file(path, options) if is_exported(path) else _config_of_checkpoint(path, options, trust)
+    except ValueError:
+        if config is None:
+            raise
+        found = None
+    if found:
+        return Described(found[0], path, f'{path}: {found[1]}')
+    if config is None:
+        raise ValueError(f'{path}: does not say which images it takes; name its config (--help says how)')
+    return Described(load_config(config, options), path)
+
+
+def file_of(name: str) -> str:
+    """``name``, or of a run's folder, its checkpoint."""
+    return checkpoint_of_run(Path(name)) if Path(name).is_dir() and not is_exported(name) else name
+
+
+def checkpoint_of_run(folder: Path) -> str:
+    """The checkpoint to use in a run's folder: the fused one of a fine-tuning, else the best one, else the newest.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if (folder / _FUSED).is_file():
+        return str(folder / _FUSED)
+    best = sorted(folder.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
+    steps = sorted((int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name)))
+    if (folder / _NEWEST).is_file():  # the folder may have moved since
+        newest = folder / Path((folder / _NEWEST).read_text(encoding='utf-8').strip()).name
+        steps += [(0, newest)] if newest.is_file() else []
+    if best or steps:
+        return str(best[-1] if best else steps[-1][1])
+    if (folder / _RUN).is_dir():
+        return checkpoint_of_run(folder / _RUN)
+    raise ValueError(f'{folder}: no checkpoint of a run in this folder')
+
+
+def _config_of_checkpoint(path: str, options: dict | None, trust: bool) -> tuple[Config, str] | None:
+    """The config of the run that wrote a checkpoint, in it or beside it; of published weights, the one that ships."""
+    if path in PUBLISHED:
+        variant = re.search(r'mobileone[_-](s\d)', path)[1]
+        return load_config(f'mobileone_{variant}_8xb32', options), 'published weights, prepared as for ImageNet'
+    checkpoint = read_checkpoint(path, trust)
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    meta = meta if isinstance(meta, dict) else {}
+    text = meta.get('config') or meta.get('cfg')
+    if isinstance(text, str):
+        return resolved_config(text, path, options), "by its run's config, which is in it"
+    beside = sorted(Path(path).parent.glob('*.py'))
+    beside = [file for file in beside if file.name.startswith('resolved_')] or beside
+    if len(beside) != 1:
+        return None
+    try:
+        config = resolved_config(beside[0].read_text(encoding='utf-8'), str(beside[0]), options)
+    except ValueError:  # some other program
+        return None
+    return config, f'by {beside[0].name}, which is beside it'
+
+
+def _config_of_file(path: str, options: dict | None) -> tuple[Config, str] | None:
+    """A config of what an exported file says of itself: names, mean and std, how images are resized and cropped."""
+    metadata = open_network(path).metadata
+    if not {'input', 'labels', 'mean', 'std'} <= set(metadata) or metadata.get('preprocessing') == _UNSAID:
+        return None
+    try:
+        names, mean, std = (json.loads(metadata[key]) for key in ('labels', 'mean', 'std'))
+        size = json.loads(metadata.get('size', 'null'))
+        several = metadata.get('labels_of_an_image') == 'several'
+        config = Config(
+            dict(
+                model=dict(
+                    type='ImageClassifier',
+                    data_preprocessor=dict(mean=mean, std=std, to_rgb=metadata.get('channels') == 'RGB'),
+                    head=dict(
+                        type='MultiLabelLinearClsHead' if several else 'LinearClsHead',
+                        num_classes=len(names),
+                        in_channels=1,
+                    ),
+                ),
+                test_dataloader=dict(dataset=dict(metainfo=dict(classes=stored_labels(metadata)))),
+            ),
+            cfg_text=path,
+            filename=path,
+        )
+        steps = list(_steps(json.loads(metadata.get('preprocessing', _UNSAID))))
+        dataset, note = config.test_dataloader.dataset, 'by its metadata'
+        dataset.pipeline = steps
+        if not steps or (size and image_size(config) not in (None, tuple(size))):
+            height, width = size
+            edge = round(min(height, width) / _CROP)
+            dataset.pipeline = [
+                dict(type='mobileone_ext.LoadImageFromFile'),
+                dict(type='ResizeEdge', scale=edge, edge='short', backend='pillow'),
+                dict(type='CenterCrop', crop_size=(width, height)),
+                dict(type='PackInputs'),
+            ]
+            note += f', which do not say how photos are resized: the shorter edge to {edge} pixels, the middle cut out'
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f'{path}: its metadata are not read ({error})') from error
+    return completed(config, options=options), note
+
+
+def preprocessing(config: Config) -> str:
+    """The config's test pipeline for an exported file's metadata, which do not tell of steps that they may not name."""
+    try:
+        return json.dumps(list(_steps(evaluation_pipeline(config))))
+    except ValueError:
+        return _UNSAID
+
+
+def _steps(pipeline: Any) -> Iterator[dict]:
+    """The steps of a pipeline of :data:`_STEPS`.
+
+    Raises:
+        ValueError: for any other, or arguments that are more than numbers and words.
+    """
+    for step in pipeline:
+        kind = str(step.get('type')).removeprefix('mmpretrain.').removeprefix('mmcv.')
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in step.items()}
+        if kind not in _STEPS or not all(map(_is_plain, values.values())):
+            raise ValueError(f'preprocessing {str(step)[:80]} is not known')
+        yield {**values, 'type': kind}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, (str, type(None))) or (isinstance(value, (int, float)) and abs(value) <= _LARGEST)

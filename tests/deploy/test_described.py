@@ -1,0 +1,185 @@
+"""Networks without a config: what a run's folder, its checkpoints and exported files say themselves, and don't."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import TINY, data_options, only_line
+
+from mobileone_ext import cli
+from mobileone_ext.config import resolved_config
+from mobileone_ext.data.pixels import evaluation_pipeline
+from mobileone_ext.deploy import described, export, fuse
+from mobileone_ext.deploy.formats.base import load_format
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+
+
+@pytest.fixture(scope='module')
+def photos(digits):
+    return sorted((digits / 'val').glob('*/*.png'))[::40]
+
+
+@pytest.fixture(scope='module')
+def files(tiny_run, digits, tmp_path_factory):
+    """A run's folder that has moved, and what was made of it, by name."""
+    folder = tmp_path_factory.mktemp('moved')
+    shutil.copytree(tiny_run, folder / 'run')
+    config = cli.load_config(TINY, dict(option.split('=') for option in data_options(digits)[:3]))
+    checkpoint = str(folder / 'run' / 'epoch_4.pth')
+    weights = fuse.read_weights(config, checkpoint)
+    model = fuse.fuse(fuse.load_model(config, weights, checkpoint))
+    (folder / 'tuned').mkdir()
+    fuse.save_fused(model, folder / 'tuned' / 'fused.pth', config, checkpoint, weights.source)
+    for name, inside in (('normalized', False), ('pixels', True)):
+        net = export.DeployNet(model, export.Normalize(config) if inside else None, softmax=inside)
+        metadata = export.file_metadata(config, checkpoint, inside, inside, model.classes)
+        metadata.update(export.facts('onnx', 32))
+        export.export(net, folder / f'{name}.onnx', 'onnx', size=32, metadata=metadata)
+    torch.save(dict(state_dict=model.state_dict()), folder / 'bare.pth')
+    return folder
+
+
+def predicted(run_tool, tmp_path, *arguments):
+    code, text = run_tool('predict', *arguments, '--out', tmp_path / 'out.json')
+    assert code == 0, text
+    return json.loads((tmp_path / 'out.json').read_text()), text
+
+
+@pytest.mark.parametrize(
+    ('name', 'said'),
+    [
+        ('run', "epoch_4.pth: by its run's config, which is in it"),
+        ('run/epoch_4.pth', "by its run's config"),
+        ('tuned', "fused.pth: by its run's config"),
+        ('normalized.onnx', 'by its metadata'),
+        ('pixels.onnx', 'by its metadata'),
+    ],
+)
+def test_predictions_are_those_with_the_config(name, said, files, photos, digits, run_tool, tmp_path):
+    options = ('--cfg-options', *data_options(digits)[:3])
+    expected, _ = predicted(run_tool, tmp_path, TINY, files / 'run' / 'epoch_4.pth', *photos, *options)
+    found, text = predicted(run_tool, tmp_path, files / name, *photos)
+    assert said in text.splitlines()[0] and len(found) == len(photos)
+    for one, other in zip(expected, found):
+        assert one['image'] == other['image']
+        assert [best['label'] for best in one['predictions']] == [best['label'] for best in other['predictions']]
+        for best, same in zip(one['predictions'], other['predictions']):
+            assert same['score'] == pytest.approx(best['score'], rel=1e-3, abs=1e-5)
+
+
+def test_the_checkpoint_of_a_folder(tmp_path):
+    with pytest.raises(ValueError, match='no checkpoint of a run in this folder'):
+        described.checkpoint_of_run(tmp_path)
+    run = tmp_path / 'run'
+    run.mkdir()
+    for name in ('epoch_9.pth', 'epoch_10.pth'):
+        (run / name).touch()
+    assert described.checkpoint_of_run(tmp_path) == str(run / 'epoch_10.pth')
+    (run / 'best_accuracy_top1_epoch_9.pth').touch()
+    assert described.checkpoint_of_run(run) == str(run / 'best_accuracy_top1_epoch_9.pth')
+    (tmp_path / 'fused.pth').touch()
+    assert described.checkpoint_of_run(tmp_path) == str(tmp_path / 'fused.pth')
+
+
+def test_what_says_nothing_is_one_line(files, photos, run_tool):
+    code, text = run_tool('predict', files / 'bare.pth', photos[0])
+    assert code == 1 and 'bare.pth: does not say which images it takes; name its config' in only_line(text)
+    code, text = run_tool('predict', TINY, files / 'bare.pth')
+    assert code == 1 and 'is a config; name the network and then images behind it' in only_line(text)
+    code, text = run_tool('predict', files / 'none.pth', photos[0])
+    assert code == 1 and 'none.pth: no such checkpoint file' in only_line(text)
+
+
+def test_a_config_beside_a_checkpoint(files, photos, run_tool, tmp_path):
+    """Of a run it is values; another program is none."""
+    shutil.copy(files / 'bare.pth', tmp_path)
+    shutil.copy(files / 'run' / 'tiny_digits.py', tmp_path)
+    code, text = run_tool('predict', tmp_path / 'bare.pth', photos[0])
+    assert code == 0 and 'by tiny_digits.py, which is beside it' in text, text
+    (tmp_path / 'tiny_digits.py').write_text('import os\nopen(os.path.join(os.path.dirname(__file__), "ran"), "w")\n')
+    code, text = run_tool('predict', tmp_path / 'bare.pth', photos[0])
+    assert code == 1 and 'does not say which images it takes' in only_line(text)
+    assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ("import os\nos.system('touch {ran}')", 'line 1 is code'),
+        ("model = __import__('os').system('touch {ran}')", 'line 1 is code: __import__'),
+        ("model = dict(type='os.system')", "'os.system': no registered part"),
+        ("model = dict(a=[dict(type='subprocess.Popen', args='touch {ran}')])", 'no registered part'),
+        ("custom_imports = dict(imports=['antigravity'])", 'custom_imports of antigravity'),
+        ('model = ' + '[' * 3000, 'is not read'),
+    ],
+)
+def test_a_config_in_a_checkpoint_is_data(text, message, files, photos, run_tool, tmp_path):
+    checkpoint = torch.load(files / 'bare.pth')
+    text = text.replace('{ran}', str(tmp_path / 'ran'))
+    torch.save(dict(checkpoint, meta=dict(cfg=text)), tmp_path / 'net.pth')
+    code, printed = run_tool('predict', tmp_path / 'net.pth', photos[0])
+    assert code == 1 and message in only_line(printed), printed
+    assert 'net.pth: the config of its run is not read' in printed and not (tmp_path / 'ran').exists()
+
+
+def test_a_resolved_config_is_what_mmengine_wrote():
+    config = cli.load_config(TINY)
+    assert resolved_config(config.pretty_text, 'net.pth')._to_lazy_dict() == config._to_lazy_dict()
+
+
+def test_published_weights_have_the_config_that_ships():
+    found = described._config_of_checkpoint('timm/mobileone_s3.apple_in1k', None, False)
+    assert found[0].model.backbone.arch == 's3' and 'published' in found[1]
+
+
+@pytest.fixture
+def exported(files, tmp_path):
+    """``exported(key=value)``: a file with other metadata, None for one that is not there."""
+
+    def write(**changes):
+        import onnx
+
+        proto = onnx.load(files / 'normalized.onnx')
+        metadata = {item.key: item.value for item in proto.metadata_props} | changes
+        metadata = {key: value for key, value in metadata.items() if value is not None}
+        load_format('onnx').write_onnx(proto, tmp_path / 'net.onnx', metadata)
+        return tmp_path / 'net.onnx'
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(preprocessing='[]'), 'does not say which images it takes'),
+        (dict(mean=None), 'does not say which images it takes'),
+        (dict(mean='nothing'), 'its metadata are not read'),
+        (dict(preprocessing='[{"type": "os.system"}]'), 'its metadata are not read (preprocessing'),
+        (dict(preprocessing='[{"type": "ResizeEdge", "scale": 1000000}]'), 'its metadata are not read (preprocessing'),
+        (dict(preprocessing='[{"type": "ResizeEdge", "backend": {"type": "x"}}]'), 'its metadata are not read'),
+        (dict(labels='7'), 'its metadata are not read'),
+    ],
+)
+def test_metadata_that_do_not_tell(changes, message, exported, photos, run_tool):
+    code, text = run_tool('predict', exported(**changes), photos[0])
+    assert code == 1 and message in only_line(text), text
+
+
+def test_files_that_tell_their_size_alone(exported, photos, run_tool):
+    code, text = run_tool('predict', exported(preprocessing=None), photos[0])
+    assert code == 0 and 'the shorter edge to 37 pixels, the middle cut out' in text
+
+
+def test_steps_are_the_configs(files):
+    found, _ = described._config_of_file(str(files / 'pixels.onnx'), None)
+    expected = [
+        dict(step, type=step['type'].removeprefix('mmpretrain.')) for step in evaluation_pipeline(cli.load_config(TINY))
+    ]
+    assert [dict(step) for step in evaluation_pipeline(found)] == expected
+
+
+def test_what_is_a_config():
+    assert described.names_config('any/where.py') and described.names_config('mobileone_s0_8xb32')
+    assert not described.names_config('net.pth') and not described.names_config('work_dirs')

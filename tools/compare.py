@@ -1,0 +1,62 @@
+"""Two networks on the same photos, without labels: ``python tools/compare.py NETWORK NETWORK --images DIR``."""
+
+from mobileone_ext import cli
+
+
+def parse_args():
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument(
+        'networks',
+        nargs=2,
+        metavar='network',
+        help="a checkpoint, an exported file, a run's folder, or published weights by name",
+    )
+    parser.add_argument('--images', nargs='+', required=True, metavar='DIR', help='image files or folders')
+    parser.add_argument(
+        '--num-images', type=cli.positive, default=1300, metavar='N', help='how many at most, spread evenly (1300)'
+    )
+    parser.add_argument('--config', help='of a network that does not say itself which images it takes')
+    cli.add_cfg_options(parser)
+    cli.add_weights_arguments(parser)
+    cli.add_input_argument(parser)
+    parser.add_argument('--out', metavar='JSON', help='write what was found to this file')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    from mobileone_ext import files
+    from mobileone_ext.data.images import find_images, spread
+    from mobileone_ext.deploy import compare_files, described, predict
+    from mobileone_ext.deploy.runtime import is_exported
+    from mobileone_ext.text import printable, with_progress
+
+    if args.out:
+        files.check_writable(args.out)
+    images, skipped = find_images(args.images), []
+    paths = spread(images, args.num_images)
+    networks = [
+        described.find_network(name, args.config, args.cfg_options, args.trust_checkpoint) for name in args.networks
+    ]
+    if args.out:
+        files.check_distinct(args.out, args.config, *(found.path for found in networks), *paths)
+    for found in networks:
+        print(printable(found.note or f'{found.path}: by {args.config}'))
+    classifiers = [
+        predict.open_classifier(
+            found.config, found.path, args.ema, args.trust_checkpoint, args.input if is_exported(found.path) else None
+        )
+        for found in networks
+    ]
+    report = compare_files.compare_files(networks, classifiers, with_progress(paths, 'photos'), skipped)
+    for message in skipped:
+        print(f'skipped {printable(message)}')
+    if images.note:
+        print(images.note)
+    print(compare_files.describe(report))
+    if args.out:
+        files.write_json(report, args.out)
+
+
+if __name__ == '__main__':
+    cli.run(main)
