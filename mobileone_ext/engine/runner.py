@@ -60,6 +60,7 @@ _NOISE = (
     'Checkpoints will be saved',
     'Exp name',
     'previous best checkpoint',
+    'Resumed iteration number',  # gradients that no step has used yet are in the checkpoint
 )
 
 

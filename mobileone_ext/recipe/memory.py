@@ -2,7 +2,8 @@
 
 A hook's memory is what training has changed of its attributes, as far as these are plain data: counters, scores,
 lists, tensors. A resumed run gives it back when its hooks have begun (``before_train``), and with it which parameters
-hooks have frozen or let go. A hook that wants it otherwise has ``state_dict()`` and ``load_state_dict(state)``.
+hooks have frozen or let go, and gradients that no step has used yet. A hook that wants it otherwise has
+``state_dict()`` and ``load_state_dict(state)``.
 """
 
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmengine.device import get_device
-from mmengine.dist import all_gather_object, get_rank
+from mmengine.dist import all_gather_object, all_reduce_params, get_rank
 from mmengine.hooks import CheckpointHook, Hook, IterTimerHook, ProfilerHook
 from torch import nn
 
@@ -20,7 +21,7 @@ from .progress import ProgressHook
 
 # Of these the message hub has what a run needs; the rest is of the process, as seconds since it began.
 _REMEMBER_NOTHING = (CheckpointHook, IterTimerHook, ProfilerHook, ProgressHook)
-_TRAINED = 'trained parameters'  # in place of a hook's name
+_TRAINED, _GRADIENTS = 'trained parameters', 'gradients'  # in place of a hook's name
 _OWN = 'state_dict'  # in place of attributes
 
 _ABSENT = object()
@@ -139,7 +140,10 @@ class Memory:
             name: {_OWN: pack(hook.state_dict())} if hasattr(hook, 'load_state_dict') else attributes(hook)
             for name, hook in self.hooks.items()
         }
-        return {**found, _TRAINED: {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}}
+        parameters = dict(self.model.named_parameters())
+        found[_TRAINED] = {name: parameter.requires_grad for name, parameter in parameters.items()}
+        found[_GRADIENTS] = {name: pack(p.grad) for name, p in parameters.items() if p.grad is not None}
+        return found
 
     def changed(self) -> dict[str, dict]:
         """What of it is not as it was in the beginning, packed."""
@@ -152,7 +156,11 @@ class Memory:
         return {name: state for name, state in found.items() if state}
 
     def gather(self) -> None:
-        """Take down the memory of all processes, for the checkpoint that is to be written; each of them calls this."""
+        """Take down the memory of all processes, for the checkpoint that is to be written; each of them calls this.
+
+        Gradients are their average from here on, which they would be with the next step.
+        """
+        all_reduce_params([p.grad for p in self.model.parameters() if p.grad is not None], op='mean')
         self._gathered = _each_once(all_gather_object(self.changed()))
 
     def put_into(self, checkpoint: dict) -> None:
@@ -186,7 +194,7 @@ class Memory:
         """
         state, went_on = states[get_rank() if get_rank() < len(states) else 0], []
         for name, values in state.items():
-            if name != _TRAINED and name not in self.hooks:
+            if name not in self._began:
                 continue
             began, hook = self._began[name], self.hooks.get(name)
             for key, value in values.items():
@@ -195,9 +203,13 @@ class Memory:
                 if is_method or (edited and len(are_numbers) > 1):
                     raise ValueError(f'hooks.{name}.{key} is {value!r}, and begins as {began.get(key)!r}')
             values = {key: _unpacked(value, f'hooks.{name}.{key}') for key, value in values.items()}
-            if hook is None:
+            if name == _TRAINED:
                 for key, trained in values.items():
                     self.model.get_parameter(key).requires_grad_(trained)
+            elif name == _GRADIENTS:
+                for key, gradient in values.items():
+                    parameter = self.model.get_parameter(key)
+                    parameter.grad = gradient.to(parameter.device)
             elif _OWN in values:
                 hook.load_state_dict(values[_OWN])
             else:

@@ -131,7 +131,14 @@ class Remembers(Hook):
 
 
 def _train(
-    work_dir: str, digits: str, options: dict, moment: str | None, killed: int, hooks: list[dict], by_epoch: bool
+    work_dir: str,
+    digits: str,
+    options: dict,
+    moment: str | None,
+    killed: int,
+    hooks: list[dict],
+    by_epoch: bool,
+    accumulate: int,
 ) -> None:
     import contextlib
 
@@ -150,6 +157,8 @@ def _train(
     config.custom_hooks.extend(hooks)
     config.work_dir, config.randomness.seed = work_dir, 3
     config.default_hooks.checkpoint.update(options)
+    if accumulate > 1:
+        training.use_accumulation(config, accumulate)
     if not by_epoch:  # validates and saves within its one epoch
         del config.custom_hooks[1]  # the curriculum
         config.train_cfg = dict(by_epoch=False, max_iters=8, val_interval=2)
@@ -177,10 +186,11 @@ def train(
     killed: int = 0,
     hooks: Sequence[dict] = (),
     by_epoch: bool = True,
+    accumulate: int = 1,
 ) -> list[int]:
     """Start or resume a run in processes of its own, one of which, ``killed``, ends at a moment.
 
     Their exit codes, -9 of those that were killed; a launcher kills the others.
     """
-    arguments = str(work_dir), str(digits), options, moment, killed, list(hooks), by_epoch
+    arguments = str(work_dir), str(digits), options, moment, killed, list(hooks), by_epoch, accumulate
     return ranks.run(_train, *arguments, processes=processes)

@@ -57,12 +57,12 @@ def undisturbed(digits, tmp_path_factory):
     """The work dir of a whole run with these options, made once."""
     made = {}
 
-    def run(keep, best, processes=1, hooks=(), by_epoch=True):
-        options = keep, best, processes, str(hooks), by_epoch
+    def run(keep, best, processes=1, hooks=(), by_epoch=True, accumulate=1):
+        options = keep, best, processes, str(hooks), by_epoch, accumulate
         if options not in made:
             made[options] = tmp_path_factory.mktemp('undisturbed')
             saving = dict(max_keep_ckpts=keep, save_best=best)
-            assert not any(train(made[options], digits, saving, None, processes, 0, hooks, by_epoch))
+            assert not any(train(made[options], digits, saving, None, processes, 0, hooks, by_epoch, accumulate))
         return made[options]
 
     return run
@@ -139,3 +139,19 @@ def test_hooks_go_on_where_they_were(digits, tmp_path, undisturbed, moment, proc
     newest = torch.load(newest, weights_only=True)
     assert newest['meta']['epoch'] == (3 if EARLY in hooks else 4)
     assert len(newest['hooks']) == (2 if processes == 2 else 1)  # each process saw other images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [1, 2])
+def test_gradients_that_no_step_has_used_are_not_lost(digits, tmp_path, undisturbed, processes):
+    """A step in three batches where an epoch has two."""
+    options = dict(max_keep_ckpts=1, save_best='auto')
+    whole = undisturbed(1, 'auto', processes, accumulate=3)
+    newest = torch.load(whole / 'epoch_4.pth', weights_only=True)
+    assert newest['meta']['iter'] == 8 and 'hooks' not in newest  # the last batch is stepped with
+    killed = train(tmp_path, digits, options, 'in the moving average', processes, accumulate=3)
+    assert killed[0] == -9, 'the moment did not come'
+    (newest,) = tmp_path.glob('epoch_*.pth')
+    assert 'gradients' in torch.load(newest, weights_only=True)['hooks'][0]
+    assert not any(train(tmp_path, digits, options, processes=processes, accumulate=3))
+    assert_same_files(tmp_path, whole)

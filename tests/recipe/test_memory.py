@@ -89,10 +89,11 @@ def test_hooks_go_on_with_what_training_has_changed(tmp_path):
     hooks[0].go_on(2), hooks[1].go_on(3)
     hooks[2].kept = hooks[2].opened = 7
     memory.model.weight.requires_grad_(False)
+    memory.model.bias.grad = torch.tensor([1.0, 2.0])
     memory.put_into(checkpoint)
     torch.save(checkpoint, tmp_path / 'a.pth')
     states = torch.load(tmp_path / 'a.pth', weights_only=True)['hooks']
-    assert [set(state) for state in states] == [{'Counting', 'Counting 2', 'Own', 'trained parameters'}]
+    assert [set(state) for state in states] == [{'Counting', 'Counting 2', 'Own', 'trained parameters', 'gradients'}]
     assert set(states[0]['Counting']) == {'count', 'seen', 'late'}
 
     memory, hooks = begun()
@@ -103,6 +104,7 @@ def test_hooks_go_on_with_what_training_has_changed(tmp_path):
     assert hooks[0].seen == [1, 2] and hooks[0].patience == 9 and hooks[1].patience == 5
     assert hooks[2].kept == 7 and hooks[2].opened == 0
     assert not memory.model.weight.requires_grad and memory.model.bias.requires_grad
+    assert memory.model.bias.grad.tolist() == [1, 2] and memory.model.weight.grad is None
     hooks[0].go_on()
     assert memory.changed()['Counting']['count'] == 3
 
