@@ -119,18 +119,20 @@ def find_file(name: str, folder: str = 'configs', what: str = 'config') -> str:
     """The file ``name``, or where there is none, the one that ships: by its path, or by its bare name in ``folder``.
 
     Raises:
-        OSError: if there is neither, naming those that ship.
+        OSError: if there is neither, naming those that there are.
     """
+    path, bare = installed(name), name.removesuffix('.py')
     shipped = {file.stem: str(file) for file in sorted((home() / folder).glob('*.py'))}
-    path = installed(name)
     if os.path.isfile(path):
         return path
-    if name.removesuffix('.py') in shipped:
-        return shipped[name.removesuffix('.py')]
+    if bare in shipped:
+        return shipped[bare]
     if os.path.isdir(name):
         raise IsADirectoryError(f'{name}: is a folder, no {what} file')
-    close = difflib.get_close_matches(Path(name).stem, shipped, 3)
-    others = f'did you mean {" or ".join(close)}?' if close else f'those that ship are {", ".join(shipped)}'
+    place = os.path.dirname(name) or home() / folder
+    beside = sorted({file.stem for root in (Path(), home()) for file in (root / place).glob('*.py')})
+    close = difflib.get_close_matches(Path(bare).name, {*beside, *shipped}, 3)
+    others = f'did you mean {" or ".join(close)}?' if close else f'there are {", ".join(beside) or "none there"}'
     raise FileNotFoundError(f'{name}: no such {what} file; {others}')
 
 

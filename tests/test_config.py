@@ -203,7 +203,9 @@ def test_a_config_that_ships_is_found_by_its_name_from_anywhere(name, tmp_path, 
     [
         ('mobileone_s0_8bx32', 'no such config file; did you mean mobileone_s0_8xb32 or '),
         ('own/mobileone_tiny_digit.py', 'no such config file; did you mean mobileone_tiny_digits'),
-        ('mine', '; those that ship are mobileone_s0_8xb32, .*, mobileone_tiny_digits$'),
+        ('mine', '; there are mobileone_s0_8xb32, .*, mobileone_tiny_digits$'),
+        ('research/unfuse/x.py', '; there are __main__, study$'),
+        ('nowhere/x.py', '; there are none there$'),
         ('tests', 'tests: is a folder, no config file'),
     ],
 )

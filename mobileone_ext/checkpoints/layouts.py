@@ -38,6 +38,9 @@ _ROWS = (
 )
 
 
+_HEADS = _ROWS[-1]
+
+
 def _pattern(name: str) -> 're.Pattern':
     return re.compile(re.escape(name).replace(re.escape('#'), '([0-9]+)') + r'(\w+)\Z')
 
@@ -88,9 +91,12 @@ def to_own(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, dict[str, 
         ValueError: if the keys are not MobileOne's, naming the ones that are not.
     """
     bare = [key[len(BACKBONE) :] if key.startswith(BACKBONE) else key for key in _without_wrappers(state)]
-    layout = detect_layout(bare)
+    layout = detect_layout(key for key in bare if not key.startswith(_HEADS))  # others have a head.fc as well
     if layout is None:
-        raise ValueError(f'no key of MobileOne in any layout ({", ".join(LAYOUTS)}); found {abbreviate(state)}')
+        raise ValueError(
+            f'no key of MobileOne in any layout ({", ".join(LAYOUTS)}); found {abbreviate(state)}: another network, '
+            'which tools/train.py, test.py, predict.py and export.py take by its config'
+        )
     own, extra, unknown = {}, {}, []
     for key, name, tensor in zip(bare, state, state.values()):
         translated = translate(key, layout, OWN)

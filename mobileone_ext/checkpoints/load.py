@@ -22,7 +22,7 @@ from ..text import abbreviate, nfc, printable
 from .layouts import HEAD, OWN, to_layout, to_own
 from .names import resolve
 from .pickles import CostlyPickle, check_pickle
-from .structure import Structure, differences, read_structure, shapes_of
+from .structure import Structure, differences, other_head, read_structure, shapes_of
 
 __all__ = ['Weights', 'load_strict', 'load_weights', 'read_checkpoint', 'to_layout']
 
@@ -210,7 +210,7 @@ def _mismatch(own: dict[str, Tensor], weights: Weights, backbone_only: bool) -> 
     if found.form != expected.form:
         return f'another form: it {both}; tools/convert_checkpoint.py --branched un-fuses, tools/reparam.py fuses'
     if found.num_classes != expected.num_classes and not backbone_only:
-        return f'another head: it {both}'
+        return f'another head: it {both}{other_head(shapes_of(own), shapes_of(weights.state))}'
     return None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .layouts import BACKBONE
 from .load import class_names_in, find_state, read_checkpoint
-from .structure import differences, shapes_of
+from .structure import differences, other_head, shapes_of
 
 _WRAPPER = 'module.'
 
@@ -58,7 +58,8 @@ def load_plain_strict(model: nn.Module, weights: PlainWeights, name: str) -> Non
         ValueError: naming the keys that don't fit.
     """
     found = shapes_of(weights.state)
-    problems = differences(shapes_of(model.state_dict()), found)
+    expected = shapes_of(model.state_dict())
+    problems = differences(expected, found)
     backbone: Any = getattr(model, 'backbone', None)
     if problems and hasattr(backbone, 'switch_to_deploy'):
         fused = copy.deepcopy(backbone)
@@ -69,5 +70,7 @@ def load_plain_strict(model: nn.Module, weights: PlainWeights, name: str) -> Non
             backbone.switch_to_deploy()
             problems = []
     if problems:
-        raise ValueError(f'{name}: does not fit the network of the config: {"; ".join(problems)}')
+        raise ValueError(
+            f'{name}: does not fit the network of the config: {"; ".join(problems)}{other_head(expected, found)}'
+        )
     model.load_state_dict(weights.state)

@@ -169,11 +169,8 @@ def differences(expected: dict[str, Shape], found: dict[str, Shape]) -> list[str
     problems = []
     missing = [key for key in expected if key not in found]
     surplus = [key for key in found if key not in expected]
-    wrong = [
-        f'{key} {list(found[key])} instead of {list(shape)}'
-        for key, shape in expected.items()
-        if key in found and found[key] != shape
-    ]
+    differing = [key for key, shape in expected.items() if key in found and found[key] != shape]
+    wrong = [f'{key} {list(found[key])} instead of {list(expected[key])}' for key in differing]
     if missing:
         problems.append(f'{_keys(missing)} missing: {abbreviate(missing)}')
     if surplus:
@@ -181,6 +178,16 @@ def differences(expected: dict[str, Shape], found: dict[str, Shape]) -> list[str
     if wrong:
         problems.append(f'wrong shape: {abbreviate(wrong)}')
     return problems
+
+
+def other_head(expected: dict[str, Shape], found: dict[str, Shape]) -> str:
+    """What to do if ``found`` is ``expected`` but for the number of classes; empty for any other difference."""
+    wrong = [key for key in expected if expected[key] != found.get(key)]
+    heads = [key for key in wrong if key.startswith('head.') and key in found and expected[key][1:] == found[key][1:]]
+    counts = {found[key][0] for key in heads}
+    if set(found) != set(expected) or len(counts) != 1 or heads != wrong:
+        return ''
+    return f'; --cfg-options model.head.num_classes={counts.pop()} builds a head like that'
 
 
 def _se_blocks(arch: dict) -> Iterator[str]:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mobileone_ext.checkpoints.load import load_strict, load_weights, read_checkpoint, to_layout
+from mobileone_ext.checkpoints.plain import load_plain, load_plain_strict
 
 # s0 to scale: every kind of branch, SE in stage 3, a second block in stage 2.
 TINY = dict(
@@ -302,9 +303,18 @@ def test_squeeze_and_excitation_in_every_block(tmp_path, form):
     assert equal(found.state, model.state_dict()) and found.structure.in_channels == 3
 
 
+def test_another_head_of_another_network_names_the_count(tmp_path):
+    few, many = (nn.ModuleDict(dict(head=nn.ModuleDict(dict(fc=nn.Linear(2, count))))) for count in (7, 9))
+    with pytest.raises(ValueError, match='model.head.num_classes=7 builds a head like that'):
+        load_plain_strict(many, load_plain(save(tmp_path, few.state_dict())), 'x')
+
+
 def test_other_networks(tmp_path):
     with pytest.raises(ValueError, match=r'no key of MobileOne in any layout .* found 0.weight, 0.bias'):
         load_weights(save(tmp_path, nn.Sequential(nn.Linear(2, 2)).state_dict()))
+    resnet = {'backbone.conv1.weight': torch.ones(4, 3, 7, 7), 'head.fc.weight': torch.ones(9, 4)}
+    with pytest.raises(ValueError, match='found backbone.conv1.weight, .*: another network, which tools/train.py'):
+        load_weights(save(tmp_path, resnet))
     with pytest.raises(ValueError, match='holds no dict of tensors'):
         load_weights(save(tmp_path, [torch.zeros(2)]))
 
@@ -323,7 +333,10 @@ def test_strict_loading(tmp_path, state):
             r'another network: it holds .*widths.*; the config builds MobileOne-s0, branched',
         ),
         (lambda: classifier(TINY, 4, deploy=True), 'another form: it holds .* branched.* fused.*convert_checkpoint'),
-        (lambda: classifier(TINY, 9), 'another head: .* 4 classes; the config builds .* 9 classes'),
+        (
+            lambda: classifier(TINY, 9),
+            'another head: .* 4 classes; .* 9 classes; .* model.head.num_classes=4 builds a head',
+        ),
         (lambda: classifier(TINY, 4, use_skip=False), r'\d+ keys too many: backbone.stage1.1.branch_norm.weight'),
         (lambda: classifier(TINY, 4, num_conv_branches=3), r'\d+ keys missing: .*branch_conv_list.2.conv.weight'),
     ],
