@@ -169,12 +169,13 @@ def load_config(path: str, options: dict | None = None) -> Config:
     return completed(config, set().union(*files.values()), options)
 
 
-def resolved_config(text: str, name: str, options: dict | None = None) -> Config:
+def resolved_config(text: str, name: str, options: dict | None = None, keys: Set[str] | None = None) -> Config:
     """The config in ``text``, which is one that mmengine has written: values alone, so that nothing in it is run.
 
     Args:
         name: of the file that holds it, for messages.
         options: as of :func:`load_config`.
+        keys: what to take of it; None takes all.
 
     Raises:
         ValueError: for text that is more than values, names what is not registered, or is no such config.
@@ -186,6 +187,7 @@ def resolved_config(text: str, name: str, options: dict | None = None) -> Config
                 values[node.targets[0].id] = _plain(node.value)
             elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
                 raise ValueError(f'line {node.lineno} is code')
+        values = {key: value for key, value in values.items() if keys is None or key in keys}
         config = Config(values, cfg_text=text, filename=name)
         _check_names_of_data(config)
         if config.get('custom_imports'):

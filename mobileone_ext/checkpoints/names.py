@@ -49,9 +49,7 @@ def _published() -> dict[str, Published]:
     for variant, top1 in apple.items():
         for form, name, ending in (('branched', '', '_unfused'), ('fused', '-fused', '')):
             file = f'mobileone_{variant}{ending}.pth.tar'
-            table[f'apple/mobileone_{variant}{name}'] = Published(
-                _APPLE + file, file, form, top1, "Apple's, for research"
-            )
+            table[f'apple/mobileone_{variant}{name}'] = Published(_APPLE + file, file, form, top1, "Apple's own")
     for variant, top1, digits in (
         ('s0', 71.34, '0bc94952'),
         ('s1', 75.72, 'ceeef467'),
@@ -65,7 +63,7 @@ def _published() -> dict[str, Published]:
     for variant, top1 in apple.items():
         repo = f'timm/mobileone_{variant}.apple_in1k'
         url, file = f'{_HUB}{repo}/resolve/main/{_HUB_FILE}', f'timm_mobileone_{variant}.apple_in1k.safetensors'
-        table[repo] = Published(url, file, 'branched', top1, "Apple's, for research", repo=repo)
+        table[repo] = Published(url, file, 'branched', top1, "Apple's own", repo=repo)
     return table
 
 

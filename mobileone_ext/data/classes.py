@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
@@ -45,12 +45,15 @@ def class_names(config: Config, stored: Sequence[str] | None = None, published: 
         published: its weights are as Apple or timm published them, without names and trained on ImageNet.
     """
     count = num_classes(config)
-    sources = [stored]
-    for loader in LOADERS:
-        sources += [names_of(dataset) for dataset in leaves((config.get(loader) or {}).get('dataset') or {})]
-    if published:
-        sources.append(IMAGENET_CATEGORIES)
-    return next((list(names) for names in sources if names and len(names) == count), None)
+
+    def sources() -> Iterator[Sequence[str] | None]:
+        yield stored
+        for loader in LOADERS:
+            yield from map(names_of, leaves((config.get(loader) or {}).get('dataset') or {}))
+        if published:
+            yield IMAGENET_CATEGORIES
+
+    return next((list(names) for names in sources() if names and len(names) == count), None)
 
 
 def labels(names: Sequence[str] | None, count: int) -> list[str]:

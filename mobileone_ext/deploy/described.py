@@ -24,6 +24,8 @@ _FUSED = 'fused.pth'  # what tools/finetune.py leaves for use
 _NEWEST = 'last_checkpoint'  # mmengine's file with the path of the newest one
 _STEP = re.compile(r'(?:epoch|iter)_(\d+)\.pth')
 _RUN = 'run'  # in the folder of a fine-tuning
+# Of a run's config; the rest, and what became of it since, is nothing to a trained network.
+_KEYS = {'custom_imports', 'data_preprocessor', 'default_scope', 'model', 'test_dataloader', 'val_dataloader'}
 # Transforms that metadata may name, with their numbers and words: they are built, so none from elsewhere.
 _STEPS = ('LoadImageFromFile', 'mobileone_ext.LoadImageFromFile', 'ResizeEdge', 'Resize', 'CenterCrop', 'PackInputs')
 _UNSAID = '[]'
@@ -116,16 +118,23 @@ def _config_of_checkpoint(path: str, options: dict | None, trust: bool) -> tuple
     meta = meta if isinstance(meta, dict) else {}
     text = meta.get('config') or meta.get('cfg')
     if isinstance(text, str):
-        return resolved_config(text, path, options), "by its run's config, which is in it"
+        return _of_a_run(text, path, options), "by its run's config, which is in it"
     beside = sorted(Path(path).parent.glob('*.py'))
     beside = [file for file in beside if file.name.startswith('resolved_')] or beside
     if len(beside) != 1:
         return None
     try:
-        config = resolved_config(beside[0].read_text(encoding='utf-8'), str(beside[0]), options)
+        config = _of_a_run(beside[0].read_text(encoding='utf-8'), str(beside[0]), options)
     except ValueError:  # some other program
         return None
     return config, f'by {beside[0].name}, which is beside it'
+
+
+def _of_a_run(text: str, name: str, options: dict | None) -> Config:
+    config = resolved_config(text, name, options, _KEYS)
+    if not config.get('test_dataloader'):
+        config.test_dataloader = config.get('val_dataloader')
+    return config
 
 
 def _config_of_file(path: str, options: dict | None) -> tuple[Config, str] | None:

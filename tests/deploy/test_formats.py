@@ -348,10 +348,11 @@ def test_bad_input_name_is_refused(name, tmp_path):
         export.check_request(tmp_path / 'net.onnx', 'onnx', input_name=name)
 
 
-def test_litert_metadata_are_those_of_the_format(tiny, tmp_path):
-    """Read field by field, by the places in LiteRT's schema: the file of labels, mean and std."""
+@pytest.mark.parametrize('inside', [False, True])
+def test_litert_metadata_are_those_of_the_format(tiny, inside, tmp_path):
+    """Read field by field, by the places in LiteRT's schema: the file of labels, mean and std, 0 and 1 of pixels."""
     path = tmp_path / 'net.tflite'
-    metadata = write(tiny, path, 'litert')
+    metadata = write(tiny, path, 'litert', inside)
     with zipfile.ZipFile(path) as files:
         assert files.read('labels.txt').decode().split() == [str(digit) for digit in range(10)]
         assert json.loads(files.read('metadata.json')) == metadata
@@ -377,10 +378,11 @@ def test_litert_metadata_are_those_of_the_format(tiny, tmp_path):
     root = flatbuffers.table.Table(buffer, int.from_bytes(buffer[:4], 'little'))
     graph = item(root, 3)
     options = child(item(item(graph, 2), 4), 1)
-    for slot, key in ((0, 'mean'), (1, 'std')):
-        start = options.Vector(field(options, slot))
-        values = np.frombuffer(buffer, np.float32, 3, start)
-        np.testing.assert_allclose(values, json.loads(metadata[key]), rtol=1e-6)
+    for slot, key, number in ((0, 'mean', 0.0), (1, 'std', 1.0)):
+        expected = [number] if inside else json.loads(metadata[key])
+        assert options.VectorLen(field(options, slot)) == len(expected)
+        values = np.frombuffer(buffer, np.float32, len(expected), options.Vector(field(options, slot)))
+        np.testing.assert_allclose(values, expected, rtol=1e-6)
     labels = item(item(graph, 3), 6)
     assert labels.String(labels.Pos + field(labels, 0)) == b'labels.txt'
 

@@ -49,3 +49,13 @@ def test_fused_exported_tested_and_quantized(written, digits, run_tool, tmp_path
     assert told['changed_predictions'] == 0 and told['num_images'] == 360 and 'top1_before' not in told
     assert 'multi-label/mAP' in json.loads(out.read_text())
     onnx.checker.check_model(str(int8))
+    photo, scores = next((digits / 'val').rglob('*.png')), []
+    for network in ((config, fused), (fused,), (file,), (int8,)):  # the last three say themselves what they are
+        code, text = run_tool('predict', *network, photo, '--top', 10, '--out', tmp_path / 'predicted.json')
+        assert code == 0, text
+        best = json.loads((tmp_path / 'predicted.json').read_text())[0]['predictions']
+        scores.append([one['score'] for one in sorted(best, key=lambda one: one['index'])])
+    for found, tolerance in zip(scores[1:], (1e-5, 1e-4, 0.1)):
+        assert found == pytest.approx(scores[0], abs=tolerance)
+    code, text = run_tool('compare', fused, int8, '--images', digits / 'val', '--num-images', 10)
+    assert code == 0 and '10 images: ' in text and 'logits differ by' in text, text

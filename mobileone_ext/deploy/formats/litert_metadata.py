@@ -31,8 +31,10 @@ def model_metadata(request: Request) -> bytes:
     properties = _table(builder, [('Int8', color, 0), ('offset', image_size)])
     content = _table(builder, [('Uint8', _IMAGE_PROPERTIES, 0), ('offset', properties)])
     units = None
-    if metadata.get('input', '').startswith('normalized'):
-        mean, std = (_floats(builder, json.loads(metadata[key])) for key in ('mean', 'std'))
+    if 'input' in metadata:
+        # MediaPipe's ImageClassifier asks for numbers of a file that takes pixels too.
+        left = metadata if metadata['input'].startswith('normalized') else dict(mean='[0.0]', std='[1.0]')
+        mean, std = (_floats(builder, json.loads(left[key])) for key in ('mean', 'std'))
         options = _table(builder, [('offset', mean), ('offset', std)])
         unit = _table(builder, [('Uint8', _NORMALIZATION_OPTIONS, 0), ('offset', options)])
         units = _vector(builder, [unit])

@@ -108,6 +108,7 @@ class _Writer:
         node.input[2] = self._dequantized(node.input[2], np.round(bias / bias_scales), np.int32, bias_scales)
 
     def _dequantized(self, name: str, integers: np.ndarray, dtype, scales: np.ndarray) -> str:
+        assert np.abs(integers).max() <= np.iinfo(dtype).max, name  # Int8 has grids that hold them
         values = self._constant(f'{name}_q', integers.astype(dtype))
         scale = self._constant(f'{name}_scale', np.asarray(scales, np.float32))
         zero_point = self._constant(f'{name}_zero_point', np.zeros(np.shape(scales), dtype))
