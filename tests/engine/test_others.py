@@ -73,7 +73,7 @@ def test_a_resnet_trains_loads_tests_and_does_not_fuse(resnet, digits, run_tool,
     key = 'backbone.layer1.0.conv1.weight'
     assert torch.equal(first['state_dict'][key], second['state_dict'][key])
     code, text = run_tool('reparam', resnet, checkpoint, tmp_path / 'fused.pth', *options)
-    assert code == 1 and 'ResNet_CIFAR, not MobileOne' in only_line(text)
+    assert code == 1 and 'ResNet_CIFAR, which has no switch_to_deploy()' in only_line(text)
 
 
 @pytest.mark.slow
