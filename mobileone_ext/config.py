@@ -12,10 +12,12 @@ import importlib.util
 import inspect
 import os
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -619,7 +621,23 @@ def _arguments(part: Any) -> set[str]:
         names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {'self'}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return names
+        if not _goes_to_base(cls):
+            break
     return names | {'**'}
+
+
+@lru_cache
+def _goes_to_base(cls: type) -> bool:
+    """Whether ``**kwargs`` of ``cls`` go to no other call than its base's ``__init__``."""
+    function: Any
+    try:
+        (function,) = ast.parse(textwrap.dedent(inspect.getsource(vars(cls)['__init__']))).body
+    except (OSError, TypeError, SyntaxError):  # made while running
+        return True
+    rest = function.args.kwarg.arg
+    calls = (node for node in ast.walk(function) if isinstance(node, ast.Call))
+    takers = [c.func for c in calls for k in c.keywords if k.arg is None and getattr(k.value, 'id', None) == rest]
+    return all(getattr(taker, 'attr', None) == '__init__' for taker in takers)
 
 
 # -- completing ---------------------------------------------------------------------------------
