@@ -15,6 +15,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pytest
 import torch
 from mmengine.config import config as mmengine_config
+from mmengine.registry import DefaultScope
 from mmengine.runner import runner as mmengine_runner
 from torch.nn.modules.batchnorm import _BatchNorm
 from yapf.yapflib import yapf_api
@@ -100,6 +101,7 @@ def run_tool(monkeypatch, capsys):
 
     def run(name: str, *arguments) -> 'tuple[int, str]':
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
+        DefaultScope._instance_dict.clear()  # as in a process of its own
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
             if '.' in name:

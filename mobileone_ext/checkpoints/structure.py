@@ -183,11 +183,12 @@ def differences(expected: dict[str, Shape], found: dict[str, Shape]) -> list[str
 def other_head(expected: dict[str, Shape], found: dict[str, Shape]) -> str:
     """What to do if ``found`` is ``expected`` but for the number of classes; empty for any other difference."""
     wrong = [key for key in expected if expected[key] != found.get(key)]
-    heads = [key for key in wrong if key.startswith('head.') and key in found and expected[key][1:] == found[key][1:]]
-    counts = {found[key][0] for key in heads}
-    if set(found) != set(expected) or len(counts) != 1 or heads != wrong:
+    others = [key for key in wrong if expected[key][1:] != found.get(key, ())[1:]]
+    layers, counts = {key.rpartition('.')[0] for key in wrong}, {found[key][0] for key in wrong if found.get(key)}
+    if set(found) != set(expected) or others or len(layers) != 1 or len(counts) != 1:
         return ''
-    return f'; --cfg-options model.head.num_classes={counts.pop()} builds a head like that'
+    place = 'model.head' if 'head' in layers.pop().split('.') else 'model'  # timm's networks have none
+    return f'; --cfg-options {place}.num_classes={counts.pop()} builds a head like that'
 
 
 def _se_blocks(arch: dict) -> Iterator[str]:

@@ -28,8 +28,8 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def num_classes(config: Config) -> int | None:
-    """Of the config's head; None for a head that does not say."""
-    return (config.model.get('head') or {}).get('num_classes')
+    """Of the config's head, or of a network of timm's or Hugging Face's as a whole; None if neither says."""
+    return (config.model.get('head') or config.model).get('num_classes')
 
 
 def is_multi_label(config: Config) -> bool:

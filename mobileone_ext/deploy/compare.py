@@ -76,6 +76,7 @@ def refuse_not_finite(name: str):
     """A forward hook for a head: raises ValueError if its outputs are not finite."""
 
     def hook(module: nn.Module, inputs: tuple, outputs: Tensor | Iterable[Tensor]) -> None:
+        outputs = getattr(outputs, 'logits', outputs)  # Hugging Face's
         for output in [outputs] if isinstance(outputs, Tensor) else outputs:
             check_finite(output, name)
 

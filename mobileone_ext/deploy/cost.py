@@ -20,7 +20,8 @@ def count_multiply_adds(model: nn.Module, size: int | Sequence[int]) -> int:
 
     Counted as mmpretrain counts them.
     """
-    features = nn.Sequential(model.backbone, *([model.neck] if model.neck else []))
+    parts = (getattr(model, name, None) for name in ('backbone', 'neck'))
+    features = nn.Sequential(*filter(None, parts)) if hasattr(model, 'backbone') else model
     image = torch.zeros(1, image_channels(model), *sides(size), device=model_device(model))
     return int(
         FlopCountAnalysis(features, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()

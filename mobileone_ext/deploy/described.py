@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
 from ..checkpoints.load import read_checkpoint
 from ..checkpoints.names import PUBLISHED
@@ -142,6 +143,7 @@ def _config_of_file(path: str, options: dict | None) -> tuple[Config, str] | Non
     metadata = open_network(path).metadata
     if not {'input', 'labels', 'mean', 'std'} <= set(metadata) or metadata.get('preprocessing') == _UNSAID:
         return None
+    init_default_scope('mmpretrain')  # where the steps of its pipeline are looked up
     try:
         names, mean, std = (json.loads(metadata[key]) for key in ('labels', 'mean', 'std'))
         size = json.loads(metadata.get('size', 'null'))

@@ -99,11 +99,12 @@ class DeployNet(PooledClassifier):
     def __init__(self, model: nn.Module, normalize: nn.Module | None = None, softmax: bool = False):
         # mmpretrain's pooling asks for the size of the batch, and a graph would hold the question; a classifier with
         # other parts stands, whole, in the backbone's place.
-        is_pooled = type(model.neck) is GlobalAveragePooling and type(model.head) in _LINEAR
-        super().__init__(*((model.backbone, model.head.fc) if is_pooled else (model, nn.Identity())))
+        neck, head = getattr(model, 'neck', None), getattr(model, 'head', None)
+        is_pooled = type(neck) is GlobalAveragePooling and type(head) in _LINEAR
+        super().__init__(*((model.backbone, head.fc) if is_pooled else (model, nn.Identity())))
         self.is_pooled = is_pooled
         self.normalize = normalize or nn.Identity()
-        if softmax and isinstance(model.head, MultiLabelClsHead):
+        if softmax and isinstance(head, MultiLabelClsHead):
             raise ValueError('--softmax: with several labels an image each logit is of its own; leave it out')
         self.last = nn.Softmax(1) if softmax else nn.Identity()
         self.eval().requires_grad_(False)

@@ -54,7 +54,7 @@ class ExportedClassifier(BaseModel):
         self.probabilities = self.network.metadata.get('output') == 'probabilities'
         self.normalize = Normalize(config)
         self.num_classes = num_classes(config) or self.network.num_classes
-        self.head = MODELS.build(config.model.head)
+        self.head = MODELS.build(config.model.get('head') or dict(type='ClsHead'))
         self.reference, self.difference = reference, Difference(is_multi_label(config))
         if self.network.num_classes not in (None, self.num_classes):
             raise ValueError(f'{path}: has {self.network.num_classes} classes, the config has {self.num_classes}')

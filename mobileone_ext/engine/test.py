@@ -35,7 +35,8 @@ def evaluate(config: Config, weights: Weights | PlainWeights, name: str) -> dict
     runner = _runner(config, weights.classes)
     model = unwrap(runner.model)
     (load_strict if is_mobileone else load_plain_strict)(model, weights, name)
-    model.head.register_forward_hook(refuse_not_finite(name))
+    score = model.head if hasattr(model, 'head') else model.model  # timm's and Hugging Face's are one network
+    score.register_forward_hook(refuse_not_finite(name))
     return _measure(runner, weights.classes)
 
 

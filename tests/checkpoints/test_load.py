@@ -303,9 +303,12 @@ def test_squeeze_and_excitation_in_every_block(tmp_path, form):
     assert equal(found.state, model.state_dict()) and found.structure.in_channels == 3
 
 
-def test_another_head_of_another_network_names_the_count(tmp_path):
-    few, many = (nn.ModuleDict(dict(head=nn.ModuleDict(dict(fc=nn.Linear(2, count))))) for count in (7, 9))
-    with pytest.raises(ValueError, match='model.head.num_classes=7 builds a head like that'):
+@pytest.mark.parametrize(
+    'name, hint', [('head', r'\[7, 2\] .*model.head.num_classes=7 builds'), ('fc', 'model.num_classes=7 builds')]
+)
+def test_another_head_of_another_network_names_the_count(tmp_path, name, hint):
+    few, many = (nn.ModuleDict({'conv': nn.Conv2d(3, 2, 1), name: nn.Linear(2, count)}) for count in (7, 9))
+    with pytest.raises(ValueError, match=hint):
         load_plain_strict(many, load_plain(save(tmp_path, few.state_dict())), 'x')
 
 

@@ -8,6 +8,9 @@ import pytest
 import torch
 from conftest import TINY, data_options, only_line
 
+from mobileone_ext import cli
+from mobileone_ext.data.classes import num_classes
+
 CONFIGS = Path(mmpretrain.__file__).parent / '.mim/configs'
 pytestmark = pytest.mark.filterwarnings('ignore:.*instance named of:UserWarning')
 
@@ -74,6 +77,42 @@ def test_a_resnet_trains_loads_tests_and_does_not_fuse(resnet, digits, run_tool,
     assert torch.equal(first['state_dict'][key], second['state_dict'][key])
     code, text = run_tool('reparam', resnet, checkpoint, tmp_path / 'fused.pth', *options)
     assert code == 1 and 'ResNet_CIFAR, which has no switch_to_deploy()' in only_line(text)
+
+
+TIMM = """
+_base_ = '{base}'
+model = dict(
+    _delete_=True,
+    type='TimmClassifier',
+    model_name='test_resnet',
+    num_classes=1000,
+    loss=dict(type='CrossEntropyLoss'),
+    data_preprocessor=dict(type='ClsDataPreprocessor', num_classes=1000, mean=[0, 0, 0], std=[255, 255, 255]),
+)
+train_dataloader = dict(dataset=dict(indices=64), num_workers=0)
+val_dataloader = dict(num_workers=0)
+test_dataloader = val_dataloader
+custom_hooks = []  # mmengine's average doesn't find the keys of timm's networks
+train_cfg = dict(max_epochs=1)
+param_scheduler = []
+"""
+
+
+def test_a_network_of_timms_trains_with_ones_own_classes_and_deploys(digits, run_tool, tmp_path):
+    pytest.importorskip('timm')
+    (tmp_path / 'timm.py').write_text(TIMM.format(base=Path(TINY).resolve()))
+    train = ['--data', digits, '--classes-from-data', '--work-dir', tmp_path / 'run', '--no-validate']
+    code, text = run_tool('train', tmp_path / 'timm.py', *train)
+    assert code == 0 and '10 classes of' in text, text
+    saved, checkpoint = tmp_path / 'run/timm.py', tmp_path / 'run/epoch_1.pth'
+    code, text = run_tool('test', saved, checkpoint, '--work-dir', tmp_path / 't')
+    assert code == 0 and 'on 360 images' in text, text
+    assert num_classes(cli.load_config(str(saved))) == 10
+    pytest.importorskip('onnx')
+    code, text = run_tool('export', saved, checkpoint, tmp_path / 'timm.onnx', '--size', 32)
+    assert code == 0, text
+    code, text = run_tool('test', saved, tmp_path / 'timm.onnx', '--work-dir', tmp_path / 't')
+    assert code == 0 and 'on 360 images' in text, text
 
 
 @pytest.mark.slow
