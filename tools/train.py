@@ -90,7 +90,7 @@ def main():
         checkpoint = args.resume if explicit else training.latest_checkpoint(config.work_dir)
         if checkpoint:
             training.use_checkpoint(config, checkpoint)
-    training.train(config, args.progress)
+    training.train(config, **({'progress': args.progress} if args.progress else {}))
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ from mobileone_ext.engine import train as training
 def train(run_tool, digits, tmp_path, monkeypatch):
     """Runs tools/train.py for one epoch of 64 images; returns its Runner."""
     runners, original = [], training.train
-    monkeypatch.setattr(training, 'train', lambda *arguments: runners.append(original(*arguments)))
+    monkeypatch.setattr(training, 'train', lambda config, **options: runners.append(original(config, **options)))
 
     def run(*options, config=()):
         work_dir = tmp_path / str(len(runners))

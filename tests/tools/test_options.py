@@ -54,7 +54,7 @@ def test_plain_options_reach_the_run(run_tool, monkeypatch, digits, tmp_path):
     from mobileone_ext.engine import train as training
 
     configs = []
-    monkeypatch.setattr(training, 'train', lambda config, progress: configs.append(config))
+    monkeypatch.setattr(training, 'train', configs.append)
     options = ['--epochs', 2, '--lr', 0.3, '--batch-size', 7, '--data', digits, '--work-dir', tmp_path]
     code, text = run_tool('train', TINY, *options)
     assert code == 0, text
