@@ -738,8 +738,11 @@ def _read_option(text: str, node: dict | list, last: str, place: str) -> Any:
 def _follow_length(config: Config, key: str, value: Any, overrides: dict[str, Any]) -> Config:
     from .recipe.schedule import for_length
 
-    name = key.split('.')[1]
-    old = (config.get('train_cfg') or {}).get(name)
+    loop, name = config.get('train_cfg') or {}, key.split('.')[1]
+    other, what = ('max_iters', 'iterations') if name == 'max_epochs' else ('max_epochs', 'epochs')
+    if name not in loop and loop.get(other) and {'train_cfg.type', 'train_cfg.by_epoch'}.isdisjoint(overrides):
+        raise ValueError(f'{key}={value!r}: the config trains by {what}, train_cfg.{other}=N')
+    old = loop.get(name)
     if not isinstance(old, int) or isinstance(value, bool) or not isinstance(value, int) or min(value, old) < 1:
         return config  # nothing to follow; a value that is no count is refused with the others
     given = {part for part in ('param_scheduler', 'custom_hooks') if any(k.split('.')[0] == part for k in overrides)}

@@ -177,6 +177,7 @@ def test_an_option_without_key_or_value_is_one_line(run_tool, option):
         ({'model.backbon.arch': 's0'}, "no 'backbon' there; did you mean 'backbone'"),
         ({'train_dataloader.dataset.pipline': []}, "'pipline' there; did you mean 'pipeline'"),
         ({'train_cfg.max_epochs': 2.5}, 'train_cfg.max_epochs=2.5'),
+        ({'train_cfg.max_iters': 9}, 'train_cfg.max_iters=9: the config trains by epochs, train_cfg.max_epochs=N'),
         (
             {'optim_wrapper.optimizer.type': 'AdamW'},
             'AdamW does not read momentum, which the config sets; optim_wrapper.optimizer.momentum=None leaves',

@@ -53,8 +53,6 @@ def main():
     config = cli.load_config(args.config, {**args.cfg_options, **{k: v for k, v in plain.items() if v is not None}})
     from mobileone_ext.engine import train as training
 
-    if args.epochs and not config.train_cfg.get('by_epoch', True):
-        raise ValueError('--epochs: the config trains by iterations; --cfg-options train_cfg.max_iters=N')
     if args.lr and config.get('auto_scale_lr'):
         config.auto_scale_lr.enable = False
     if args.data:
