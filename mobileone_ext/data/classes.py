@@ -84,7 +84,10 @@ def classes_in(dataset: dict) -> tuple[str, ...]:
     place = folder or file
     if folder is not None:
         if not folder.is_dir():
-            raise FileNotFoundError(f'{folder}: no such folder of class folders; --data ROOT names the one it lies in')
+            raise FileNotFoundError(
+                f'{folder}: no such folder; expected are {folder}/CLASS, and likewise for validation, below --data '
+                'ROOT (tools/finetune.py takes folders of any names, and splits one that is not)'
+            )
         inside, _ = photos_by_folder(folder)
         check_are_classes(folder, inside)
         names = names_of_folders(inside)
@@ -94,9 +97,8 @@ def classes_in(dataset: dict) -> tuple[str, ...]:
     else:
         names = names_of(dataset) or ()
     if len(names) < 2:
-        raise ValueError(
-            f'{place or dataset.get("type")}: holds {len(names) or "no"} class folders or names of classes'
-        )
+        found = f'one class alone, {quoted(names)}' if names else 'no classes'
+        raise ValueError(f'{place or dataset.get("type")}: holds {found}; it takes two to tell apart')
     return tuple(names)
 
 

@@ -140,13 +140,22 @@ def test_all_ranks_stop_when_the_loss_of_one_is_nan(digits, tmp_path):
 
 
 def test_dist_train_launches_the_tool(digits, tmp_path):
-    command = ['bash', 'tools/dist_train.sh', TINY, '2', '--work-dir', str(tmp_path), '--no-validate']
+    command = [
+        'bash',
+        'tools/dist_train.sh',
+        TINY,
+        '2',
+        '--work-dir',
+        str(tmp_path),
+        '--no-validate',
+        '--classes-from-data',
+    ]
     options = ['--cfg-options', 'train_cfg.max_epochs=1', *data_options(digits)[:3]]
     bin_folder = os.path.dirname(sys.executable)
     env = dict(environment(), MASTER_PORT=str(free_port()), PATH=f'{bin_folder}:{os.environ["PATH"]}')
     done = subprocess.run([*command, *options], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / 'epoch_1.pth').exists()
+    assert (tmp_path / 'epoch_1.pth').exists() and done.stdout.count(f'10 classes of {digits}/train: 0, 1, 2') == 1
 
 
 def test_the_first_of_two_processes_prints_and_writes(digits, tiny_run, tmp_path, run_tool):
