@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 VENV = .venv$(patsubst requirements%,%,$(basename $(REQUIREMENTS)))
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-slow lint
+.PHONY: demo test test-slow test-apps lint
 
 demo: $(VENV)/installed
 	$(RUN) tools/demo.py
@@ -14,7 +14,10 @@ test: $(VENV)/installed
 	$(RUN) -m pytest --randomly-seed=2206 --durations=15  # a fixed shuffle; `pytest` alone takes another one each time
 
 test-slow: $(VENV)/installed
-	$(RUN) -m pytest -m slow --randomly-seed=2206
+	$(RUN) -m pytest -m 'slow and not apps' --randomly-seed=2206
+
+test-apps: $(VENV)/installed
+	$(RUN) -m pytest -m apps --randomly-seed=2206
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

@@ -45,6 +45,18 @@ yapf_api.FormatCode = mmengine_config.FormatCode = format_once  # where the fork
 mmengine_runner.collect_env = cache(mmengine_runner.collect_env)  # asks compilers for their versions
 
 
+# Formats whose runtimes are a phone's: large, and no part of the usual stack.
+PHONES = {'litert', 'executorch', 'ncnn', 'mnn'}
+
+
+@pytest.hookimpl(tryfirst=True)  # before marks select
+def pytest_collection_modifyitems(items):
+    """A test whose parameter ``form`` is the format of a phone's runtime belongs to ``make test-apps``."""
+    for item in items:
+        if hasattr(item, 'callspec') and item.callspec.params.get('form') in PHONES:
+            item.add_marker('apps')
+
+
 def pytest_collection_finish():
     """What is imported stays: mmengine collects garbage for every data set, and would look at all of it each time."""
     gc.collect()

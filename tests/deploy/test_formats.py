@@ -175,25 +175,25 @@ def test_other_operators_are_right_or_refused(form, backbone, tmp_path):
         assert not {path.read_bytes() for path in tmp_path.iterdir()} & set(older.values())
 
 
-@pytest.mark.parametrize('form', ['litert', 'executorch', 'ncnn', 'mnn'])
-def test_missing_package_is_named_with_its_remedy(tiny, form, tmp_path, run_tool, monkeypatch):
+@pytest.mark.parametrize('missing', ['litert', 'executorch', 'ncnn', 'mnn'])
+def test_missing_package_is_named_with_its_remedy(tiny, missing, tmp_path, run_tool, monkeypatch):
     modules = dict(
         litert=('litert_torch', 'ai_edge_litert.interpreter'), executorch=('executorch', 'executorch.runtime')
     )
     modules.update(ncnn=('pnnx', 'ncnn'), mnn=('_tools', 'MNN.nn', 'MNN.expr', 'MNN'))
-    for module in modules[form]:
+    for module in modules[missing]:
         for name in [name for name in sys.modules if name == module or name.startswith(f'{module}.')]:
             monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.setitem(sys.modules, module, None)
-    suffix = FORMATS[form].suffixes[0]
+    suffix = FORMATS[missing].suffixes[0]
     out = tmp_path / f'net{suffix}'
-    code, text = run_tool('export', TINY, tiny[2], out, '--format', form, '--size', SIZE)
+    code, text = run_tool('export', TINY, tiny[2], out, '--format', missing, '--size', SIZE)
     assert code == 1
-    assert f"pip install 'mobileone_ext[{form}]'" in only_line(text)
+    assert f"pip install 'mobileone_ext[{missing}]'" in only_line(text)
     assert list(tmp_path.iterdir()) == []
     out.write_text('{}')
     out.with_suffix('.bin').touch()
-    with pytest.raises(ValueError, match=rf"pip install 'mobileone_ext\[{form}\]'"):
+    with pytest.raises(ValueError, match=rf"pip install 'mobileone_ext\[{missing}\]'"):
         open_network(out)
 
 

@@ -91,6 +91,7 @@ def test_mistakes_of_an_app_would_show(phone):
             assert np.abs(net(images[None])[0].numpy() - expected).max() > 2e-5, name
 
 
+@pytest.mark.apps
 def test_kotlin_with_litert(phone):
     pytest.importorskip('litert_torch', reason='format litert is not installed')
     from ai_edge_litert.interpreter import Interpreter
@@ -128,6 +129,7 @@ def test_swift_with_coreml(phone):
     assert len(json.loads(spec.metadata.userDefined['labels'])) == 1000
 
 
+@pytest.mark.apps
 def test_cpp_with_ncnn(phone):
     pytest.importorskip('pnnx', reason='format ncnn is not installed')
     import ncnn

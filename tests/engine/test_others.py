@@ -98,6 +98,7 @@ param_scheduler = []
 """
 
 
+@pytest.mark.apps
 def test_a_network_of_timms_trains_with_ones_own_classes_and_deploys(digits, run_tool, tmp_path):
     pytest.importorskip('timm')
     (tmp_path / 'timm.py').write_text(TIMM.format(base=Path(TINY).resolve()))
