@@ -5,7 +5,7 @@ classes by name, top-k of more classes than there are.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -19,6 +19,7 @@ from ..files import suffix_of
 from ..provenance import rank
 from ..text import quoted
 from .classes import (
+    LOADERS,
     annotation_file,
     are_imagenet,
     are_wordnet,
@@ -34,6 +35,7 @@ from .classes import (
 )
 from .dataset import CustomDataset, match_folders
 from .images import Found, class_folders, images_below, left_out_note, names_of_folders, photos_by_folder, spread
+from .nested import datasets_of, innermost
 from .parts import check_are_classes
 
 OWN_DATASET = 'mobileone_ext.CustomDataset'
@@ -54,14 +56,13 @@ def check_data(config: Config, *loaders: str, classes: Sequence[str] | None = No
             layout that would; OSError for a file that cannot be read.
     """
     count = num_classes(config)
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        for dataset, _ in _datasets(config, name):
-            bound = getattr(dataset_class(dataset), 'METAINFO', {}).get('classes')
-            if not bound or count not in (None, len(bound)):
-                read_by_files(dataset)
+    for dataset, _ in datasets_of(config, *LOADERS):
+        bound = getattr(dataset_class(dataset), 'METAINFO', {}).get('classes')
+        if not bound or count not in (None, len(bound)):
+            read_by_files(dataset)
     reference = _Reference.of(config, classes)
     for name in loaders:
-        for dataset, option in _datasets(config, name):
+        for dataset, option in datasets_of(config, name):
             training = name == 'train_dataloader'
             some_will_do = not training and len(reference.classes or ()) == count
             _check_dataset(dataset, option, count, training, some_will_do)
@@ -102,7 +103,7 @@ class _Reference:
     @classmethod
     def of(cls, config: Config, classes: Sequence[str] | None) -> '_Reference':
         """The checkpoint's ``classes``, or those of the config's training set, if it is there."""
-        train = next(_datasets(config, 'train_dataloader'), (None, ''))[0]
+        train = next(datasets_of(config, 'train_dataloader'), (None, ''))[0]
         names = names_of(train) if train else None
         folders = None
         folder = scanned_folder(train) if train else None
@@ -142,22 +143,6 @@ class _Reference:
             say(f'{folder}: has no folders for {len(absent)} of the {len(expected)} classes: {quoted(absent)}')
         else:
             say(f'{folder}: labeled in the order of classes of {self.source}')
-
-
-def _datasets(config: Config, loader: str) -> Iterator[tuple[dict, str]]:
-    """Each innermost data set of a loader, with the option that sets it."""
-
-    def inside(dataset: dict, option: str):
-        if 'dataset' in dataset:
-            yield from inside(dataset['dataset'], f'{option}.dataset')
-        elif 'datasets' in dataset:
-            for number, part in enumerate(dataset['datasets']):
-                yield from inside(part, f'{option}.datasets.{number}')
-        else:
-            yield dataset, option
-
-    if config.get(loader) and isinstance(config[loader].get('dataset'), dict):
-        yield from inside(config[loader]['dataset'], f'{loader}.dataset')
 
 
 def _check_dataset(dataset: dict, option: str, num_classes: int | None, training: bool, some_will_do: bool) -> None:
@@ -329,15 +314,11 @@ def check_loaders(loaders: dict[str, object], config: Config) -> None:
         check_same(names, reference, name, source)
         if names and reference is None:
             reference, source = names, name
-        _check_labels(dataset, name, count)
+        for part in innermost(dataset):
+            _check_labels(part, name, count)
 
 
 def _check_labels(dataset, name: str, count: int | None) -> None:
-    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    if inner[0] is not None:
-        for part in inner:
-            _check_labels(part, name, count)
-        return
     if not count or isinstance(dataset, MmpretrainDataset) or not hasattr(dataset, 'get_cat_ids'):
         return  # the labels of mmpretrain's come from files that check_data has read
     for index in range(len(dataset)):

@@ -20,7 +20,8 @@ from mmpretrain.registry import DATASETS
 
 from ..files import suffix_of
 from ..text import nfc, quoted
-from .images import class_folders, leaves, names_of_folders, photos_by_folder
+from .images import class_folders, names_of_folders, photos_by_folder
+from .nested import datasets_of
 from .parts import check_are_classes
 
 _IMAGENET_IDS = '791ce0333040dd24'  # of the digest of the thousand WordNet ids
@@ -48,8 +49,8 @@ def class_names(config: Config, stored: Sequence[str] | None = None, published: 
 
     def sources() -> Iterator[Sequence[str] | None]:
         yield stored
-        for loader in LOADERS:
-            yield from map(names_of, leaves((config.get(loader) or {}).get('dataset') or {}))
+        for dataset, _ in datasets_of(config, *LOADERS):
+            yield names_of(dataset)
         if published:
             yield IMAGENET_CATEGORIES
 

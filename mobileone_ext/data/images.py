@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -178,12 +178,3 @@ def register_readers() -> None:
     """Let Pillow read what the optional packages read."""
     if _HEIF[0] in SUFFIXES:
         importlib.import_module(_HEIF_READER).register_heif_opener()
-
-
-def leaves(dataset: dict) -> Iterator[dict]:
-    """The config of every data set of images inside the config of one, which may wrap or join others."""
-    inner = dataset.get('datasets') or [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets')
-    for config in inner or ():
-        yield from leaves(config)
-    if not inner:
-        yield dataset

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .decode import check_size
-from .images import leaves
+from .nested import datasets_of
 
 # In gray levels, RGB.
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -45,8 +45,7 @@ def evaluation_pipeline(config: Config) -> list[dict]:
     Raises:
         ValueError: for a config without one.
     """
-    loader = config.get('test_dataloader') or {}
-    for dataset in leaves(loader.get('dataset') or {}):
+    for dataset, _ in datasets_of(config, 'test_dataloader'):
         if dataset.get('pipeline'):
             return dataset.pipeline
     raise ValueError(f'{config.filename}: has no test_dataloader whose pipeline says how to prepare an image')

@@ -15,7 +15,7 @@ from ..config import building, require_data
 from ..data.check import check_data, read_by_files, say
 from ..data.classes import LOADERS, annotation_file, classes_in, scanned_folder
 from ..data.flip import check_flips
-from ..data.images import leaves
+from ..data.nested import datasets_of, innermost
 from ..recipe.averages import keeps_average
 from ..recipe.progress import ProgressHook
 from ..recipe.schedule import misfits
@@ -84,10 +84,10 @@ def use_data(config: Config, root: str) -> None:
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if not config.get(loader):
             continue
-        found = list(_data_sets(config[loader]['dataset']))
-        if not found:
+        inside = [dataset for dataset, _ in datasets_of(config, loader) if 'data_root' in dataset]
+        if not inside:
             raise ValueError(f'--data {root}: {loader} has no data set with a data_root; set it with --cfg-options')
-        for dataset in found:
+        for dataset in inside:
             dataset['data_root'] = root
 
 
@@ -101,7 +101,7 @@ def use_classes_of_data(config: Config) -> None:
             ``num_classes``.
     """
     require_data(config, 'train_dataloader')
-    train, *others = (list(leaves(config[name]['dataset'])) for name in LOADERS if config.get(name))
+    train, *others = (list(innermost(config[name]['dataset'])) for name in LOADERS if config.get(name))
     for dataset in (*train, *chain(*others)):
         read_by_files(dataset)
     found = [classes_in(dataset) for dataset in train]
@@ -130,15 +130,6 @@ def _recount(value: Any, before: int, now: int) -> None:
         value = [inner for key, inner in value.items() if key != 'teacher']
     for inner in value if isinstance(value, list | tuple) else ():
         _recount(inner, before, now)
-
-
-def _data_sets(dataset: dict) -> Iterator[dict]:
-    """The data sets with a ``data_root`` in the config ``dataset``, wrapped or concatenated."""
-    if 'data_root' in dataset:
-        yield dataset
-    for inner in [dataset.get('dataset'), *(dataset.get('datasets') or [])]:
-        if isinstance(inner, dict):
-            yield from _data_sets(inner)
 
 
 def use_checkpoint(config: Config, checkpoint: str | Path) -> None:

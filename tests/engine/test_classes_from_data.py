@@ -10,7 +10,7 @@ from mobileone_ext import cli
 from mobileone_ext.config import override
 from mobileone_ext.data.check import check_data, read_by_files
 from mobileone_ext.data.classes import classes_in
-from mobileone_ext.data.images import leaves
+from mobileone_ext.data.nested import innermost
 from mobileone_ext.engine.train import use_classes_of_data, use_data
 
 NAMES = ['[red] fox', 'cat', 'dog|wolf', 'gnu', 'owl']
@@ -96,7 +96,7 @@ def test_every_count_of_classes_follows_but_a_teachers(config, photos):
     counts = read.model.head, read.model.data_preprocessor, read.model.head.loss, read.val_evaluator[1]
     assert [part.num_classes for part in counts] == [5] * 4
     assert read.model.teacher.head.num_classes == 1000
-    for dataset in leaves(read.train_dataloader.dataset):
+    for dataset in innermost(read.train_dataloader.dataset):
         assert (dataset.type, dataset.metainfo.classes) == ('mobileone_ext.CustomDataset', NAMES)
     assert read.val_dataloader.dataset.data_prefix == 'val' and 'metainfo' not in read.val_dataloader.dataset
 

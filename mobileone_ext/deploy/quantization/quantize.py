@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ...data.check import check_data
 from ...data.classes import is_multi_label
-from ...data.images import Found, find_images, leaves, spread
+from ...data.images import Found, find_images, spread
+from ...data.nested import datasets_of
 from ...data.pixels import Normalize, Preprocessing, read_images
 from ...files import check_writable, write_atomically, write_json
 from ...text import make_console, printable, with_progress
@@ -209,7 +210,7 @@ def calibration_files(config: Config, folder: str | None) -> tuple[Found, str]:
         check_data(config, 'train_dataloader')
     except (ValueError, OSError) as error:
         raise ValueError(f'{error}; or {remedy}') from error
-    sets = [DATASETS.build({**leaf, 'pipeline': []}) for leaf in leaves(config.train_dataloader.dataset)]
+    sets = [DATASETS.build({**dataset, 'pipeline': []}) for dataset, _ in datasets_of(config, 'train_dataloader')]
     listed = dict.fromkeys(part.get_data_info(index).get('img_path') for part in sets for index in range(len(part)))
     if None in listed:
         raise ValueError(f'{config.filename}: its training images are no files; {remedy}')

@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from ... import cli
 from ...checkpoints.load import load_weights
+from ...data.nested import innermost
 from ...files import write_atomically, write_text
 from ...pictures import legend
 from ...provenance import machine
@@ -45,8 +46,7 @@ def make_report(
     size = image_size(config)
     several = after.several
     right = [(found.truth == found.predicted).all(1).mean() * 100 for found in (before, after)]
-    dataset = config.train_dataloader.dataset
-    dataset = dataset.get('dataset', dataset)  # inside ClassBalancedDataset
+    dataset = next(innermost(config.train_dataloader.dataset))  # inside ClassBalancedDataset, perhaps
     num_train = count_photos(dataset.ann_file)
     return dict(
         folder=str(folder),
