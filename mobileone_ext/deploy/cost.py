@@ -1,9 +1,11 @@
 """What a network costs: parameters, multiply-adds, latency."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
-from fvcore.nn import FlopCountAnalysis
+from mmengine.analysis import FlopAnalyzer
+from mmengine.analysis.jit_handles import get_shape
 from mmpretrain.models.utils import SELayer
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
@@ -22,40 +24,36 @@ def count_multiply_adds(model: nn.Module, size: int | Sequence[int]) -> int:
     """
     parts = (getattr(model, name, None) for name in ('backbone', 'neck'))
     features = nn.Sequential(*filter(None, parts)) if hasattr(model, 'backbone') else model
-    image = torch.zeros(1, image_channels(model), *sides(size), device=model_device(model))
-    return int(
-        FlopCountAnalysis(features, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
-    )
+    return int(_analysis(features, _image(model, size)).total())
 
 
-@torch.no_grad()
 def count_as_thop(model: nn.Module, size: int | Sequence[int]) -> int:
     """What thop counts for one image of ``size`` pixels in a fused classifier, without the pooling inside SE.
 
     A convolution or linear layer counts a multiplication for each weight at each output; average pooling, an addition
     for each input and a division for each output; biases and activations, nothing.
     """
-    counts: list[int] = []
+    analysis = _analysis(model, _image(model, size))
+    analysis.set_op_handle('aten::adaptive_avg_pool2d', lambda *sides: sum(prod(get_shape(side[0])) for side in sides))
+    counts, modules = analysis.by_operator(), analysis.by_module()
+    inside_se = (
+        f'{name}.{inner}'
+        for name, layer in model.named_modules()
+        if isinstance(layer, SELayer)
+        for inner, part in layer.named_modules()
+        if isinstance(part, nn.AdaptiveAvgPool2d)
+    )
+    counted = sum(counts[operator] for operator in ('conv', 'linear', 'adaptive_avg_pool2d'))
+    return int(counted - sum(modules[name] for name in inside_se))
 
-    def count_weights(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        counts.append(output.numel() * layer.weight[0].numel())
 
-    def count_pooling(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        counts.append(inputs[0].numel() + output.numel())
+def _analysis(model: nn.Module, image: Tensor) -> FlopAnalyzer:
+    return FlopAnalyzer(model, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
 
-    inside_se = {part for module in model.modules() if isinstance(module, SELayer) for part in module.modules()}
-    handles = []
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            handles.append(module.register_forward_hook(count_weights))
-        elif isinstance(module, nn.AdaptiveAvgPool2d) and module not in inside_se:
-            handles.append(module.register_forward_hook(count_pooling))
-    try:
-        model(torch.zeros(1, image_channels(model), *sides(size), device=model_device(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sum(counts)
+
+def _image(model: nn.Module, size: int | Sequence[int]) -> Tensor:
+    """An image of noise, (1, C, H, W), on the model's device."""
+    return torch.randn(1, image_channels(model), *sides(size), device=next(model.parameters()).device)
 
 
 def vendor_gflops(thop_count: int) -> float:
@@ -74,10 +72,6 @@ def describe(model: nn.Module, size: int | Sequence[int], vendors: bool = False)
     return line
 
 
-def model_device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
 def sides(size: int | Sequence[int]) -> tuple[int, int]:
     """Height and width in pixels, of a size that may be one number for both."""
     return (size, size) if isinstance(size, int) else tuple(size)
@@ -85,7 +79,7 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
 
 def latency(model: nn.Module, size: int | Sequence[int], seconds: float = 1.0) -> float:
     """Median milliseconds for one image of ``size`` pixels on the model's device, all threads."""
-    image = torch.randn(1, image_channels(model), *sides(size), device=model_device(model))
+    image = _image(model, size)
     with torch.inference_mode():
         timer = Timer('model(image)', globals=dict(model=model, image=image), num_threads=torch.get_num_threads())
         return timer.blocked_autorange(min_run_time=seconds).median * 1e3

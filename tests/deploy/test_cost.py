@@ -11,6 +11,7 @@ from mobileone_ext import (
 from mobileone_ext.deploy import cost, fuse
 
 VENDOR = dict(s0=0.611, s1=1.834, s2=2.886, s3=4.213, s4=6.621)
+BRANCHED = dict(s1=857_219_328, s4=3_040_769_664)  # by fvcore 0.1.5
 
 
 @pytest.mark.parametrize('variant', VENDOR)
@@ -21,6 +22,12 @@ def test_vendor_column(variant):
     assert count == 275_161_600 or variant != 's0'
     assert f'0.9e9: {VENDOR[variant]:.3f}' in cost.describe(model, 224, vendors=True)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize('variant', BRANCHED)
+def test_branches_count_their_batch_norm(variant):
+    model = fuse.build_model(cli.load_config(f'configs/mobileone_{variant}_8xb32.py'), 'branched')
+    assert cost.count_multiply_adds(model, 224) == BRANCHED[variant]
 
 
 def test_what_thop_counts():
