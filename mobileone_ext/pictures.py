@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
@@ -18,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from .files import suffix_of, write_atomically
 from .text import printable
 
 DEFAULT_FONT = 'DejaVu Sans'
@@ -43,6 +45,20 @@ def drawing(texts: Iterable[str] = ()) -> Iterator[None]:
     options = {'text.parse_math': False, 'text.usetex': False, 'font.family': families(texts)}
     with matplotlib.rc_context(options):
         yield
+
+
+@contextmanager
+def picture(path: Path, size: tuple[float, float], texts: Iterable[str] = (), dpi: int = 100) -> Iterator[Figure]:
+    """A figure of ``size`` inches, made as by :func:`drawing`, that is then at ``path``, whole or not at all.
+
+    Args:
+        path: its suffix names the format.
+    """
+    with drawing(texts):
+        figure = Figure(figsize=size, layout='constrained')
+        yield figure
+        with write_atomically(path) as part:
+            figure.savefig(part, dpi=dpi, format=suffix_of(path)[1:])
 
 
 def names_in_pictures(names: Sequence[str]) -> list[str]:

@@ -35,6 +35,15 @@ def one_line(message: object) -> str:
     return ' '.join(line.strip() for line in lines)
 
 
+def type_name(config: object) -> str:
+    """The name behind ``type`` in a config, without its scope: ``SGD`` of ``dict(type='mmengine.SGD')``, or of a class.
+
+    Empty for what has no type.
+    """
+    kind = config.get('type', '') if isinstance(config, dict) else ''
+    return str(getattr(kind, '__name__', kind)).rsplit('.', 1)[-1]
+
+
 def fits_a_line(text: str) -> bool:
     """Whether ``text`` can stand in a line of a file as it is: no line ends, control characters or stray bytes."""
     return not any(unicodedata.category(character) in _CONTROLS for character in text)

@@ -21,7 +21,7 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
-    from mobileone_ext.files import check_distinct, check_writable, suffix_of, write_atomically
+    from mobileone_ext.files import check_distinct, check_writable
     from mobileone_ext.recipe.plot_recipe import draw, preview, summary
 
     out = args.out or Path('work_dirs', f'{Path(args.config).stem}_recipe.png')
@@ -31,8 +31,7 @@ def main():
     if found.stand_in:
         print(f'{found.stand_in}: a photograph stands in for the training images')
     print('\n'.join(summary(found)))
-    with write_atomically(out) as part:
-        draw(found, args.config, part, suffix_of(out)[1:])
+    draw(found, args.config, out)
     print(out)
 
 

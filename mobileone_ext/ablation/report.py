@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from matplotlib.figure import Figure
-
-from ..files import csv_text, write_atomically, write_text
-from ..pictures import drawing, in_picture, legend, names_in_pictures
+from ..files import csv_text, write_text
+from ..pictures import in_picture, legend, names_in_pictures, picture
 from ..provenance import device, versions
 from ..text import as_markdown, code, markdown_table, shorten
 from .study import Study
@@ -68,8 +66,7 @@ def write_results(study: Study, base: str, rows: Sequence[dict], folder: Path) -
     write_text(csv_text(lines, _COLUMNS), folder / 'results.csv')
     write_text(markdown(study, base, summaries), folder / 'results.md')
     if any(summary.runs for summary in summaries):
-        with write_atomically(folder / 'results.png') as part:
-            plot(study, summaries, rows, part)
+        plot(study, summaries, rows, folder / 'results.png')
 
 
 def markdown(study: Study, base: str, summaries: Sequence[Summary]) -> str:
@@ -125,9 +122,9 @@ def plot(study: Study, summaries: Sequence[Summary], rows: Sequence[dict], path:
     """A dot a run and a bar at the mean, one line a variant; the paper's numbers in a panel of their own."""
     variants = names_in_pictures([shorten(summary.variant, 40) for summary in summaries])
     title, source = in_picture(study.title), in_picture(study.source.split(',', 1)[-1].strip())
-    with drawing([*variants, title, source]):
-        panels = 2 if study.numbers else 1
-        figure = Figure(figsize=(4.5 * panels + 1.5, 0.45 * len(summaries) + 1.6))
+    panels = 2 if study.numbers else 1
+    size = (4.5 * panels + 1.5, 0.45 * len(summaries) + 1.6)
+    with picture(path, size, [*variants, title, source], dpi=120) as figure:
         ours, *theirs = axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
         for y, summary in enumerate(summaries):
             dots = [row['top1_after'] for row in rows if row['variant'] == summary.variant and row['status'] == 'done']
@@ -144,8 +141,6 @@ def plot(study: Study, summaries: Sequence[Summary], rows: Sequence[dict], path:
         for axis in axes:
             axis.grid(axis='x', alpha=0.3)
         figure.suptitle(title)
-        figure.tight_layout()
-        figure.savefig(path, dpi=120, format='png')
 
 
 def _top1(summary: Summary) -> str:

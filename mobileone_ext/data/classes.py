@@ -19,7 +19,7 @@ from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from mmpretrain.registry import DATASETS
 
 from ..files import suffix_of
-from ..text import nfc, quoted
+from ..text import nfc, quoted, type_name
 from .images import class_folders, names_of_folders, photos_by_folder
 from .nested import datasets_of
 from .parts import check_are_classes
@@ -35,7 +35,7 @@ def num_classes(config: Config) -> int | None:
 
 def is_multi_label(config: Config) -> bool:
     """Whether the config's head gives every label a score of its own, so that an image may have several."""
-    return str((config.model.get('head') or {}).get('type', '')).split('.')[-1].startswith('MultiLabel')
+    return type_name(config.model.get('head')).startswith('MultiLabel')
 
 
 def class_names(config: Config, stored: Sequence[str] | None = None, published: bool = False) -> list[str] | None:

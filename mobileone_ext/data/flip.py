@@ -13,6 +13,7 @@ from mmpretrain.models import ClsDataPreprocessor
 from torch import Tensor
 
 from ..registry import MODELS, TRANSFORMS
+from ..text import type_name
 
 ON_DEVICE = 'horizontal_on_device'  # a flip_direction, which mmpretrain's PackInputs takes along
 
@@ -57,8 +58,7 @@ def flipped(images: Tensor | Sequence[Tensor], flips: Sequence[bool]) -> Tensor 
 def check_flips(config: Config) -> None:
     """Raise ValueError for flips that are drawn and that nothing carries out."""
     drawn = 'DrawFlip' in str(config.get('train_dataloader'))
-    preprocessor = str((config.model.get('data_preprocessor') or {}).get('type', ''))
-    if drawn and not preprocessor.endswith('FlippingDataPreprocessor'):
+    if drawn and type_name(config.model.get('data_preprocessor')) != 'FlippingDataPreprocessor':
         raise ValueError(
             'train_dataloader draws flips by DrawFlip, and nothing carries them out: set '
             'model.data_preprocessor.type=mobileone_ext.FlippingDataPreprocessor'

@@ -9,6 +9,7 @@ from mmengine.dataset import Compose
 from PIL import Image
 from torch import Tensor, nn
 
+from ..text import one_line
 from .decode import check_size
 from .nested import datasets_of
 
@@ -75,11 +76,9 @@ def read_images(config: Config, paths: Sequence[Path], skipped: list[str]) -> It
             _check_file(path)
             pixels = pipeline(dict(img_path=str(path)))['inputs']
         except Exception as error:  # a damaged file fails in Pillow, OpenCV or a transform, each in its own way
-            reason = str(error).removeprefix(f'{path}: ').splitlines() or [type(error).__name__]
-            message = (
-                reason[0] if reason[0].startswith('not a readable image') else f'not a readable image ({reason[0]})'
-            )
-            skipped.append(f'{path}: {message}')
+            reason = one_line(error).removeprefix(f'{path}: ')
+            known = reason.startswith('not a readable image')
+            skipped.append(f'{path}: {reason if known else f"not a readable image ({reason})"}')
             continue
         yield path, (pixels.flip(0) if flip else pixels).float()
 

@@ -16,7 +16,7 @@ import torch
 from .. import cli
 from ..checkpoints.load import load_weights
 from ..deploy import reparam
-from ..files import write_atomically, write_text
+from ..files import write_text
 from ..recipe import plot_recipe
 from . import train as training
 from .finetuning import config as writing
@@ -211,8 +211,7 @@ def draw_recipe(folder: Path) -> Path:
     """Draw what the run in ``folder`` will do."""
     found = plot_recipe.preview(cli.load_config(str(folder / CONFIG)))
     print('\n'.join(plot_recipe.summary(found)))
-    with write_atomically(folder / RECIPE) as part:
-        plot_recipe.draw(found, str(folder / CONFIG), part)
+    plot_recipe.draw(found, str(folder / CONFIG), folder / RECIPE)
     return folder / RECIPE
 
 

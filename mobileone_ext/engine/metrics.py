@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
 from ..data.classes import labels
-from ..files import write_atomically
-from ..pictures import drawing, names_in_pictures
+from ..pictures import names_in_pictures, picture
 from ..text import make_console, shorten
 
 ROWS = 50  # a table of more classes shows the lowest figures alone
@@ -138,8 +136,7 @@ def draw_matrices(metrics: dict, classes: Sequence[str] | None, out: str | Path)
     for key, matrix in matrices:
         name = key.split('/')[0] if len(matrices) == 1 else key.replace('/', '_')
         path = Path(out).with_name(f'{Path(out).stem}_{name}.png')
-        with write_atomically(path) as part:
-            draw_matrix(np.array(matrix, dtype=float), labels(classes, len(matrix)), part)
+        draw_matrix(np.array(matrix, dtype=float), labels(classes, len(matrix)), path)
         written.append(path)
     return written
 
@@ -153,8 +150,7 @@ def draw_matrix(cells: np.ndarray, names: Sequence[str], path: Path) -> None:
     side = min(max(4.0, 0.4 * count + 2), 20)
     share = cells / np.maximum(np.nansum(cells, axis=1, keepdims=True), 1e-9)  # of the images of a class
     shown = names_in_pictures([shorten(name, LETTERS) for name in names]) if count <= 100 else []
-    with drawing(shown):
-        figure = Figure(figsize=(side, side), layout='constrained')
+    with picture(path, (side, side), shown) as figure:
         axis = figure.subplots()
         image = axis.imshow(share, cmap='Blues', vmin=0, vmax=1, interpolation='nearest' if count <= 100 else 'auto')
         axis.set(xlabel='predicted', ylabel='label')
@@ -167,4 +163,3 @@ def draw_matrix(cells: np.ndarray, names: Sequence[str], path: Path) -> None:
                     color = 'white' if share[row, column] > 0.5 else 'black'
                     axis.text(column, row, f'{cells[row, column]:g}', ha='center', va='center', color=color, fontsize=8)
         figure.colorbar(image, ax=axis, label='share of the row', shrink=0.8)
-        figure.savefig(path, dpi=100, format='png')

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.cbook import get_sample_data
-from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, ParamSchedulerHook
 from mmengine.runner import Runner
 
 from ..data.check import check_data
-from ..pictures import drawing, in_picture
+from ..pictures import in_picture, picture
 from .curriculum import CurriculumHook, pipelines, stage_at, stage_label
 from .schedule import ema_decay, named_groups
 from .seeding import seed_generators
@@ -215,14 +213,11 @@ def _course(values: Sequence[float]) -> str:
     return ' -> '.join(value for value, before in zip(shown, ['', *shown]) if value != before)
 
 
-def draw(found: Preview, title: str, path: Path, form: str = 'png') -> None:
+def draw(found: Preview, title: str, path: Path) -> None:
     """Curves over the epochs above, a row of augmented images for each stage below; a file at ``path``.
 
-    Args:
-        form: of the file: ``png``, ``jpg``, ``pdf``, ``svg``, whatever matplotlib writes.
-
     Raises:
-        ValueError: for another one.
+        ValueError: for a suffix of a format that matplotlib does not write.
     """
     curves = {
         'learning rate': {'': found.lr},
@@ -233,11 +228,8 @@ def draw(found: Preview, title: str, path: Path, form: str = 'png') -> None:
     }
     curves = {name: lines for name, lines in curves.items() if None not in next(iter(lines.values()))}
     columns = len(found.stages[0].images)
-    if form not in FigureCanvasBase.get_supported_filetypes():
-        raise ValueError(f'a picture cannot be written as {form!r}; png, jpg, pdf and svg are some that can')
     title, groups = in_picture(title), [in_picture(name) for name in found.weight_decay]
-    with drawing([title, *groups]):
-        figure = Figure(figsize=(13, 3.2 + 1.8 * len(found.stages)), layout='constrained')
+    with picture(path, (13, 3.2 + 1.8 * len(found.stages)), [title, *groups]) as figure:
         above, below = figure.subfigures(2, 1, height_ratios=[3.2, 1.8 * len(found.stages)])
         for axis, (name, lines) in zip(above.subplots(1, len(curves), squeeze=False)[0], curves.items()):
             handles = []
@@ -261,4 +253,3 @@ def draw(found: Preview, title: str, path: Path, form: str = 'png') -> None:
                 cell.set(xlim=(0, largest), ylim=(largest, 0))
                 cell.axis('off')
         figure.suptitle(title)
-        figure.savefig(path, dpi=100, format=form)

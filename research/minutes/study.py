@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from mmengine.config import Config
 
 from mobileone_ext.ablation.ablate import Run, config_text, execute, read_report
@@ -14,7 +13,7 @@ from mobileone_ext.config import check_config, check_keys_are_read, override
 from mobileone_ext.deploy.fuse import fuses
 from mobileone_ext.engine.train import latest_checkpoint, use_data
 from mobileone_ext.files import write_text
-from mobileone_ext.pictures import drawing, in_picture
+from mobileone_ext.pictures import in_picture, picture
 from mobileone_ext.text import markdown_table
 from research.training import append_row, mean_and_std, read_rows
 
@@ -94,8 +93,7 @@ def plot(rows: list[dict], path: Path) -> None:
     """A line a run, a color a config; what the test found at its end is a dot."""
     names = list(dict.fromkeys(row['config'] for row in rows))
     shown, dots = [in_picture(name) for name in names], []
-    with drawing(shown):
-        figure = Figure(figsize=(7, 4), layout='constrained')
+    with picture(path, (7, 4), shown, dpi=120) as figure:
         axis = figure.subplots()
         for number, name in enumerate(names):
             for row in (row for row in rows if row['config'] == name):
@@ -108,4 +106,3 @@ def plot(rows: list[dict], path: Path) -> None:
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.legend(dots, shown)
-        figure.savefig(path, dpi=120)

@@ -20,7 +20,6 @@ from mmengine.model import initialize
 from torch import nn
 
 from mobileone_ext.backbone import MobileOne
-from mobileone_ext.files import write_atomically
 from mobileone_ext.text import markdown_table
 from research.training import Images, append_row, fit, mean_and_std, new_head, read_rows, top1
 
@@ -123,33 +122,29 @@ def table(runs: Runs) -> str:
 
 def draw(runs: Runs, path: Path) -> None:
     """The running means of every run, and how far from ``branches`` each arm's are."""
-    import matplotlib
+    from mobileone_ext.pictures import picture
 
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, layout='constrained')
-    styles = {
-        'branches': ('tab:blue', '-'),
-        'moments': ('tab:red', '--'),
-        'contiguous': ('tab:gray', ':'),
-    }
-    labeled = set()
-    for (arm, seed), (_, losses) in sorted(runs.items(), key=lambda item: list(ARMS).index(item[0][0])):
-        color, line = styles[arm]
-        options = dict(color=color, linestyle=line, label=None if arm in labeled else arm)
-        labeled.add(arm)
-        smooth = running_mean(losses)
-        steps = range(len(losses) - len(smooth) + 1, len(losses) + 1)
-        top.plot(steps, smooth, **options)
-        if arm != 'branches' and ('branches', seed) in runs:
-            bottom.plot(steps, percent_difference(running_mean(runs['branches', seed][1]), smooth), **options)
-    top.set(ylabel=f'loss, mean of {WINDOW} steps')
-    bottom.set(ylabel='apart from branches, %', xlabel='step', yscale='log')
-    bottom.axhline(1, color='black', linewidth=0.8)
-    for axes in (top, bottom):
-        axes.grid(alpha=0.3)
-        axes.legend()
-    with write_atomically(path) as part:
-        figure.savefig(part, dpi=120, format='png')
-    plt.close(figure)
+    with picture(path, (8, 7), dpi=120) as figure:
+        top, bottom = figure.subplots(2, 1, sharex=True)
+        styles = {
+            'branches': ('tab:blue', '-'),
+            'moments': ('tab:red', '--'),
+            'contiguous': ('tab:gray', ':'),
+        }
+        labeled = set()
+        for (arm, seed), (_, losses) in sorted(runs.items(), key=lambda item: list(ARMS).index(item[0][0])):
+            color, line = styles[arm]
+            options = dict(color=color, linestyle=line, label=None if arm in labeled else arm)
+            labeled.add(arm)
+            smooth = running_mean(losses)
+            steps = range(len(losses) - len(smooth) + 1, len(losses) + 1)
+            top.plot(steps, smooth, **options)
+            if arm != 'branches' and ('branches', seed) in runs:
+                bottom.plot(steps, percent_difference(running_mean(runs['branches', seed][1]), smooth), **options)
+        top.set(ylabel=f'loss, mean of {WINDOW} steps')
+        bottom.set(ylabel='apart from branches, %', xlabel='step', yscale='log')
+        bottom.yaxis.set_major_formatter('{x:g}')
+        bottom.axhline(1, color='black', linewidth=0.8)
+        for axes in (top, bottom):
+            axes.grid(alpha=0.3)
+            axes.legend()

@@ -37,7 +37,7 @@ from mobileone_ext.deploy.formats.base import (
 )
 from mobileone_ext.deploy.formats.onnx import onnx_proto, write_onnx
 from mobileone_ext.deploy.runtime import open_network
-from mobileone_ext.files import check_writable, csv_text, suffix_of, write_atomically, write_text
+from mobileone_ext.files import check_writable, csv_text, suffix_of, write_text
 from mobileone_ext.provenance import machine
 from mobileone_ext.text import markdown_table, with_progress
 
@@ -363,11 +363,9 @@ def as_markdown(rows: list[dict], clock: str = 'wall') -> str:
 
 def draw(rows: list[dict], path: Path, clock: str = 'wall') -> None:
     """The paper's picture for each form: published top-1 over the latency of one image on one thread."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator, NullFormatter
+
+    from mobileone_ext.pictures import picture
 
     batch, threads = min((row['batch'], row['threads']) for row in rows)
     rows = [row for row in rows if (row['batch'], row['threads']) == (batch, threads) and row['network'] in PUBLISHED]
@@ -375,35 +373,26 @@ def draw(rows: list[dict], path: Path, clock: str = 'wall') -> None:
     if not forms:
         return
     columns = min(len(forms), 2)
-    figure, panels = plt.subplots(
-        -(-len(forms) // columns),
-        columns,
-        figsize=(8 * columns, 5 * -(-len(forms) // columns)),
-        layout='constrained',
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-    )
-    for axes in panels.flat[len(forms) :]:
-        axes.remove()
-    figure.supxlabel(f'{UNITS[clock]} a call, batch {batch}, {threads} thread(s)')
-    figure.supylabel('published ImageNet top-1, %')
-    for axes, form in zip(panels.flat, forms):
-        _draw_form(axes, rows, form)
-        axes.set(xscale='log', title=PYTORCH_TITLE if form == 'fused' else form)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter('{x:g}')
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.tick_params(labelbottom=True)
-        axes.margins(x=0.15, y=0.1)
-        axes.grid(alpha=0.3, which='both')
-        axes.legend(loc='lower right')
-    figure.draw_without_rendering()  # names are put where the panels will be
-    for axes, form in zip(panels.flat, forms):
-        _write_names(axes, _places(rows, form))
-    with write_atomically(path) as part:
-        figure.savefig(part, dpi=120, format='png')
-    plt.close(figure)
+    rows_of_panels = -(-len(forms) // columns)
+    with picture(path, (8 * columns, 5 * rows_of_panels), dpi=120) as figure:
+        panels = figure.subplots(rows_of_panels, columns, squeeze=False, sharex=True, sharey=True)
+        for axes in panels.flat[len(forms) :]:
+            axes.remove()
+        figure.supxlabel(f'{UNITS[clock]} a call, batch {batch}, {threads} thread(s)')
+        figure.supylabel('published ImageNet top-1, %')
+        for axes, form in zip(panels.flat, forms):
+            _draw_form(axes, rows, form)
+            axes.set(xscale='log', title=PYTORCH_TITLE if form == 'fused' else form)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter('{x:g}')
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.tick_params(labelbottom=True)
+            axes.margins(x=0.15, y=0.1)
+            axes.grid(alpha=0.3, which='both')
+            axes.legend(loc='lower right')
+        figure.draw_without_rendering()  # names are put where the panels will be
+        for axes, form in zip(panels.flat, forms):
+            _write_names(axes, _places(rows, form))
 
 
 def _in(rows: list[dict], form: str) -> bool:

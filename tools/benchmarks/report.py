@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from mobileone_ext.files import write_atomically
 from mobileone_ext.text import markdown_table
 
 from .blocks import MOST_EXCESS
@@ -66,27 +65,24 @@ def _ratio(row: dict, reference: dict, key: str) -> str:
 
 def draw(rows: list[dict], block_rows: list[dict], title: str, path: Path) -> None:
     """Bars of a step's time for each network; of blocks, time beside the traffic on paper."""
-    import matplotlib
+    from mobileone_ext.pictures import picture
 
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout='constrained')
-    bars = [row for row in rows if not row['note']]
-    names = [f'{row["arch"]} {row["network"]}, {row["way"]}' for row in bars]
-    left.barh(names, [row['median_ms'] for row in bars])
-    left.invert_yaxis()
-    left.set_xlabel('ms a training step')
-    for impl in dict.fromkeys(row['impl'] for row in block_rows):
-        points = [row for row in block_rows if row['impl'] == impl and not row['note']]
-        right.loglog([row['traffic_gb'] for row in points], [row['median_ms'] for row in points], 'o', label=impl)
-    right.set_xlabel('GB of a block on paper')
-    right.set_ylabel('ms')
-    right.legend(fontsize=8)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.tick_params(labelsize=7)
-    figure.suptitle(title, fontsize=8)
-    with write_atomically(path) as part:
-        figure.savefig(part, dpi=120, format='png')
-    plt.close(figure)
+    with picture(path, (13, 5), dpi=120) as figure:
+        left, right = figure.subplots(1, 2)
+        bars = [row for row in rows if not row['note']]
+        names = [f'{row["arch"]} {row["network"]}, {row["way"]}' for row in bars]
+        left.barh(names, [row['median_ms'] for row in bars])
+        left.invert_yaxis()
+        left.set_xlabel('ms a training step')
+        for impl in dict.fromkeys(row['impl'] for row in block_rows):
+            points = [row for row in block_rows if row['impl'] == impl and not row['note']]
+            right.loglog([row['traffic_gb'] for row in points], [row['median_ms'] for row in points], 'o', label=impl)
+        for axis in (right.xaxis, right.yaxis):
+            axis.set_major_formatter('{x:g}')
+        right.set_xlabel('GB of a block on paper')
+        right.set_ylabel('ms')
+        right.legend(fontsize=8)
+        for axes in (left, right):
+            axes.grid(alpha=0.3)
+            axes.tick_params(labelsize=7)
+        figure.suptitle(title, fontsize=8)

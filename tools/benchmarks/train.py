@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from mobileone_ext.cli import silence_imports
-from mobileone_ext.files import check_writable, csv_text, write_atomically, write_text
+from mobileone_ext.files import check_writable, csv_text, write_text
 from mobileone_ext.provenance import machine
 from mobileone_ext.text import markdown_table, with_progress
 
@@ -219,24 +219,19 @@ def as_markdown(rows: list[dict]) -> str:
 
 def draw(rows: list[dict], title: str, path: Path) -> None:
     """Bars of time and of memory, a group for each variant."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from mobileone_ext.pictures import picture
 
     archs = list(dict.fromkeys(row['arch'] for row in rows))
     names = list(dict.fromkeys(row['network'] for row in rows))
-    figure, both = plt.subplots(1, 2, figsize=(12, 4.5), layout='constrained')
-    for axes, key, label in zip(both, ('median_s', 'peak_gb'), ('seconds a training step', 'peak memory, GB')):
-        width = 0.85 / len(names)
-        for index, name in enumerate(names):
-            bars = {archs.index(row['arch']) + index * width: row[key] for row in rows if row['network'] == name}
-            axes.bar(list(bars), list(bars.values()), width, align='edge', label=name)
-        axes.set_xticks([at + 0.425 for at in range(len(archs))], archs)
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3, axis='y')
-    both[0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=8)
-    with write_atomically(path) as part:
-        figure.savefig(part, dpi=120, format='png')
-    plt.close(figure)
+    with picture(path, (12, 4.5), dpi=120) as figure:
+        both = figure.subplots(1, 2)
+        for axes, key, label in zip(both, ('median_s', 'peak_gb'), ('seconds a training step', 'peak memory, GB')):
+            width = 0.85 / len(names)
+            for index, name in enumerate(names):
+                bars = {archs.index(row['arch']) + index * width: row[key] for row in rows if row['network'] == name}
+                axes.bar(list(bars), list(bars.values()), width, align='edge', label=name)
+            axes.set_xticks([at + 0.425 for at in range(len(archs))], archs)
+            axes.set_ylabel(label)
+            axes.grid(alpha=0.3, axis='y')
+        both[0].legend(fontsize=8)
+        figure.suptitle(title, fontsize=8)

@@ -19,7 +19,7 @@ from ...data.classes import read_text, twins_note
 from ...data.decode import read_pixels
 from ...data.images import class_folders, images_below, left_out_note, photos_by_folder
 from ...data.parts import branches, find_parts
-from ...text import fits_a_line, nfc, printable, quoted, with_progress
+from ...text import fits_a_line, nfc, one_line, printable, quoted, with_progress
 from .split import rarest, stratified_split
 
 _UTF_16 = (b'\xff\xfe', b'\xfe\xff')  # the marks that such a file begins with
@@ -332,7 +332,7 @@ def _check(file: Path) -> tuple[str, str]:
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         read_pixels(data, short_edge=1)  # reads all of the file, in a fraction of the time
     except (OSError, ValueError) as error:
-        return digest or str(file), next(iter(str(error).splitlines()), type(error).__name__)[:80]
+        return digest or str(file), one_line(error)[:80]
     return digest, ''
 
 

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from ...data.decode import read_rgb
-from ...pictures import Line, drawing, names_in_pictures, write_on
+from ...pictures import Line, names_in_pictures, picture, write_on
 from .curves import Curve
 from .scores import Scores, worst
 
@@ -16,13 +15,11 @@ COLUMNS, TILE, LINE = 6, 190, 17  # of the contact sheet: photos a row, pixels
 
 def draw_curves(curves: dict[str, Curve], path: Path) -> None:
     """A PNG with an axis for each of ``curves``, over the epochs."""
-    with drawing(curves):
-        figure = Figure(figsize=(4.2 * len(curves), 3.2), layout='constrained')
+    with picture(path, (4.2 * len(curves), 3.2), curves, dpi=110) as figure:
         for axis, (name, curve) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items()):
             axis.plot(curve.epochs, curve.values, marker='.' if len(curve.values) <= 40 else None)
             axis.set(title=name, xlabel='epoch')
             axis.grid(alpha=0.3)
-        figure.savefig(path, dpi=110, format='png')
 
 
 def draw_mistakes(found: Scores, path: Path) -> bool:

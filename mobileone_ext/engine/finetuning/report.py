@@ -109,16 +109,14 @@ def write_report(report: dict, found: Scores, folder: Path) -> None:
     curves = read_curves(folder / 'run', monitor)
     drawn = []
     if not found.several and len(found.classes) <= MAX_CLASSES:
-        with write_atomically(folder / 'confusion.png') as part:
-            draw_matrix(np.array(report['confusion'], dtype=float), found.classes, part)
+        draw_matrix(np.array(report['confusion'], dtype=float), found.classes, folder / 'confusion.png')
         drawn.append('confusion')
     if (found.predicted != found.truth).any():
         with write_atomically(folder / 'mistakes.png') as part:
             pictures.draw_mistakes(found, part)
         drawn.append('mistakes')
     if curves:
-        with write_atomically(folder / 'curves.png') as part:
-            pictures.draw_curves(curves, part)
+        pictures.draw_curves(curves, folder / 'curves.png')
         drawn.append('curves')
     write_text(json.dumps(report, indent=2) + '\n', folder / DATA)
     write_text(markdown(report, drawn), folder / REPORT)
