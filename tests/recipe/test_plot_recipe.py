@@ -75,10 +75,10 @@ def test_curves_are_those_of_the_run(digits, tmp_path):
     images = found.stages[0].images
     assert len({image.tobytes() for image in images}) == 10
     assert 'lr 0.0005 -> 0.05 -> 5.03e-07; weight decay 0.0001 of bias and weight, 0 of norm' in summary(found)[0]
-    draw(found, 'digits', tmp_path / 'r.part', 'jpg')
-    assert Image.open(tmp_path / 'r.part').format == 'JPEG'
-    with pytest.raises(ValueError, match="as 'doc'"):
-        draw(found, 'digits', tmp_path / 'r.doc', 'doc')
+    draw(found, 'digits', tmp_path / 'r.jpg')
+    assert Image.open(tmp_path / 'r.jpg').format == 'JPEG'
+    with pytest.raises(ValueError, match="'doc' is not supported"):
+        draw(found, 'digits', tmp_path / 'r.doc')
 
 
 def test_images_arespread_over_the_data_set():
