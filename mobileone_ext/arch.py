@@ -11,61 +11,29 @@ it to pay in the small. tests/test_micro_variants.py repeats the search.
 """
 
 from math import inf
-
-from .arguments import is_integer, is_number
+from operator import index
 
 BASE_WIDTHS = (64, 128, 256, 512)
-_LEAST = dict(num_blocks=1, num_conv_branches=0, num_se_blocks=0)
+
+
+def _variant(width_factor: list[float], branches: int, num_se_blocks: tuple[int, ...] = (0, 0, 0, 0)) -> dict:
+    return dict(
+        num_blocks=[2, 8, 10, 1],
+        width_factor=width_factor,
+        num_conv_branches=[branches] * 4,
+        num_se_blocks=[*num_se_blocks],
+    )
+
 
 ARCHS: dict[str, dict[str, list]] = {
-    'mu0': dict(
-        num_blocks=[2, 8, 10, 1],
-        width_factor=[24 / 64, 64 / 128, 112 / 256, 360 / 512],
-        num_conv_branches=[4, 4, 4, 4],
-        num_se_blocks=[0, 0, 0, 0],
-    ),
-    'mu1': dict(
-        num_blocks=[2, 8, 10, 1],
-        width_factor=[32 / 64, 96 / 128, 168 / 256, 528 / 512],
-        num_conv_branches=[4, 4, 4, 4],
-        num_se_blocks=[0, 0, 0, 0],
-    ),
-    'mu2': dict(
-        num_blocks=[2, 8, 10, 1],
-        width_factor=[40 / 64, 128 / 128, 200 / 256, 632 / 512],
-        num_conv_branches=[4, 4, 4, 4],
-        num_se_blocks=[0, 0, 0, 0],
-    ),
-    's0': dict(
-        num_blocks=[2, 8, 10, 1],
-        width_factor=[0.75, 1.0, 1.0, 2.0],
-        num_conv_branches=[4, 4, 4, 4],
-        num_se_blocks=[0, 0, 0, 0],
-    ),
-    's1': dict(
-        num_blocks=[2, 8, 10, 1],
-        width_factor=[1.5, 1.5, 2.0, 2.5],
-        num_conv_branches=[1, 1, 1, 1],
-        num_se_blocks=[0, 0, 0, 0],
-    ),
-    's2': dict(
-        num_blocks=[2, 8, 10, 1],
-        width_factor=[1.5, 2.0, 2.5, 4.0],
-        num_conv_branches=[1, 1, 1, 1],
-        num_se_blocks=[0, 0, 0, 0],
-    ),
-    's3': dict(
-        num_blocks=[2, 8, 10, 1],
-        width_factor=[2.0, 2.5, 3.0, 4.0],
-        num_conv_branches=[1, 1, 1, 1],
-        num_se_blocks=[0, 0, 0, 0],
-    ),
-    's4': dict(
-        num_blocks=[2, 8, 10, 1],
-        width_factor=[3.0, 3.5, 3.5, 4.0],
-        num_conv_branches=[1, 1, 1, 1],
-        num_se_blocks=[0, 0, 5, 1],
-    ),
+    'mu0': _variant([24 / 64, 64 / 128, 112 / 256, 360 / 512], branches=4),
+    'mu1': _variant([32 / 64, 96 / 128, 168 / 256, 528 / 512], branches=4),
+    'mu2': _variant([40 / 64, 128 / 128, 200 / 256, 632 / 512], branches=4),
+    's0': _variant([0.75, 1.0, 1.0, 2.0], branches=4),
+    's1': _variant([1.5, 1.5, 2.0, 2.5], branches=1),
+    's2': _variant([1.5, 2.0, 2.5, 4.0], branches=1),
+    's3': _variant([2.0, 2.5, 3.0, 4.0], branches=1),
+    's4': _variant([3.0, 3.5, 3.5, 4.0], branches=1, num_se_blocks=(0, 0, 5, 1)),
 }
 
 
@@ -77,41 +45,26 @@ def resolve_arch(arch: str | dict[str, list]) -> dict[str, list]:
     (default 1) and ``num_se_blocks`` (default 0; the last blocks of a stage).
 
     Raises:
-        ValueError: for an unknown name or key, a list of another length than
-            four, or a number out of range.
+        TypeError: for an unknown or missing key, or what is no number.
+        ValueError: for an unknown name, a list of another length than four, or a number out of range.
     """
-    if isinstance(arch, str):
-        if arch not in ARCHS:
-            raise ValueError(f'arch={arch!r} is unknown; known are {", ".join(ARCHS)}, or a dict of four-number lists')
-        return ARCHS[arch]
+    if not isinstance(arch, str):
+        return _table(**arch)
+    if arch not in ARCHS:
+        raise ValueError(f'unknown; known are {", ".join(ARCHS)}, or a dict of four-number lists')
+    return ARCHS[arch]
 
-    if not isinstance(arch, dict):
-        raise ValueError(f'arch={arch!r}: allowed are {", ".join(ARCHS)}, or a dict of four-number lists')
-    defaults = dict(num_conv_branches=[1] * 4, num_se_blocks=[0] * 4)
-    required = ('num_blocks', 'width_factor')
-    unknown = set(arch) - {*required, *defaults}
-    if unknown:
-        raise ValueError(
-            f'arch: unknown key {sorted(unknown, key=str)[0]!r}; known are {", ".join([*required, *defaults])}'
-        )
-    for key in required:
-        if key not in arch:
-            raise ValueError(f'arch: {key!r} is missing')
-    table = {**defaults, **arch}
+
+def _table(num_blocks, width_factor, num_conv_branches=(1, 1, 1, 1), num_se_blocks=(0, 0, 0, 0)) -> dict[str, list]:
+    counts = dict(num_blocks=num_blocks, num_conv_branches=num_conv_branches, num_se_blocks=num_se_blocks)
+    table = dict({key: [*map(index, values)] for key, values in counts.items()}, width_factor=[*width_factor])
+    least = dict(num_blocks=1, num_conv_branches=0, num_se_blocks=0, width_factor=0)
     for key, values in table.items():
-        if not isinstance(values, (list, tuple)) or len(values) != len(BASE_WIDTHS):
-            raise ValueError(f'arch: {key}={values!r} must list four numbers, one for each stage')
-        for value in values:
-            # Written so that NaN fails.
-            width = key == 'width_factor'
-            if not (is_number(value) and 0 < value < inf if width else is_integer(value) and value >= _LEAST[key]):
-                allowed = 'positive numbers' if width else f'integers, {_LEAST[key]} or more'
-                raise ValueError(f'arch: {key}={values!r}: allowed are {allowed}')
-    for blocks, se_blocks in zip(table['num_blocks'], table['num_se_blocks']):
-        if se_blocks > blocks:
-            raise ValueError(f'arch: num_se_blocks={se_blocks} of num_blocks={blocks}: a stage has no more than these')
-    if not all(stage_widths(table)):
-        raise ValueError(f'arch: width_factor={table["width_factor"]!r}: leaves a stage of {BASE_WIDTHS} no channel')
+        # A network of other numbers would be built, and be another one than was meant. Written so that NaN fails.
+        if len(values) != len(BASE_WIDTHS) or not all(least[key] <= value < inf for value in values):
+            raise ValueError(f'{key}={values!r}: allowed are four numbers, {least[key]} or more')
+    if any(se > blocks for se, blocks in zip(table['num_se_blocks'], table['num_blocks'])):
+        raise ValueError(f'num_se_blocks={num_se_blocks!r} of num_blocks={num_blocks!r}: more than there are')
     return table
 
 

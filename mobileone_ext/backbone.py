@@ -24,9 +24,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from .arch import resolve_arch, stage_widths
-from .arguments import check_bool, check_integer, is_integer, is_list
+from .arguments import check_integer, is_integer
 from .block import MobileOneBlock
-from .branches import listed_branches
+from .branches import listed_branches, running_affine
 from .moments import kernels
 from .moments.guard import PLAIN_NORMS
 from .registry import MODELS
@@ -74,6 +74,7 @@ class MobileOne(BaseModule):
     Raises:
         ValueError: for a value that is not allowed, and for weights of the other form or of other branches, however
             they are loaded; the message says which are.
+        TypeError: for an argument of another type.
     """
 
     def __init__(
@@ -100,21 +101,20 @@ class MobileOne(BaseModule):
         ),
     ):
         super().__init__(list(init_cfg) if isinstance(init_cfg, tuple) else init_cfg)
-        arch = resolve_arch(arch)
-        for name, flag in dict(norm_eval=norm_eval, with_cp=with_cp).items():
-            check_bool(name, flag)
-        check_integer('in_channels', in_channels, 1)
-        check_integer('frozen_stages', frozen_stages, -1, NUM_STAGES)
-        self.out_indices = _stage_indices(out_indices)
-        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
-        self.deploy, self.with_cp = deploy, with_cp
+        arch = _naming('arch', arch, resolve_arch)(arch)
+        flags = dict(use_scale=use_scale, use_skip=use_skip, norm_eval=norm_eval, deploy=deploy, with_cp=with_cp)
+        for name, flag in flags.items():
+            if flag not in (True, False, None):  # 'no' would count as True
+                raise ValueError(f'{name}={flag!r}: allowed are True and False')
+        self.frozen_stages = check_integer('frozen_stages', frozen_stages, -1, NUM_STAGES)
+        self.out_indices = _naming('out_indices', out_indices, _stage_indices)(out_indices)
+        self.norm_eval, self.deploy, self.with_cp = norm_eval, deploy, with_cp
 
-        listed = _branches_per_stage(branches, arch, num_conv_branches, use_scale, use_skip)
-        if not isinstance(se_cfg, Mapping):
-            raise ValueError(f'se_cfg={se_cfg!r}: allowed is a dict')
-        squeeze_cfg = dict(se_cfg)
+        counts = arch['num_conv_branches'] if branches is None and num_conv_branches is None else num_conv_branches
+        name, given = ('num_conv_branches', counts) if branches is None else ('branches', branches)
+        stem, *listed = _naming(name, given, _branches_per_stage)(branches, counts, use_scale, use_skip)
+        squeeze_cfg = _naming('se_cfg', se_cfg, dict)(se_cfg)
         se_every_block = squeeze_cfg.pop('every_block', False)
-        check_bool("se_cfg['every_block']", se_every_block)
         squeeze = _naming('se_cfg', se_cfg, lambda channels: SELayer(channels, **squeeze_cfg))
         options = dict(
             norm=_naming('norm_cfg', norm_cfg, lambda channels: _build_norm(norm_cfg, channels)),
@@ -122,10 +122,9 @@ class MobileOne(BaseModule):
             deploy=deploy,
             train_impl=train_impl,
         )
-        build = _block_class(block, options)
+        build = _naming('block', block, _block_class)(block, options)
         width, *widths = stage_widths(arch)
         self.in_channels, self.out_channels = in_channels, widths[-1]
-        stem = [dict(branch, count=1) if branch.get('type') == 'ConvBN' else branch for branch in listed[0]]
         se = squeeze if se_every_block else None
         self.stage0 = build(in_channels, width, kernel_size=3, stride=2, branches=stem, se=se)
         for stage, out in enumerate(widths):
@@ -221,8 +220,8 @@ def _prove_fusion(block: nn.Module) -> None:
     weight = next(branched.parameters())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, block.in_channels, 16, 16, generator=generator, dtype=torch.float64).to(weight.device)
-    expected, found = branched(x.clone()), fused(x.clone())
-    if found.shape != expected.shape or not (found - expected).abs().max() <= 1e-6 * expected.abs().max():
+    expected, out = branched(x.clone()), fused(x.clone())
+    if out.shape != expected.shape or not (out - expected).abs().max() <= 1e-6 * expected.abs().max():
         raise ValueError(f'cannot be fused: switch_to_deploy() of {type(block).__name__} changes what it computes')
 
 
@@ -230,16 +229,13 @@ def _block_class(block: type[nn.Module] | str | dict | None, options: dict) -> p
     """What builds a block, with ``options``."""
     more = dict(block) if isinstance(block, Mapping) else {}
     kind = more.pop('type', block)
-    found = MobileOneBlock if kind is None else ALL_MODELS.get(kind) if isinstance(kind, str) else kind
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f'block={block!r}: a class, its name in a registry, or a dict with one as type is needed')
-    return partial(found, **{**options, **more})
+    kind = MobileOneBlock if kind is None else ALL_MODELS.get(kind) if isinstance(kind, str) else kind
+    return partial(kind, **{**options, **more})
 
 
 def _build_norm(norm_cfg: dict, channels: int) -> nn.Module:
     norm = build_norm_layer(norm_cfg, channels)[1]
-    if not isinstance(norm, _BatchNorm) or not norm.track_running_stats:
-        raise ValueError(f'{type(norm).__name__} does not fuse; batch norm with running statistics does: BN, SyncBN')
+    running_affine(norm)  # raises where it cannot be fused, which would show after the training
     return norm
 
 
@@ -256,25 +252,19 @@ def _naming(name: str, config: object, build: Callable) -> Callable:
 
 
 def _branches_per_stage(
-    branches: Sequence | None, arch: dict[str, list], num_conv_branches: int | Sequence[int] | None, *flags: bool | None
+    branches: Sequence | None, counts: int | Sequence[int] | None, *flags: bool | None
 ) -> list[Sequence[Mapping]]:
-    """The list of branches of each stage, from what the backbone is told of them."""
+    """The branches of the stem and of each stage, from what the backbone is told of them: for all or for each."""
     if branches is None:
-        counts = arch['num_conv_branches'] if num_conv_branches is None else num_conv_branches
-        counts = [counts] * NUM_STAGES if is_integer(counts) else counts
-        if not is_list(counts) or len(counts) != NUM_STAGES:
-            raise ValueError(f'num_conv_branches={counts!r}: allowed are a count, or {NUM_STAGES}, one a stage')
-        return [listed_branches(None, count, *flags) for count in counts]
-    listed_branches(branches, num_conv_branches, *flags)
-    one_list = is_list(branches) and not any(is_list(branch) for branch in branches)
-    lists = [branches] * NUM_STAGES if one_list else branches
-    if (
-        not is_list(lists)
-        or len(lists) != NUM_STAGES
-        or not all(is_list(each) and all(isinstance(branch, Mapping) for branch in each) for each in lists)
-    ):
-        raise ValueError(f'branches={branches!r}: allowed are a list of dicts, or {NUM_STAGES} such lists, one a stage')
-    return lists
+        stages = [counts] * NUM_STAGES if is_integer(counts) else counts
+        lists = [listed_branches(None, count, *flags) for count in stages]
+    else:
+        listed_branches(branches, counts, *flags)
+        lists = [branches] * NUM_STAGES if any(isinstance(branch, Mapping) for branch in branches) else branches
+    if len(lists) != NUM_STAGES:
+        raise ValueError(f'allowed is what holds for all stages, or one for each of {NUM_STAGES}')
+    stem = [dict(branch, count=1) if branch.get('type') == 'ConvBN' else branch for branch in lists[0]]
+    return [stem, *lists]
 
 
 def _once_only(stage: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -294,29 +284,23 @@ def _keep_buffers(module: nn.Module) -> Iterator[None]:
 
 def _stage_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
     indices = (out_indices,) if is_integer(out_indices) else out_indices
-    allowed = f'allowed are 0 .. {NUM_STAGES - 1}, or -{NUM_STAGES} .. -1, or a list of these, each stage once'
-    if not is_list(indices) or not indices:
-        raise ValueError(f'out_indices={out_indices!r}: {allowed}')
-    if not all(is_integer(index) and -NUM_STAGES <= index < NUM_STAGES for index in indices):
-        raise ValueError(f'out_indices={out_indices!r}: {allowed}')
-    stages = tuple(int(index) % NUM_STAGES for index in indices)
-    if len(set(stages)) < len(stages):
-        raise ValueError(f'out_indices={out_indices!r}: {allowed}')
+    stages = tuple(range(NUM_STAGES)[index] for index in indices)
+    if not stages or len(set(stages)) < len(stages):
+        raise ValueError(f'allowed are 0 .. {NUM_STAGES - 1}, or -{NUM_STAGES} .. -1, each stage once')
     return stages
 
 
-_FUSED = {'branch_reparam'}
 _BRANCH_KEY = re.compile(r'(stage\d+(?:\.\d+)?)\.(branch_conv_list\.\d+|branch_\w+)\.')
 
 
 def _branches_by_block(keys: Iterable[str], prefix: str) -> dict[str, set[str]]:
     """Which branches these keys of a state dict are of: ``{'stage1.0': {'branch_norm', ..}}``."""
-    found = defaultdict(set)
+    branches = defaultdict(set)
     for key in keys:
         match = _BRANCH_KEY.match(key, len(prefix)) if key.startswith(prefix) else None
         if match:
-            found[match[1]].add(match[2])
-    return found
+            branches[match[1]].add(match[2])
+    return branches
 
 
 def _listed(branches: set[str]) -> str:

@@ -24,7 +24,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_bool, check_callable, check_integer
+from .arguments import check_integer
 from .branches import BRANCH_TYPES, SHIPPED, BranchType, ConvShape, listed_branches, named_types, prove
 from .moments import dispatch, gpu, kernels
 from .moments.guard import branch_obstacle, signatures
@@ -58,9 +58,9 @@ class MobileOneBlock(nn.Module):
             repr says why.
 
     Raises:
-        ValueError: for an argument of another type or out of range, an even kernel,
-            channels not divisible by groups, an unknown ``train_impl`` or branch type, a branch that is
-            not what its type says, or a block left without any branch.
+        ValueError: for a number out of range, an even kernel, channels not divisible by groups, an unknown
+            ``train_impl`` or branch type, a branch that is not what its type says, or a block left without any branch.
+        TypeError: for an argument of another type.
     """
 
     # Lets torch.jit.script leave out what the other form lacks.
@@ -88,15 +88,10 @@ class MobileOneBlock(nn.Module):
         self.shape = ConvShape(in_channels, out_channels, kernel_size, stride, dilation, groups)
         for name, value in self.shape._asdict().items():
             setattr(self, name, check_integer(name, value, 1))
-        for name, value in dict(norm=norm, act=act, se=se or nn.Identity).items():
-            check_callable(name, value)
-        check_bool('deploy', deploy)
         if train_impl not in TRAIN_IMPLS:
             raise ValueError(f'train_impl={train_impl!r}: allowed are {", ".join(TRAIN_IMPLS)}')
         if kernel_size % 2 == 0:
             raise ValueError(f'kernel_size={kernel_size}: an odd number is needed')
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(f'groups={groups} does not divide channels {in_channels} -> {out_channels}')
         self.deploy, self.train_impl = deploy, train_impl
         self._dispatcher = dispatch.Dispatcher()
 

@@ -19,6 +19,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .arguments import check_bool, check_integer, is_list
+from .arguments import check_integer
 from .reparam import Affine, Kernel, compose_kernels, fold_affine, identity_kernel, norm_affine
 from .text import one_line
 
@@ -99,11 +100,9 @@ def named_types(branches: Sequence[Mapping], shape: ConvShape) -> Iterator[tuple
     """Name, type and options of every branch of a block of this shape, in the order of ``branches``.
 
     Raises:
-        ValueError: for what is no list of dicts with a known ``type`` and a ``count`` that its slot holds.
+        ValueError: for what is no dict with a known ``type`` and a ``count`` that its slot holds.
     """
     known = f'known are {", ".join(BRANCH_TYPES)}; mobileone_ext.branches.register adds one'
-    if not is_list(branches):
-        raise ValueError(f'branches={branches!r}: a list of dicts is needed')
     filled = set()  # slots for one
     for branch in branches:
         options = dict(branch) if isinstance(branch, Mapping) else {}
@@ -204,22 +203,14 @@ def _conv_bn(conv: nn.Conv2d, norm: Norm) -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=conv, norm=norm(conv.out_channels)))
 
 
-def _conv_of(branch: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the convolution of a branch."""
-    if not isinstance(getattr(branch, 'conv', None), nn.Conv2d) or not hasattr(branch, 'norm'):
-        raise ValueError(f'a branch is {type(branch).__name__} of other modules than conv, norm, and cannot be fused')
-    return branch.conv.weight, branch.conv.bias
-
-
 def _padded(weight: Tensor, shape: ConvShape) -> Tensor:
     """A centered kernel (O, I, k, l) as (O, I, K, K)."""
     margins = [(shape.kernel_size - size) // 2 for size in weight.shape[:1:-1]]
     return F.pad(weight, [margin for margin in margins for _ in range(2)]) if any(margins) else weight
 
 
-def _conv_kernel(branch: nn.Module, shape: ConvShape) -> Kernel:
-    weight, bias = _conv_of(branch)
-    return fold_affine(_padded(weight, shape), running_affine(branch.norm), bias)  # type: ignore[arg-type]
+def _conv_kernel(branch: Any, shape: ConvShape) -> Kernel:
+    return fold_affine(_padded(branch.conv.weight, shape), running_affine(branch.norm), branch.conv.bias)
 
 
 def _conv_linear(branch: Any, shape: ConvShape) -> tuple[Tensor, nn.Module]:
@@ -371,15 +362,11 @@ def listed_branches(
     """``branches``, or what the shorthands say of them.
 
     Raises:
-        ValueError: if both are given, or one is of another kind.
+        ValueError: if both are given.
     """
-    given = dict(num_conv_branches=num_conv_branches, use_scale=use_scale, use_skip=use_skip)
-    named = [name for name, value in given.items() if value is not None]
-    if branches is not None:
-        if named:
-            raise ValueError(f'branches and {", ".join(named)} say the same thing; give one of both')
-        return branches
-    for name in named:
-        check_integer(name, given[name], 0) if name == 'num_conv_branches' else check_bool(name, given[name])
     counts = {'ConvBN': num_conv_branches, 'PointwiseBN': use_scale, 'SkipBN': use_skip}
-    return [dict(type=name, count=1 if count is None else int(count)) for name, count in counts.items()]
+    if branches is None:
+        return [dict(type=name, count=1 if count is None else index(count)) for name, count in counts.items()]
+    if any(count is not None for count in counts.values()):
+        raise ValueError('branches, and num_conv_branches, use_scale or use_skip say the same thing; give one of both')
+    return branches

@@ -134,71 +134,50 @@ def test_branches_of_each_stage_are_set_by_number():
     assert len(model.stage0.branch_conv_list) == 1
 
 
+def arch(**change):
+    return dict(arch=dict(SMALL, **change))
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(arch='s9'), "arch='s9' is unknown; known are .*s0, s1"),
-        (dict(arch=dict(SMALL, widths=[1] * 4)), "unknown key 'widths'"),
-        (dict(arch=dict(num_blocks=[1] * 4)), "'width_factor' is missing"),
-        (dict(arch=dict(SMALL, num_blocks=[1, 1])), 'must list four numbers'),
-        (dict(arch=[4, 6, 16, 1]), r'arch=\[4, 6, 16, 1\]: allowed are mu0, .*s4, or a dict'),
-        *((dict(arch=value), f'arch={re.escape(repr(value))}') for value in (None, 1, True, float('nan'), (), set())),
+        (dict(arch='s9'), "arch='s9': unknown; known are .*s0, s1"),
+        (dict(arch=[4, 6, 16, 1]), r'arch=\[4, 6, 16, 1\]: '),
+        (dict(arch=dict(num_blocks=[1] * 4)), "arch=.*'width_factor'"),
+        (arch(widths=[1] * 4), "arch=.*'widths'"),
+        (arch(num_blocks=[1, 1]), r'num_blocks=\[1, 1\]: allowed'),
+        (arch(num_blocks=[1, 1, 1, 0]), r'num_blocks=\[1, 1, 1, 0\]: allowed'),
+        (arch(num_blocks=[1.0, 1, 1, 1]), "arch=.*'float' object"),
+        (arch(num_conv_branches=[-1, 1, 1, 1]), r'num_conv_branches=\[-1, 1, 1, 1\]: allowed'),
+        (arch(num_se_blocks=[9, 0, 0, 0]), r'num_se_blocks=\[9, 0, 0, 0\] of num_blocks'),
+        (arch(width_factor=[float('nan'), 1, 1, 1]), 'width_factor=.*: allowed'),
+        (arch(width_factor=[float('inf'), 1, 1, 1]), 'width_factor=.*: allowed'),
+        (arch(width_factor=['1', 1, 1, 1]), "arch=.*'str'"),
+        (arch(width_factor=[0.001] * 4), 'channels=0'),
+        *((dict(in_channels=value), f'in_channels={value!r}') for value in (0, 3.0, True)),
+        *((dict(out_indices=value), f'out_indices={re.escape(repr(value))}: ') for value in (4, '3', (), [3, -1])),
+        *((dict(num_conv_branches=value), f'num_conv_branches={value!r}: ') for value in (1.0, '1')),
+        (dict(num_conv_branches=-1), 'ConvBN: count=-1'),
+        (dict(num_conv_branches=[1, 2]), r'num_conv_branches=\[1, 2\]: '),
         *(
-            (dict(arch=dict(SMALL, **{key: [value, 1, 1, 1]})), f'arch: {key}=')
-            for key in SMALL
-            for value in (True, '1', None, float('nan'), float('inf'), -1, [1])
-        ),
-        *((dict(arch=dict(SMALL, **{key: 1.5 * torch.ones(4)})), f'arch: {key}=') for key in SMALL),
-        (dict(arch=dict(SMALL, num_blocks=[1.0, 1, 1, 1])), r'arch: num_blocks=\[1.0'),
-        (dict(arch=dict(SMALL, width_factor=[0.001] * 4)), 'no channel'),
-        *((dict(in_channels=value), f'in_channels={value!r}') for value in (0, 3.0, True, '3', None, float('nan'))),
-        *(
-            (dict(out_indices=value), f'out_indices={re.escape(repr(value))}: allowed')
-            for value in ({}, (), [], None, '3', True, 1.0, float('nan'), [True], [0, 0], [3, -1], {0, 1}, [[0]])
-        ),
-        *(
-            (dict(num_conv_branches=value), f'num_conv_branches={re.escape(repr(value))}')
-            for value in (True, -1, 1.0, float('nan'), '1', {}, [], '1234')
-        ),
-        (dict(num_conv_branches=[1, 2, 3, True]), 'num_conv_branches=True'),
-        *(
-            ({name: value}, f'{name}={value!r}: allowed are True and False')
+            ({name: 'no'}, f"{name}='no': allowed are True and False")
             for name in ('use_scale', 'use_skip', 'norm_eval', 'deploy', 'with_cp')
-            for value in (1, 'False', float('nan'))
         ),
-        *(
-            (dict(frozen_stages=value), f'frozen_stages={re.escape(repr(value))}')
-            for value in (-2, 1.0, True, '1', None, float('nan'), [])
-        ),
-        *(
-            ({name: value}, f'{name}={re.escape(repr(value))}')
-            for name in ('act_cfg', 'norm_cfg')
-            for value in (None, 'ReLU', {}, dict(type='Nothing'), dict(type='ReLU', slope='x', inplace=1))
-        ),
-        *(
-            (dict(se_cfg=value), f'se_cfg={re.escape(repr(value))}')
-            for value in (None, 16, [], dict(ratio=0), dict(ratios=16), dict(ratio='x'))
-        ),
-        *(
-            (dict(norm_cfg=value), f'norm_cfg={re.escape(repr(value))}: .* does not fuse')
-            for value in (
-                dict(type='IN'),
-                dict(type='GN', num_groups=2),
-                dict(type='BN', track_running_stats=False),
-            )
-        ),
-        (dict(norm_cfg=dict(type='GN')), 'AssertionError'),
-        (dict(se_cfg=dict(every_block=1)), 'every_block'),
+        *((dict(frozen_stages=value), f'frozen_stages={value!r}') for value in (-2, 5, 1.0)),
+        (dict(act_cfg=dict(type='ReLU', slope='x')), r"act_cfg=\{'type': 'ReLU', 'slope': 'x'\}: .*slope"),
+        (dict(norm_cfg=dict(type='Nothing')), r"norm_cfg=\{'type': 'Nothing'\}: "),
+        (dict(norm_cfg=dict(type='IN')), 'norm_cfg=.*InstanceNorm2d cannot be fused'),
+        (dict(norm_cfg=dict(type='BN', track_running_stats=False)), 'norm_cfg=.*BatchNorm2d cannot be fused'),
+        (dict(norm_cfg=dict(type='GN')), 'AssertionError'),  # which has no words
+        *((dict(se_cfg=value), f'se_cfg={re.escape(repr(value))}: ') for value in (16, dict(ratios=16))),
         (dict(train_impl='fast'), "train_impl='fast'"),
-        (dict(arch=dict(SMALL, num_se_blocks=[9, 0, 0, 0])), 'num_se_blocks=9'),
-        (dict(out_indices=4), 'out_indices=4'),
-        (dict(frozen_stages=5), 'frozen_stages=5'),
-        (dict(num_conv_branches=[1, 2]), r'num_conv_branches=\[1, 2\]'),
     ],
+    ids=str,
 )
 def test_bad_values_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         small(**options)
+    assert '\n' not in str(error.value)
 
 
 def test_channels_of_image_and_last_stage():

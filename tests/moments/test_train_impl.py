@@ -363,11 +363,6 @@ def test_what_is_not_covered_takes_its_branches_and_says_so():
     assert_same(step(moments, x), step(branches, x), tolerance=0)
 
 
-def test_the_choice_is_checked():
-    with pytest.raises(ValueError, match="train_impl='fast'"):
-        MobileOneBlock(**DEPTHWISE, train_impl='fast')
-
-
 def small_net(train_impl, norm=nn.BatchNorm2d):
     """A block of each kind."""
     torch.manual_seed(0)

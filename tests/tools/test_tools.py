@@ -118,7 +118,7 @@ def test_a_fused_source_is_not_fused_again(run_tool, fused, digits, tmp_path):
     ('changes', 'message'),
     [
         (['trian_dataloader.batch_size=4'], "did you mean 'train_dataloader'?"),
-        (['model.backbone.arch=s9'], "arch='s9' is unknown; known are"),
+        (['model.backbone.arch=s9'], "arch='s9': unknown; known are"),
     ],
 )
 def test_slips_in_a_config_are_named(run_tool, digits, tmp_path, changes, message):
