@@ -1,6 +1,6 @@
-"""What tools/train.py --dry-run does: build all of a run but its data, and save and load a checkpoint in memory.
+"""What tools/train.py --dry-run does: build all of a run but its images, and save and load a checkpoint in memory.
 
-tools/ablate.py does so for every variant, with its data sets, and takes a step on a photo that is made up.
+tools/ablate.py does so for every variant, with its images found, and takes a step on a photo that is made up.
 """
 
 import copy
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
+from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, ReduceOnPlateauParamScheduler
 from mmpretrain.models import ImageClassifier
-from mmpretrain.registry import DATASETS, TRANSFORMS
+from mmpretrain.registry import DATASETS
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -24,37 +24,52 @@ from ..config import building, require_data
 from ..data.check import check_data, check_loaders
 from ..data.classes import LOADERS, is_multi_label
 from ..data.flip import check_flips
+from ..data.nested import innermost
 from ..recipe.checkpointing import check_saving
 from ..recipe.wrapper import unwrap
 from .runner import Runner
 
 _BATCHES = 20  # in an epoch of a dry run
-_OF_WORKERS = ('num_workers', 'persistent_workers', 'prefetch_factor', 'worker_init_fn')
 
 
 class NoImages(Dataset):
-    """Stands for the data set of ``config``: its classes, and a length in place of its images."""
+    """Stands for a data set of a kind of its own, of which mmengine's way of reading it last is not known."""
 
-    def __init__(self, config: dict, length: int):
-        while 'type' in config and 'dataset' in config:
-            config = config['dataset']
-        found = DATASETS.get(config['type']) if isinstance(config.get('type'), str) else config.get('type')
-        self.metainfo = {**getattr(found, 'METAINFO', {}), **(config.get('metainfo') or {})}
-        self.length = length
+    def __init__(self, length: int, **metainfo):
+        self.metainfo, self.length = metainfo, length
 
     def __len__(self) -> int:
         return self.length
 
 
+def without_images(dataset: dict, length: int) -> None:
+    """Let mmengine build all of the data set of this config but its list of images, which is made up."""
+    kind = DATASETS.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
+    if isinstance(kind, type) and issubclass(kind, BaseDataset):
+        listed = dict(img_path='', gt_label=0)
+        dataset['type'] = type(kind.__name__, (kind,), dict(load_data_list=lambda self: [dict(listed)] * length))
+        return
+    metainfo = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+    dataset.clear()
+    dataset.update(type=NoImages, length=length, **metainfo)
+
+
 class DryRunner(Runner):
-    """A Runner without data, on the CPU, that says nothing and leaves nothing."""
+    """A Runner without images, on the CPU, that says nothing and leaves nothing."""
+
+    @classmethod
+    def build_dataloader(cls, dataloader: dict, *args: Any, **kwargs: Any) -> DataLoader:
+        dataloader = copy.deepcopy(dataloader)
+        for dataset in innermost(dataloader['dataset']):
+            without_images(dataset, _BATCHES * dataloader.get('batch_size', 1))
+        return cls.without_workers(dataloader, *args, **kwargs)
 
     @staticmethod
-    def build_dataloader(dataloader: dict, *args: Any, **kwargs: Any) -> DataLoader:
-        for pipeline in _pipelines(dataloader):
-            Compose([TRANSFORMS.build(transform) for transform in pipeline])
-        size = dataloader.get('batch_size', 1)
-        return DataLoader(NoImages(dataloader['dataset'], _BATCHES * size), size)
+    def without_workers(*args: Any, **kwargs: Any) -> DataLoader:
+        """The loader that trains, which starts no process."""
+        loader = Runner.build_dataloader(*args, **kwargs)
+        loader.num_workers = 0
+        return loader
 
     def dump_config(self) -> None:
         """Nothing: a dry run has no work dir to keep it in."""
@@ -68,21 +83,20 @@ class DryRunner(Runner):
 
 
 class DryRunnerOfData(DryRunner):
-    """A DryRunner with the data sets of its config, of which no photo is read."""
+    """A DryRunner that finds the images of its config, and reads none."""
 
-    @staticmethod
-    def build_dataloader(dataloader: dict, *args: Any, **kwargs: Any) -> DataLoader:
-        alone = {key: value for key, value in dataloader.items() if key not in _OF_WORKERS}
-        return Runner.build_dataloader(dict(alone, num_workers=0), *args, **kwargs)
+    @classmethod
+    def build_dataloader(cls, *args: Any, **kwargs: Any) -> DataLoader:
+        return cls.without_workers(*args, **kwargs)
 
 
 def dry_run(config: Config, name: str, data: bool = False, step: bool = False) -> DryRunner:
-    """Build the run of ``config`` without its data, take one step without gradients, save and load what it leaves.
+    """Build the run of ``config`` without its images, take a step without gradients, save and load what it leaves.
 
     Weights are not initialized, so none are downloaded. All is done on the CPU, and mixed precision left out.
 
     Args:
-        data: with the data sets, whose photos are not read.
+        data: with its images found, of which none is read.
         step: a whole one, on a photo that is made up, where the network is a classifier.
 
     Raises:
@@ -112,7 +126,7 @@ def dry_run(config: Config, name: str, data: bool = False, step: bool = False) -
         runner.call_hook('before_run')
         if data:
             check_loaders(runner.loaders(), config)
-            runner.call_hook('before_train')
+        runner.call_hook('before_train')
         if step and isinstance(runner.model, ImageClassifier):
             _step_on_a_photo(runner, Path(work_dir))
         _step(runner)
@@ -139,15 +153,13 @@ def describe(runner: DryRunner) -> str:
 
 def _step_on_a_photo(runner: DryRunner, folder: Path) -> None:
     """One step of the optimizer on a batch of a photo that is made up, as training would see it."""
-    photo = {
-        'img_path': str(folder / 'photo.png'),
-        'img': np.arange(256 * 256 * 3, dtype=np.uint8).reshape(256, 256, 3),
-    }
-    Image.fromarray(photo['img']).save(photo['img_path'])
+    pixels = np.arange(256 * 256 * 3, dtype=np.uint8).reshape(256, 256, 3)
+    photo = dict(img_path=str(folder / 'photo.png'), img=pixels, img_shape=(256, 256), ori_shape=(256, 256))
+    Image.fromarray(pixels).save(photo['img_path'])
     label = [0] if is_multi_label(runner.cfg) else 0
-    pipeline = Compose([TRANSFORMS.build(transform) for transform in _pipelines(runner.cfg.train_dataloader)[0]])
+    dataset = next(innermost(runner.train_dataloader.dataset))
     try:
-        samples = [pipeline(dict(photo, img_shape=(256, 256), ori_shape=(256, 256), gt_label=label)) for _ in range(2)]
+        samples = [dataset.pipeline(dict(photo, gt_label=label)) for _ in range(2)]
     except KeyError:  # it asks for more than a photo and its label
         return
     batch = runner.model.data_preprocessor(pseudo_collate(samples), training=True)
@@ -178,14 +190,3 @@ def _listed(value: Any) -> list:
     if isinstance(value, dict):
         return [item for one in value.values() for item in one]
     return list(value or [])
-
-
-def _pipelines(value: Any) -> list:
-    """Every ``pipeline`` in the config of a loader."""
-    found = []
-    for key, child in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        if key == 'pipeline' and isinstance(child, (list, tuple)):
-            found.append(child)
-        else:
-            found.extend(_pipelines(child))
-    return found

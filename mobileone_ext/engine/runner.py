@@ -263,6 +263,10 @@ class Runner(_Runner):
         with building('optim_wrapper'):
             return super().build_optim_wrapper(optim_wrapper)
 
+    def _init_model_weights(self) -> None:
+        with building('model.init_cfg'):
+            super()._init_model_weights()
+
     def call_hook(self, fn_name: str, **kwargs) -> None:
         if fn_name == 'before_run':
             self._begin(fn_name, self.hooks)
@@ -283,7 +287,8 @@ class Runner(_Runner):
         if self._wrapper is not None and what_is_planned_by(self.model) != self._planned:
             self._maybe_compile('train_step')
         if self._add_config is not None:
-            self._add_config(self.cfg)
+            with building('visualizer'):  # its backends ask for their packages here
+                self._add_config(self.cfg)
             self._add_config = None
 
     def build_visualizer(self, visualizer):

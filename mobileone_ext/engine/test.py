@@ -8,7 +8,7 @@ from mmengine.hooks import EMAHook
 
 from ..checkpoints.load import Weights, load_strict
 from ..checkpoints.plain import PlainWeights, load_plain_strict
-from ..config import require_data
+from ..config import building, require_data
 from ..data.check import check_data
 from ..deploy.compare import refuse_not_finite
 from ..deploy.exported import ExportedClassifier
@@ -66,7 +66,8 @@ def _runner(config: Config, classes: Sequence[str] | None) -> Runner:
     require_data(config, 'test_dataloader')
     check_data(config, 'test_dataloader', classes=classes)
     config.load_from, config.resume = None, False
-    runner = Runner.from_cfg(config)
+    with building(config.filename or 'the config'):
+        runner = Runner.from_cfg(config)
     runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, EMAHook)]  # the weights are chosen already
     return runner
 

@@ -4,6 +4,7 @@ mmengine pickles its message hub, which torch >= 2.6 rightly refuses to read bac
 Here a checkpoint holds nothing but containers, numbers, strings and tensors.
 """
 
+import inspect
 import io
 import math
 import os
@@ -19,7 +20,7 @@ from mmengine.dist import get_world_size, is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from ..checkpoints.training import digests
 from ..files import write_atomically
@@ -90,6 +91,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        # What the parent does not know itself goes to this, at the first save.
+        inspect.signature(Runner.save_checkpoint).bind(None, '', '', **self.args)
         if self.backend_args is None and self.file_client_args is None:
             register_backend('atomic', AtomicBackend, force=True)
             self.backend_args = dict(backend='atomic')

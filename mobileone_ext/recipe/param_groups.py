@@ -10,10 +10,25 @@ from torch import nn
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
+_OPTIONS = {
+    'bias_decay_mult', 'bias_lr_mult', 'bypass_duplicate', 'custom_keys', 'dcn_offset_lr_mult', 'dwconv_decay_mult',
+    'flat_decay_mult', 'norm_decay_mult',
+}  # fmt: skip
+
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's default constructor, with parameter groups of equal options merged."""
+    """mmengine's default constructor, with parameter groups of equal options merged.
+
+    Raises:
+        ValueError: for a key in ``paramwise_cfg`` that it would pass over, so that all weights decay.
+    """
+
+    def _validate_cfg(self) -> None:
+        super()._validate_cfg()
+        unread = set(self.paramwise_cfg) - _OPTIONS
+        if unread:
+            raise ValueError(f'optim_wrapper.paramwise_cfg: nothing reads {", ".join(unread)}')
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
         super().add_params(params, module, prefix=prefix, **kwargs)

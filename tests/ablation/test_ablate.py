@@ -102,11 +102,10 @@ def test_overrides_reach_dicts_and_lists(base):
 @pytest.mark.parametrize(
     'key, value, message',
     [
-        ('model.backbone.use_skp', False, "nothing reads 'use_skp'.*use_skip"),
         ('model.backbon.use_skip', False, "no 'backbon' there.*backbone"),
         ('custom_hooks.EmaHook.momentum', 0.1, "nothing of type 'EmaHook'.*EMAHook"),
         ('custom_hooks.EMAHook', dict(type='Other'), "must be a dict with type 'EMAHook'"),
-        ('optim_wrapper.optimizer.lrr', 0.1, "nothing reads 'lrr'"),
+        ('train_cfg.max_epoch', 1, "no 'max_epoch' there; did you mean 'max_epochs'"),
         ('param_scheduler.9.end', 1, 'index 9 of a list of 3'),
         ('train_cfg.max_epochs.x', 1, 'nothing is inside it'),
         ('trian_cfg', dict(), "nothing reads it; did you mean 'train_cfg'"),

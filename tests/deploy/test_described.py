@@ -108,7 +108,7 @@ def test_a_config_beside_a_checkpoint(files, photos, run_tool, tmp_path):
     ('text', 'message'),
     [
         ("import os\nos.system('touch {ran}')", 'line 1 is code'),
-        ("model = __import__('os').system('touch {ran}')", 'line 1 is code: __import__'),
+        ("model = __import__('os').system('touch {ran}')", 'is not read (malformed node'),
         ("model = dict(type='os.system')", "'os.system': no registered part"),
         ("model = dict(a=[dict(type='subprocess.Popen', args='touch {ran}')])", 'no registered part'),
         ("custom_imports = dict(imports=['antigravity'])", 'custom_imports of antigravity'),

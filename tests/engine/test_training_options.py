@@ -110,7 +110,7 @@ def test_compiled_training_learns_the_same(train):
             "optim_wrapper = dict(optimizer=dict(_delete_=True, type='Adam', lr=0.001))",
             'optim_wrapper.optimizer.weight_decay is missing: paramwise_cfg.',
         ),
-        ('train_dataloader = None', 'nothing to train: train_dataloader missing'),
+        ('train_dataloader = None', 'has no train set: train_dataloader missing'),
         # This one asserts, before the first step, that the network is a DenseCL.
         ("custom_hooks = [dict(type='DenseCLHook')]", 'DenseCLHook: does not start: AssertionError: '),
     ],

@@ -1,0 +1,153 @@
+"""Keys and values of a config that nobody else looks at, and one line for what its parts raise when they are built.
+
+mmengine calls ``cls(**values)``, so a part refuses a key that it does not take, before the first step. Looked at
+here is what would do something else without a word: keys at the top, tables of which mmengine picks keys, and
+values that are taken as they are or that a hook meets hours later.
+"""
+
+import difflib
+import inspect
+import os
+import traceback
+from collections.abc import Iterable, Iterator, Set
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..arguments import is_integer
+from ..files import TRACEBACK_VARIABLE
+from ..text import one_line
+
+# What Config.fromfile reads, or the Runner from its `cfg`, beside the Runner's arguments; and what mmpretrain's
+# tools read: `data_preprocessor` goes into the model, the others serve its own tools.
+_BESIDE_RUNNER = {
+    'activation_checkpointing', 'compile', 'custom_imports', 'data_preprocessor', 'efficient_conv_bn_eval',
+    'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn', 'tta_model', 'tta_pipeline',
+}  # fmt: skip
+# Keys of MMClassification 0.x that some configs of mmpretrain still set; nothing has read them since.
+_OLD = {
+    'bgr_std', 'checkpoint_config', 'data', 'dist_params', 'evaluation', 'fp16', 'log_config', 'lr_config', 'optimizer',
+    'optimizer_config', 'resume_from', 'runner', 'workflow',
+}  # fmt: skip
+# Tables of which mmengine picks the keys that it knows.
+_TABLES = {
+    'auto_scale_lr': {'enable', 'base_batch_size'},
+    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+}
+# Whole numbers wherever they stand, and the smallest that makes sense; `interval=-1` is mmengine's "never".
+_COUNTS = {
+    'batch_size': 1,
+    'interval': -1,
+    'max_epochs': 1,
+    'max_iters': 1,
+    'num_classes': -1,  # some backbones' "no head"
+    'num_workers': 0,
+    'val_begin': 0,
+    'val_interval': 1,
+}
+_NUMBERS = {'lr', 'momentum', 'weight_decay'}
+# Text of the user, which may look like anything.
+TEXTS = {
+    'ann_file', 'checkpoint', 'data_prefix', 'data_root', 'experiment_name', 'load_from', 'prefix', 'split',
+    'teacher_checkpoint', 'work_dir',
+}  # fmt: skip
+
+
+def known_keys() -> set[str]:
+    """The top-level keys that the Runner, mmpretrain or a tool reads."""
+    return set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | _BESIDE_RUNNER
+
+
+def drop_unread(config: Config, read: Set[str] = frozenset()) -> None:
+    """Take the top-level keys out of ``config`` that have done their work, as its text alone reads them.
+
+    Args:
+        read: the names that the text of the config or of its bases reads.
+
+    Raises:
+        ValueError: for a key that nothing reads; mmengine would ignore it.
+    """
+    known = known_keys()
+    for key in set(config) - known:
+        if key not in read and key not in _OLD:
+            raise ValueError(f'config key {key!r}: nothing reads it{hint(key, known)}')
+        config.pop(key)
+
+
+def hint(key: str, known: Iterable[str]) -> str:
+    """What ``key`` may have meant: the nearest of ``known``, or all of them."""
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(key, known, 1)
+    return f'; did you mean {close[0]!r}?' if close else f'; known keys are {", ".join(known)}'
+
+
+def check_config(config: Config) -> None:
+    """Raise ValueError for a key or a value that would be passed over, or be met when the run is on its way."""
+    for table, known in _TABLES.items():
+        for key in set(config.get(table) or ()) - known:
+            raise ValueError(f'config key {f"{table}.{key}"!r}: nothing reads it{hint(key, known)}')
+    for place, key, value in _entries(dict(config.items())):
+        expected = _expected(key, value)
+        if expected:
+            raise ValueError(f'{place}{key}={value!r}: {expected} is needed')
+
+
+def _expected(key: str, value: Any) -> str:
+    """What is needed in place of ``value``, an empty string if it will do."""
+    if key in _COUNTS and value is not None and not (is_integer(value) and value >= _COUNTS[key]):
+        return f'a whole number from {_COUNTS[key]} on'
+    if key in _NUMBERS and value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+        return 'a number'
+    # Text is true, whatever it says.
+    if isinstance(value, str) and key not in TEXTS:
+        return 'True or False, no text,' if difflib.get_close_matches(value.lower(), ('true', 'false'), 1, 0.8) else ''
+    return ''
+
+
+def _entries(value: Any, place: str = '') -> Iterator[tuple[str, str, Any]]:
+    """Place, key and value of every entry of the dicts in ``value``."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield place, key, child
+            yield from _entries(child, f'{place}{key}.')
+    elif isinstance(value, (list, tuple)):
+        for index, child in enumerate(value):
+            yield from _entries(child, f'{place}{index}.')
+
+
+@contextmanager
+def building(name: str, what: str = 'does not build') -> Iterator[None]:
+    """Whatever is raised while the parts of a config are built is a mistake of the config: ValueError, in one line.
+
+    mmengine and the classes that configs name check their arguments by assert, KeyError or not at all.
+    """
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        hint = '' if os.environ.get(TRACEBACK_VARIABLE) else f' ({TRACEBACK_VARIABLE}=1 shows where)'
+        kind = f'{_part_of(error)}{type(error).__name__}'
+        raise ValueError(f'{name}: {what}: {kind}: {one_line(error)[:400]}{hint}') from error
+
+
+def _part_of(error: Exception) -> str:
+    """``SGD: `` where ``error`` came up while mmengine built a part of that type, the innermost one."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == 'build_from_cfg']
+    part = frames[-1].f_locals.get('obj_cls') if frames else None
+    name = getattr(part, '__name__', '')
+    return f'{name}: ' if name and name not in str(error) else ''
+
+
+def require_data(config: Config, loader: str) -> None:
+    """Raise ValueError unless the config has ``loader`` (``'test_dataloader'``) and what goes with it."""
+    part = loader.split('_')[0]
+    beside = ('train_cfg', 'optim_wrapper') if part == 'train' else (f'{part}_evaluator', f'{part}_cfg')
+    missing = [key for key in (loader, *beside) if config.get(key) is None]
+    if missing:
+        remedy = '' if part == 'train' else f'; in a config on our bases: {part}_dataloader = val_dataloader'
+        name = config.filename or 'the config'
+        raise ValueError(f'{name}: has no {part} set: {", ".join(missing)} missing{remedy}')
