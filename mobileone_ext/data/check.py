@@ -1,87 +1,81 @@
-"""Is the data what the config says? Asked before a run starts, answered in one line.
+"""Is the data what the config says? Set right before it is built, asked once when it is.
 
 What can be put right without a doubt is put right and said: labels of another folder's
 classes by name, top-k of more classes than there are.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmpretrain.datasets import CustomDataset as MmpretrainDataset
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 
-from ..files import suffix_of
 from ..provenance import rank
 from ..text import quoted
 from .classes import (
     LOADERS,
     annotation_file,
-    are_imagenet,
-    are_wordnet,
+    are_same,
     check_same,
     dataset_class,
     given_names,
     names_of,
     num_classes,
-    read_json,
-    read_lines,
     scanned_folder,
-    twins_note,
 )
-from .dataset import CustomDataset, match_folders
-from .images import Found, class_folders, images_below, left_out_note, names_of_folders, photos_by_folder, spread
+from .dataset import CustomDataset, ImageNet
+from .images import class_folders, names_of_folders, spread
 from .nested import datasets_of, innermost
-from .parts import check_are_classes
 
-OWN_DATASET = 'mobileone_ext.CustomDataset'
-LISTED = 2000  # so many files of an annotation file are looked for
+LOOKED_FOR = 2000  # so many images of a data set have to be there
 
 
-def check_data(config: Config, *loaders: str, classes: Sequence[str] | None = None) -> None:
-    """Check the data of ``loaders`` (``'train_dataloader'``, ...) of a config, and let their labels agree by name.
-
-    mmpretrain's ``CustomDataset`` is replaced by ours, which takes the same arguments, and so is one that is bound to
-    as many classes as the head does not have (``ImageNet``).
+def prepare_data(config: Config, *loaders: str, classes: Sequence[str] | None = None) -> None:
+    """Let the data sets of ``loaders`` (``'train_dataloader'``, ...) be read by ours, and their labels agree by name.
 
     Args:
         classes: names of the outputs of the weights to be measured, if known; by default the training set's.
 
     Raises:
-        ValueError: naming what is missing or does not fit, and the option or the
-            layout that would; OSError for a file that cannot be read.
+        OSError, ValueError: naming the data that is not there or whose classes are others, and the option that sets it.
     """
     count = num_classes(config)
     for dataset, _ in datasets_of(config, *LOADERS):
-        bound = getattr(dataset_class(dataset), 'METAINFO', {}).get('classes')
-        if not bound or count not in (None, len(bound)):
-            read_by_files(dataset)
-    reference = _Reference.of(config, classes)
+        read_by_files(dataset, count)
+    reference = _reference(config, classes)
+    for dataset, option in datasets_of(config, *loaders):
+        _look_for_data(dataset, option)
+        _label_by_name(dataset, option, reference)
     for name in loaders:
-        for dataset, option in datasets_of(config, name):
-            training = name == 'train_dataloader'
-            some_will_do = not training and len(reference.classes or ()) == count
-            _check_dataset(dataset, option, count, training, some_will_do)
-            reference.apply_to(dataset, option)
-        if name != 'train_dataloader' and config.get(name) and config[name].get('drop_last'):
+        if name == 'train_dataloader':
+            continue
+        if config.get(name) and config[name].get('drop_last'):
             config[name]['drop_last'] = False
             say(f'{name}.drop_last=True would leave images out of the figures: it is ignored')
-    for name in loaders:
-        if name != 'train_dataloader':
-            fit_metrics(config, name.replace('dataloader', 'evaluator'), count)
+        fit_metrics(config, name.replace('dataloader', 'evaluator'), count)
 
 
-def read_by_files(dataset: dict) -> None:
-    """Let ours read a data set that mmpretrain binds to classes of their own (``ImageNet``), from the same files."""
+def read_by_files(dataset: dict, count: int | None = None) -> None:
+    """Let ours read a data set of mmpretrain's that goes by folders or by a list, from the same files.
+
+    Args:
+        count: classes of the head. Ours keeps the names of ``ImageNet`` if it has as many, and
+            does not take over a data set that is bound to as many others.
+    """
     kind = dataset_class(dataset)
-    if not (isinstance(kind, type) and issubclass(kind, MmpretrainDataset)) or kind is CustomDataset:
+    if not (isinstance(kind, type) and issubclass(kind, MmpretrainDataset)) or issubclass(kind, CustomDataset):
+        return
+    bound = getattr(kind, 'METAINFO', {}).get('classes')
+    if bound and len(bound) == count and bound is not ImageNet.METAINFO['classes']:
         return
     listed, split = annotation_file(dataset), dataset.pop('split', '')
-    dataset['type'] = OWN_DATASET
+    dataset['type'] = f'mobileone_ext.{"ImageNet" if bound and len(bound) == count else "CustomDataset"}'
     if split:
         dataset['data_prefix'] = dataset.get('data_prefix') or split
     if listed and not dataset.get('ann_file'):
@@ -94,183 +88,61 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-class _Reference:
+class _Reference(NamedTuple):
     """What labels stand for: ``classes`` in their order, and the ``folders`` of the training set if named otherwise."""
 
-    def __init__(self, classes: Sequence[str] | None, folders: Sequence[str] | None, source: str):
-        self.classes, self.folders, self.source = classes, folders, source
-
-    @classmethod
-    def of(cls, config: Config, classes: Sequence[str] | None) -> '_Reference':
-        """The checkpoint's ``classes``, or those of the config's training set, if it is there."""
-        train = next(datasets_of(config, 'train_dataloader'), (None, ''))[0]
-        names = names_of(train) if train else None
-        folders = None
-        folder = scanned_folder(train) if train else None
-        if names and folder is not None and folder.is_dir():
-            present = names_of_folders(class_folders(folder))
-            if train.get('folders') or not set(present) & set(names):
-                folders = train.get('folders') or present
-        if not classes or (names and list(names) == list(classes)):
-            return cls(names, folders, 'the training set')
-        return cls(classes, None, 'the checkpoint')
-
-    def apply_to(self, dataset: dict, option: str) -> None:
-        """Label ``dataset`` by these names, or raise ValueError if it has others."""
-        names, folder = names_of(dataset), scanned_folder(dataset)
-        where = str(folder or annotation_file(dataset) or option)
-        by_folder = dataset_class(dataset) is CustomDataset and folder is not None
-        if not by_folder or given_names(dataset) or not self.classes or not names:
-            folders = names_of_folders(class_folders(folder)) if by_folder else []
-            for_show = folders and not set(folders) & set(names) and not dataset.get('folders')
-            if not for_show or folders not in ([*(self.classes or ())], self.folders):
-                check_same(names, self.classes, where, self.source)
-            return
-        try:
-            check_same(names, self.classes, where, self.source)
-            return
-        except ValueError as error:
-            expected = self.classes if set(names) <= set(self.classes) else self.folders
-            if not expected or not set(names) <= set(expected):
-                raise ValueError(f'{error}; a folder has the name of its class') from None
-        match_folders(names, expected, folder, exact=True)
-        dataset['classes'] = list(self.classes)
-        if expected is self.folders:
-            dataset['folders'] = list(self.folders)
-        present = set(names)
-        absent = [name for name in expected if name not in present]
-        if absent:
-            say(f'{folder}: has no folders for {len(absent)} of the {len(expected)} classes: {quoted(absent)}')
-        else:
-            say(f'{folder}: labeled in the order of classes of {self.source}')
+    classes: Sequence[str] | None
+    folders: Sequence[str] | None
+    source: str
 
 
-def _check_dataset(dataset: dict, option: str, num_classes: int | None, training: bool, some_will_do: bool) -> None:
-    if dataset.get('indices') in (0, [], ()):
+def _reference(config: Config, classes: Sequence[str] | None) -> _Reference:
+    """The checkpoint's ``classes``, or those of the config's training set, if it is there."""
+    train = next((dataset for dataset, _ in datasets_of(config, 'train_dataloader')), None)
+    names = names_of(train) if train else None
+    if classes and list(names or ()) != list(classes):
+        return _Reference(classes, None, 'the checkpoint')
+    return _Reference(names, _folders_for_show(train) if train else None, 'the training set')
+
+
+def _folders_for_show(dataset: dict) -> Sequence[str] | None:
+    """The class folders of a data set whose classes have other names; None without such."""
+    folder, names = scanned_folder(dataset), names_of(dataset)
+    if not names or folder is None or not folder.is_dir():
+        return None
+    present = names_of_folders(class_folders(folder))
+    return dataset.get('folders') or (present if not set(present) & set(names) else None)
+
+
+def _look_for_data(dataset: dict, option: str) -> None:
+    if dataset.get('indices') in (0, [], ()):  # mmengine fails without a word of it
         raise ValueError(f'{option}.indices={dataset["indices"]}: leaves no images')
-    kind = dataset_class(dataset)
-    root, split = dataset.get('data_root'), dataset.get('split', '')
-    prefix = dataset.get('data_prefix', '') or split
+    root, prefix = dataset.get('data_root'), dataset.get('data_prefix', '')
     if root is None or not isinstance(prefix, str) or '://' in str(root):
         return  # a data set of another kind speaks for itself
-    folder, annotations = Path(root, prefix).expanduser(), annotation_file(dataset)
-    remedy = (
-        f'expected are class folders {folder}/CLASS/*.JPEG, or images in {folder} listed in an annotation file; '
-        f'--cfg-options {option}.data_root=DIR (and {option}.ann_file=FILE) names another place'
-    )
-    for path in (Path(root).expanduser(), folder, annotations or folder):
+    folder = Path(root, prefix).expanduser()
+    for path in (Path(root).expanduser(), folder, annotation_file(dataset) or folder):
         if not path.exists():
-            raise ValueError(f'{path}: no such data; {remedy}')
-    if annotations:
-        if isinstance(kind, type) and issubclass(kind, MmpretrainDataset):
-            with_label = dataset.get('with_label', True)
-            hint = '; --classes-from-data takes the classes from the data' if training else ''
-            count = check_annotations(annotations, folder, num_classes if with_label else 0, remedy, hint)
-            if hint and with_label and num_classes and count < num_classes:
-                say(f'{annotations}: labels 0 .. {count - 1}, and the head has {num_classes} classes{hint}')
-        elif suffix_of(annotations) == '.json':
-            _check_json(annotations, num_classes)
-        return
-    extensions = dataset.get('extensions')
-    suffixes = [extensions] if extensions else []
-    if not any(images_below(folder / name, *suffixes) for name in (*class_folders(folder), '')):
-        raise ValueError(f'{folder}: holds no images; {remedy}')
-    if scanned_folder(dataset) is None:
-        return
-    present = class_folders(folder)
-    own = kind is CustomDataset  # mmpretrain's number the folders that are there
-    if not present:
-        raise ValueError(f'{folder}: holds no class folders; {remedy}')
-    inside = {}
-    if own:
-        inside, left_out = photos_by_folder(folder, *suffixes)
-        for note in (left_out_note(left_out), twins_note(present)):
-            if note:
-                say(f'{folder}: {note}')
-    if training and not given_names(dataset):
-        check_are_classes(folder, inside)
-    named = names_of(dataset) or ()
-    names = (dataset.get('folders') or named if own else None) or present
-    if num_classes and len(names) != num_classes and not (own and some_will_do and len(names) < num_classes):
-        own_classes = '--classes-from-data' if training else f'--cfg-options model.head.num_classes={len(names)}'
-        raise ValueError(
-            f'{folder}: has {len(names)} class folders, the head has {num_classes} classes; '
-            f'{own_classes} takes these, {option}.data_root=DIR others'
-        )
-    hidden = sorted({entry.name for entry in os.scandir(folder) if entry.is_dir()} - set(present))
-    if hidden and not own:
-        raise ValueError(f'{folder}: {dataset["type"]} takes {quoted(hidden)} for classes; remove these folders')
-    if are_imagenet(named) and are_wordnet(present) and len(present) == len(named) and not are_imagenet(present):
-        raise ValueError(
-            f'{folder}: its WordNet ids are not those of ImageNet, whose names they would get; --cfg-options '
-            f'{option}.type=CustomDataset takes the names of the folders'
-        )
-    if own:
-        _check_folders(folder, inside, names, training)
-
-
-def _check_folders(folder: Path, inside: Mapping[str, Found], names: Sequence[str], training: bool) -> None:
-    """Say which classes have no images; refuse them in training."""
-    labels = match_folders([*inside], names, folder)
-    filled = {labels[name] for name, found in inside.items() if found}
-    empty = [
-        f'{name} ({found.note})' if found.note else name for name, found in inside.items() if labels[name] not in filled
-    ]
-    named = {*labels.values()}
-    without = [name for label, name in enumerate(names) if label not in named]
-    if training and (empty or without):
-        raise ValueError(
-            f'{folder}: no images of {quoted([*empty, *without])}: a class that is trained needs some; '
-            'remove the folder, or add images'
-        )
-    if empty:
-        say(f'{folder}: no images of {quoted(empty)}')
-
-
-def check_annotations(file: Path, folder: Path, num_classes: int | None, remedy: str = '', too_many: str = '') -> int:
-    """Check a text file with a line ``image label`` for each image; how many classes its labels count up to.
-
-    Args:
-        folder: the images are named relative to it; some of them are looked for.
-        num_classes: labels are 0 .. this - 1; None where that is not known, 0 for lines without labels.
-        remedy, too_many: what to do about images that are not there, and about more labels.
-
-    Raises:
-        ValueError: naming the file and the first line that is none, a label out of range, an image that is not there.
-    """
-    images, count = [], 0
-    for number, line in enumerate(read_lines(file), 1):
-        image, _, label = line.strip().rpartition(' ') if num_classes != 0 else (line.strip(), '', '0')
-        if not image or not label.isdecimal():
-            raise ValueError(f'{file}, line {number}: {line[:80]!r}: expected is an image and its label, "a/b.jpg 3"')
-        if num_classes and int(label) >= num_classes:
             raise ValueError(
-                f'{file}, line {number}: label {label}, and the head has {num_classes} classes, '
-                f'0 .. {num_classes - 1}{too_many}'
+                f'{path}: no such data; expected are class folders {folder}/CLASS/*.JPEG, or images in {folder} that '
+                f'an annotation file lists; --cfg-options {option}.data_root=DIR and {option}.ann_file=FILE name others'
             )
-        images.append((number, image))
-        count = max(count, int(label) + 1)
-    if not images:
-        raise ValueError(f'{file}: lists no images; {remedy}')
-    for number, image in spread(images, LISTED):
-        if not os.path.exists(folder / image):
-            raise ValueError(f'{file}, line {number}: no such image {folder / image}; {remedy}')
-    return count
 
 
-def _check_json(file: Path, num_classes: int | None) -> None:
-    """Check the labels of an annotation file in OpenMMLab's form."""
-    stored = read_json(file)
-    images = stored.get('data_list') if isinstance(stored, dict) else None
-    if not isinstance(images, list):
-        return  # another form, for another data set
-    if not images:
-        raise ValueError(f'{file}: lists no images')
-    for number, image in enumerate(images):
-        label = image.get('gt_label') if isinstance(image, dict) else None
-        for one in label if isinstance(label, list) else [label]:
-            if isinstance(one, int) and num_classes and not 0 <= one < num_classes:
-                raise ValueError(f'{file}, image {number}: label {one}, and the head has {num_classes} classes')
+def _label_by_name(dataset: dict, option: str, reference: _Reference) -> None:
+    """Give class folders the labels of ``reference``, or raise ValueError if ``dataset`` has other classes."""
+    names, folder, classes = names_of(dataset), scanned_folder(dataset), reference.classes
+    if are_same(names, classes):
+        return
+    shown = _folders_for_show(dataset)
+    if shown and shown in ([*classes], reference.folders):
+        return
+    expected = next((known for known in (classes, reference.folders) if known and set(names) <= set(known)), None)
+    if folder is None or given_names(dataset) or not expected or not issubclass(dataset_class(dataset), CustomDataset):
+        check_same(names, classes, str(folder or annotation_file(dataset) or option), reference.source)
+    dataset['classes'], dataset['folders'] = list(classes), list(expected)
+    if len(set(names)) == len(set(expected)):
+        say(f'{folder}: labeled in the order of classes of {reference.source}')
 
 
 def fit_metrics(config: Config, evaluator: str, count: int | None) -> None:
@@ -296,11 +168,11 @@ def fit_metrics(config: Config, evaluator: str, count: int | None) -> None:
                     f'topk={metric["topk"]}')  # fmt: skip
 
 
-def check_loaders(loaders: dict[str, object], config: Config) -> None:
+def check_loaders(loaders: dict[str, DataLoader], config: Config) -> None:
     """Check what has been built: images in every loader, labels that the head has, the same classes everywhere.
 
     Args:
-        loaders: data loaders by name, those that a run has.
+        loaders: data loaders by name, those that a run has; the one that trains is ``train``.
 
     Raises:
         ValueError: naming the loader and what is wrong with its data.
@@ -315,26 +187,52 @@ def check_loaders(loaders: dict[str, object], config: Config) -> None:
         if names and reference is None:
             reference, source = names, name
         for part in innermost(dataset):
-            _check_labels(part, name, count)
+            _check_part(part, name, count)
 
 
-def _check_labels(dataset, name: str, count: int | None) -> None:
-    if not count or isinstance(dataset, MmpretrainDataset) or not hasattr(dataset, 'get_cat_ids'):
-        return  # the labels of mmpretrain's come from files that check_data has read
+def _check_part(dataset, name: str, count: int | None) -> None:
+    hint = '; --classes-from-data takes the classes from the data' if name == 'train' else ''
+    if isinstance(dataset, CustomDataset):
+        empty = [f'no images of {quoted(dataset.empty)}'] if dataset.empty else []
+        for note in (*dataset.notes, *empty):
+            say(f'{Path(dataset.img_prefix)}: {note}')
+        if hint and dataset.empty:
+            raise ValueError(f'{Path(dataset.img_prefix)}: {empty[0]}: a class that is trained needs some')
+    if isinstance(dataset, MmpretrainDataset) and not dataset.ann_file:
+        if count and dataset.CLASSES and len(dataset.CLASSES) != count:
+            raise ValueError(
+                f'{Path(dataset.img_prefix)}: has {len(dataset.CLASSES)} class folders, the head has {count} classes'
+                + (hint or f'; --cfg-options model.head.num_classes={len(dataset.CLASSES)} takes these')
+            )
+        return  # labels are those of the folders
+    listed = getattr(dataset, 'ann_file', '')
+    for index in spread(range(len(dataset)), LOOKED_FOR) if listed else ():
+        path = str(dataset.get_data_info(index).get('img_path') or '')
+        if path and '://' not in path and not os.path.exists(path):
+            raise FileNotFoundError(f'{name}: {listed}: no such image {path}')
+    if count:
+        _check_labels(dataset, name, count, hint)
+
+
+def _check_labels(dataset, name: str, count: int, hint: str) -> None:
+    most = 0
     for index in range(len(dataset)):
         try:
             labels = dataset.get_cat_ids(index)
-        except (KeyError, NotImplementedError):
+        except (AttributeError, KeyError, NotImplementedError):
             return  # images without labels
         for label in labels:
             if not 0 <= label < count:
                 image = dataset.get_data_info(index).get('img_path', f'image {index}')
                 raise ValueError(
-                    f'{name}: {image} has label {label}, and the head has {count} classes, 0 .. {count - 1}'
+                    f'{name}: {image} has label {label}, and the head has {count} classes, 0 .. {count - 1}{hint}'
                 )
+            most = max(most, label)
+    if hint and most + 1 < count:
+        say(f'{name}: labels 0 .. {most}, and the head has {count} classes{hint}')
 
 
-def leave_out_last_of_one(loader, model: nn.Module) -> None:
+def leave_out_last_of_one(loader: DataLoader, model: nn.Module) -> None:
     """Drop a last batch of one image, of which batch normalization has no statistics, and say so.
 
     Raises:

@@ -7,7 +7,7 @@ from rich.table import Table
 from torch import nn
 
 from ..config import require_data
-from ..data.check import check_data
+from ..data.check import check_loaders, prepare_data
 from ..data.pixels import image_size
 from ..files import check_distinct, check_writable, write_atomically, write_json
 from ..text import make_console, with_progress
@@ -52,7 +52,7 @@ def convert(
         check_distinct(report_path, config.filename, checkpoint, out)
     weights = fuse.read_weights(config, checkpoint, ema, trust)
     if evaluate:
-        check_data(config, 'test_dataloader', classes=weights.classes)
+        prepare_data(config, 'test_dataloader', classes=weights.classes)
     before = fuse.load_model(config, weights, checkpoint)
     fused = fuse.fuse(before)
     if fused.state_dict().keys() == before.state_dict().keys() and not accept_fused:
@@ -83,6 +83,7 @@ def convert(
 
 def _compare_on_data(config: Config, before: nn.Module, after: nn.Module, max_flips: int | None) -> dict:
     loader = Runner.build_dataloader(config.test_dataloader)
+    check_loaders(dict(test=loader), config)
     device = get_device()
     batches = with_progress(loader, 'comparing predictions')
     difference, accuracies = compare.compare(before.to(device), after.to(device), batches)

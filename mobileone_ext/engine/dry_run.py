@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import building, require_data
-from ..data.check import check_data, check_loaders
+from ..data.check import check_loaders, prepare_data
 from ..data.classes import LOADERS, is_multi_label
 from ..data.flip import check_flips
 from ..data.nested import innermost
@@ -106,7 +106,7 @@ def dry_run(config: Config, name: str, data: bool = False, step: bool = False) -
     check_flips(config)
     config = copy.deepcopy(config)
     if data:
-        check_data(config, *(name for name in LOADERS if config.get(name)))
+        prepare_data(config, *(name for name in LOADERS if config.get(name)))
     if config.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':
         kept = {key: value for key, value in config.optim_wrapper.items() if key not in ('loss_scale', 'dtype')}
         config.optim_wrapper = dict(kept, type='OptimWrapper')

@@ -9,7 +9,7 @@ from mmengine.hooks import EMAHook
 from ..checkpoints.load import Weights, load_strict
 from ..checkpoints.plain import PlainWeights, load_plain_strict
 from ..config import building, require_data
-from ..data.check import check_data
+from ..data.check import prepare_data
 from ..deploy.compare import refuse_not_finite
 from ..deploy.exported import ExportedClassifier
 from ..recipe.wrapper import unwrap
@@ -64,7 +64,7 @@ def evaluate_file(config: Config, classifier: ExportedClassifier) -> dict[str, A
 
 def _runner(config: Config, classes: Sequence[str] | None) -> Runner:
     require_data(config, 'test_dataloader')
-    check_data(config, 'test_dataloader', classes=classes)
+    prepare_data(config, 'test_dataloader', classes=classes)
     config.load_from, config.resume = None, False
     with building(config.filename or 'the config'):
         runner = Runner.from_cfg(config)

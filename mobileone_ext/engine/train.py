@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from ..checkpoints.training import check_digest, read_training_checkpoint
 from ..config import building, require_data
-from ..data.check import check_data, read_by_files, say
+from ..data.check import prepare_data, read_by_files, say
 from ..data.classes import LOADERS, annotation_file, classes_in, scanned_folder
 from ..data.flip import check_flips
 from ..data.nested import datasets_of, innermost
@@ -191,7 +191,7 @@ def train(config: Config, progress: str | Path | None = None) -> Runner:
 def _train(config: Config, progress: str | Path | None) -> Runner:
     require_data(config, 'train_dataloader')
     check_flips(config)
-    check_data(config, 'train_dataloader', 'val_dataloader')
+    prepare_data(config, 'train_dataloader', 'val_dataloader')
     if config.get('resume') and not config.get('load_from'):
         newest = latest_checkpoint(config.work_dir)
         config.resume = newest is not None

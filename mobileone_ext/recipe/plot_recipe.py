@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook, ParamSchedulerHook
 from mmengine.runner import Runner
 
-from ..data.check import check_data
+from ..data.check import prepare_data
 from ..pictures import in_picture, picture
 from .curriculum import CurriculumHook, pipelines, stage_at, stage_label
 from .schedule import ema_decay, named_groups
@@ -139,7 +139,7 @@ def _steps(config: Config, stand_in: str) -> int:
 def _use_stand_in_if_missing(config: Config, folder: Path, number: int) -> str:
     """Let ``number`` copies of a photograph stand in for absent training images; what is missing, or ``''``."""
     try:
-        check_data(config, 'train_dataloader')
+        prepare_data(config, 'train_dataloader')
     except ValueError as error:
         dataset = config.train_dataloader.dataset
         while 'dataset' in dataset:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from mobileone_ext import cli
 from mobileone_ext.config import load_config
-from mobileone_ext.data.check import check_data
+from mobileone_ext.data.check import prepare_data
 from mobileone_ext.deploy.fuse import build_model
 from mobileone_ext.engine.runner import Runner
 from mobileone_ext.provenance import machine
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure and print the table."""
     torch.set_num_threads(1)
     config = load_config(args.config, args.cfg_options)
-    check_data(config, 'train_dataloader')
+    prepare_data(config, 'train_dataloader')
     loader = Runner.build_dataloader(config.train_dataloader, seed=0)
     if len(loader) < args.steps + 2:
         raise ValueError(

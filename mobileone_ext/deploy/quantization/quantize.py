@@ -15,7 +15,7 @@ from mmpretrain.registry import DATASETS
 from rich.table import Table
 from torch import Tensor, nn
 
-from ...data.check import check_data
+from ...data.check import prepare_data
 from ...data.classes import is_multi_label
 from ...data.images import Found, find_images, spread
 from ...data.nested import datasets_of
@@ -112,7 +112,7 @@ def run(
     model = export.load_fused(config, checkpoint, ema, trust)
     layers_of(model)  # refuses what int8 does not know
     if evaluate:
-        check_data(config, 'test_dataloader', classes=model.classes)
+        prepare_data(config, 'test_dataloader', classes=model.classes)
     images, skipped = read_calibration(config, calib, num_calib)
     if images.shape[2:] != (file.size, file.size):
         height, width = images.shape[2:]
@@ -207,7 +207,7 @@ def calibration_files(config: Config, folder: str | None) -> tuple[Found, str]:
     if not config.get('train_dataloader'):
         raise ValueError(f'{config.filename}: has no training set to calibrate on; {remedy}')
     try:
-        check_data(config, 'train_dataloader')
+        prepare_data(config, 'train_dataloader')
     except (ValueError, OSError) as error:
         raise ValueError(f'{error}; or {remedy}') from error
     sets = [DATASETS.build({**dataset, 'pipeline': []}) for dataset, _ in datasets_of(config, 'train_dataloader')]
