@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .arguments import check_integer
 from .branches import BRANCH_TYPES, SHIPPED, BranchType, ConvShape, listed_branches, named_types, prove
 from .moments import dispatch, gpu, kernels
-from .moments.guard import branch_obstacle, signatures
+from .moments.guard import description, difference
 from .reparam import Kernel, sum_kernels
 
 TRAIN_IMPLS = ('branches', 'moments', 'auto')
@@ -105,11 +105,11 @@ class MobileOneBlock(nn.Module):
             self._build_branches(types, norm)
         self.se = se(out_channels) if se else nn.Identity()
         self.act = act()
-        if train_impl == 'moments' and self.moments_obstacle():
-            warnings.warn(f"train_impl='moments' takes the branches here: {self.moments_obstacle()}", stacklevel=2)
+        if train_impl == 'moments' and self.moments_reason():
+            warnings.warn(f"train_impl='moments' takes the branches here: {self.moments_reason()}", stacklevel=2)
 
     def _build_branches(self, types: list[tuple[str, BranchType, dict]], norm: Callable[[int], nn.Module]) -> None:
-        self._built = {}  # the type of a branch, and what its modules are
+        self._built = {}  # the type of a branch, and its description
         for slot in SLOTS:  # which is the order of parameters and of random numbers
             held = []
             for name, kind, options in types:
@@ -119,7 +119,7 @@ class MobileOneBlock(nn.Module):
                     except TypeError as error:  # of the options, as a rule
                         raise ValueError(f'branches: {name}: {error}') from error
                     place = f'{slot}.{len(held) - 1}' if slot == 'branch_list' else slot
-                    self._built[place] = name, signatures(held[-1])
+                    self._built[place] = name, description(held[-1])
                     if name not in SHIPPED and not any(tensor.is_meta for tensor in held[-1].parameters()):
                         prove(name, kind, held[-1], self.shape)
             setattr(self, slot, nn.ModuleList(held) if slot.endswith('_list') else next(iter(held), None))
@@ -154,9 +154,9 @@ class MobileOneBlock(nn.Module):
     def takes_moments(self, x: Tensor) -> bool:
         return self._dispatcher.takes_moments(self, x)
 
-    def moments_obstacle(self) -> str | None:
+    def moments_reason(self) -> str | None:
         """Why this block can only train by its branches; None if it can do otherwise."""
-        return dispatch.moments_obstacle(self)
+        return dispatch.moments_reason(self)
 
     def train(self, mode: bool = True) -> 'MobileOneBlock':
         self._dispatcher.forget()
@@ -189,17 +189,17 @@ class MobileOneBlock(nn.Module):
             return 'it sums its branches in a way of its own'
         for name, _, branch in self.typed_branches():
             built = self._built.get(name) or self._built.get(name.split('.')[0])
-            obstacle = branch_obstacle(branch, built[1]) if built else 'it was added'
-            if obstacle:
-                return f'{name}: {obstacle}'
+            changed = difference(branch, built[1]) if built else 'it was added'
+            if changed:
+                return f'{name}: {changed}'
         return None
 
     def extra_repr(self) -> str:
         if self.deploy:
             return 'deploy=True'
-        obstacle = self.moments_obstacle()
-        if obstacle:
-            return f'train_impl={self.train_impl}, takes the branches: {obstacle}'
+        reason = self.moments_reason()
+        if reason:
+            return f'train_impl={self.train_impl}, takes the branches: {reason}'
         if self.train_impl == 'branches' or self.kernel_size == 1:
             return f'train_impl={self.train_impl}'
         device = self._weight().device
@@ -220,8 +220,8 @@ class MobileOneBlock(nn.Module):
             ValueError: if the block computes something else than the sum of its branches' kernels, as a hook, an
                 adapter, a module between convolution and norm or a subclass may have it.
         """
-        obstacle = None if self.deploy else self._unknown()
-        if obstacle is None:
+        reason = None if self.deploy else self._unknown()
+        if reason is None:
             return copy.deepcopy(self).double().fused_kernel()
         modes = {module: module.training for module in self.modules()}
         size = 8 + self.dilation * (self.kernel_size - 1)
@@ -234,15 +234,15 @@ class MobileOneBlock(nn.Module):
             expected = block._sum_branches(x), block(x.clone())
             kernel = block.fused_kernel()
             block._replace_branches(kernel)
-            found = self.shape.apply(x, kernel), block(x.clone())
+            results = self.shape.apply(x, kernel), block(x.clone())
         except (AttributeError, RuntimeError, TypeError) as error:
-            raise ValueError(f'cannot be fused, {obstacle}: {error}') from error
+            raise ValueError(f'cannot be fused, {reason}: {error}') from error
         finally:
             for module, training in modes.items():
                 module.training = training
-        for fused, branched in zip(found, expected):
+        for fused, branched in zip(results, expected):
             if fused.shape != branched.shape or not (fused - branched).abs().max() <= 1e-6 * branched.abs().max():
-                raise ValueError(f'cannot be fused, {obstacle}: it computes something else than its kernels say')
+                raise ValueError(f'cannot be fused, {reason}: it computes something else than its kernels say')
         return kernel
 
     def _unknown(self) -> str | None:

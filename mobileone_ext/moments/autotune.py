@@ -108,14 +108,14 @@ def _ranges(device: str, index: int | None, kind: Kind) -> tuple[tuple[float, fl
 def ranges(rows: tuple[Row, ...], kind: Kind) -> tuple[tuple[float, float], ...]:
     """From how many to how many patches moments are faster: around each row that says so, half way to the next."""
     known = sorted((row for row in rows if row.kind == kind), key=lambda row: row.patches)
-    found: list[tuple[float, float]] = []
+    faster: list[tuple[float, float]] = []
     for before, row, after in zip([None, *known], known, [*known[1:], None]):
         low, high = row.patches / REACH, float(row.patches * REACH)
         low = max(low, math.sqrt(before.patches * row.patches)) if before else low
         high = min(high, math.sqrt(row.patches * after.patches)) if after else high
         if row.moments_ms < row.branches_ms:
-            found.append((low, high))
-    return tuple(found)
+            faster.append((low, high))
+    return tuple(faster)
 
 
 def forget() -> None:

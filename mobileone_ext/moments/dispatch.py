@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..branches import BRANCH_TYPES
 from .autotune import is_faster
-from .guard import input_obstacle, norm_obstacle, process_obstacle, simple_attributes
+from .guard import HOOKS, is_plain_input, is_plain_norm, is_plain_process, simple_attributes
 from .patches import count_patches
 from .statistics import batch_kernel, batch_statistics, is_covered, pool_processes
 
@@ -37,12 +37,10 @@ class Dispatcher:
 
     def takes_moments(self, block: Any, x: Tensor) -> bool:
         """Whether ``block`` computes its training forward of ``x`` by moments."""
-        if block.train_impl == 'branches' or not block.training or input_obstacle(x):
+        if block.train_impl == 'branches' or not block.training or not is_plain_input(x) or not is_plain_process():
             return False
         if torch.compiler.is_compiling():
-            return not moments_obstacle(block) and _suits(block, x)
-        if process_obstacle():
-            return False
+            return not branches_reason(block) and _suits(block, x)
         if not self._modules or not self._unchanged():
             self._watch(block)
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
@@ -50,14 +48,14 @@ class Dispatcher:
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         kind = block.train_impl, x.shape, x.dtype, x.device, channels_last, autocast
         if kind not in self._choices:
-            self._choices[kind] = not branches_obstacle(block) and _suits(block, x)
+            self._choices[kind] = not branches_reason(block) and _suits(block, x)
         return self._choices[kind]
 
     def _watch(self, block: Any) -> None:
         self.forget()
         self._modules = [block, *chain.from_iterable(branch.modules() for branch in block.branches())]
         own = [module.__dict__ for module in self._modules]
-        self._dicts = [part for each in own for part in (each, *[each[hooks] for hooks in _HOOKS])]
+        self._dicts = [part for each in own for part in (each, *[each[hooks] for hooks in HOOKS])]
         self._held = [each[part] for each in own for part in ('_parameters', '_buffers', '_modules')]
         self._tensors = [p for each in own for p in each['_parameters'].values() if p is not None]
         self._simple = [(itemgetter(*simple_attributes(each)), each) for each in own]
@@ -89,36 +87,29 @@ class Dispatcher:
         return Dispatcher, ()
 
 
-_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-
-
-def moments_obstacle(block: Any) -> str | None:
+def moments_reason(block: Any) -> str | None:
     """Why a block can only train by its branches; None if it can do otherwise."""
-    return process_obstacle() or branches_obstacle(block)
+    return branches_reason(block) if is_plain_process() else 'hooks or methods of torch.nn are set for all modules'
 
 
-def branches_obstacle(block: Any) -> str | None:
+def branches_reason(block: Any) -> str | None:
     """What of the block itself keeps it from moments."""
     if block.deploy:
         return 'it is fused'
     if not is_covered(*block.shape):
         return 'only dense convolutions and depthwise 3x3 ones at stride 1 or 2 are covered, without dilation'
-    obstacle = block.change()
-    if obstacle:
-        return obstacle
-    norms, has_kernel = [], False
+    change = block.change()
+    if change:
+        return change
+    linears = []
     for name, kind, branch in block.typed_branches(SLOTS):
         linear = BRANCH_TYPES[kind].linear(branch, block.shape)
-        if linear is None:
-            return f'{name}: {kind} is not linear before its last norm, or that norm has no weights'
-        obstacle = norm_obstacle(linear[1])
-        if obstacle:
-            return f'{name}: {obstacle}'
-        has_kernel = has_kernel or linear[0].dim() == 4
-        norms.append(linear[1])
-    if not has_kernel:
+        if linear is None or not is_plain_norm(linear[1]):
+            return f'{name}: it is not linear up to a last batch norm with affine parameters and running statistics'
+        linears.append(linear)
+    if not any(weight.dim() == 4 for weight, _ in linears):
         return 'it has no convolution of full size'
-    if len({(type(norm), id(norm.__dict__.get('process_group'))) for norm in norms}) > 1:
+    if len({(type(norm), id(norm.__dict__.get('process_group'))) for _, norm in linears}) > 1:
         return 'its batch norms are of different classes or process groups'
     return None
 

@@ -21,7 +21,6 @@ from . import kernels
 from .kernels import PLANE_SUMS, STEM_TAPS, STRIDED_SUMS
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-OLDEST_TRITON = (3, 3)
 MAX_VALUES = 2**31 - 1  # of a map; offsets within an image are of 32 bits
 # Values that a program works on at once, and of them at most along what is next to each other in memory. On sm_80 and
 # sm_90 they fit the registers; an interpreter's time goes by programs.
@@ -45,14 +44,14 @@ def usable(*maps: Tensor) -> bool:
         if y.dtype != x.dtype or y.device != x.device:
             return False
     if x.numel() > MAX_VALUES:
-        _refuse_large()
+        _say_too_large()
         return False
-    return obstacle(x.device, x.dtype) is None
+    return reason(x.device, x.dtype) is None
 
 
 def status(device: torch.device) -> str:
     """Which of both runs, in words; compiles nothing."""
-    reasons = {reason for (place, _), reason in _found.items() if place == device}
+    reasons = {why for (place, _), why in _reasons.items() if place == device}
     if None in reasons:
         return 'Triton kernels'
     if reasons:
@@ -231,57 +230,46 @@ def _triton_kernels() -> ModuleType:
 
 
 @torch.compiler.assume_constant_result
-def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+def reason(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot be had for maps of this type; found out once a process by running one, and reported."""
-    if (device, dtype) not in _found:
-        _found[device, dtype] = _find_obstacle(device, dtype)
-    return _found[device, dtype]
+    if (device, dtype) not in _reasons:
+        kind = str(dtype).removeprefix('torch.')
+        try:
+            _run_on_ones(device, dtype)
+        except Exception as error:  # whatever a compiler or driver comes up with: operators do the same
+            why = _reasons[device, dtype] = one_line(f'{type(error).__name__}: {error}')[:300]
+            message = f"training statistics of {kind}: by torch's operators, which are slower: {why}"
+            kernels.report(message, logging.WARNING)
+        else:
+            _reasons[device, dtype] = None
+            kernels.report(f'training statistics of {kind}: by Triton kernels', logging.INFO)
+    return _reasons[device, dtype]
 
 
-_found: dict[tuple[torch.device, torch.dtype], str | None] = {}
+_reasons: dict[tuple[torch.device, torch.dtype], str | None] = {}
 
 
-def _find_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    kind = str(dtype).removeprefix('torch.')
-    try:
-        _check(device, dtype)
-    except Exception as error:  # whatever a compiler or driver comes up with: operators do the same
-        reason = one_line(f'{type(error).__name__}: {error}')[:300]
-        kernels.report(
-            f"training statistics of {kind}: by torch's operators, which are slower: {reason}", logging.WARNING
-        )
-        return reason
-    kernels.report(f'training statistics of {kind}: by Triton kernels', logging.INFO)
-    return None
-
-
-def _check(device: torch.device, dtype: torch.dtype) -> None:
-    """Run a kernel on a map of ones.
+def _run_on_ones(device: torch.device, dtype: torch.dtype) -> None:
+    """Run kernels on a map of ones.
 
     Raises:
-        Exception: of any class, if that doesn't work or finds something else than is known of such a map.
+        Exception: of any class, if that doesn't work or gives something else than is known of such a map.
     """
     if os.environ.get('MOBILEONE_KERNELS', '1') == '0':
         raise OSError('MOBILEONE_KERNELS=0')
-    import triton
-
-    version = tuple(int(part) for part in triton.__version__.split('.')[:2])
-    if version < OLDEST_TRITON:
-        raise ImportError(f'Triton {triton.__version__} is too old, {".".join(map(str, OLDEST_TRITON))} is needed')
     if device.type == 'cuda' and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
-        raise TypeError(f'{torch.cuda.get_device_name(device)} has no bfloat16')
+        raise TypeError(f'{torch.cuda.get_device_name(device)} has no bfloat16')  # Triton's compiler would abort
     x = torch.ones(1, 1, 3, 3, dtype=dtype, device=device)
     shift = x.new_zeros(1)
     plane, strided = plane_sums(x, shift), strided_sums(x, shift)
-    stem = stem_sums(x, shift) if dtype != torch.float64 else strided
     # Of 9 pixels; the center taps of four patches.
-    found = plane[0, 31], plane[0, 2], strided[0, 49], stem[4, 4] if dtype != torch.float64 else 4
-    if tuple(map(float, found)) != (9, 9, 4, 4):
+    sums = plane[0, 31], plane[0, 2], strided[0, 49], stem_sums(x, shift)[4, 4] if dtype != torch.float64 else 4
+    if tuple(map(float, sums)) != (9, 9, 4, 4):
         raise ArithmeticError('the kernels compute something else than they should')
 
 
 @torch.compiler.assume_constant_result
-def _refuse_large() -> None:
+def _say_too_large() -> None:
     _report_large()
 
 

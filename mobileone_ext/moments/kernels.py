@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def usable(*maps: Tensor, any_layout: bool = False) -> bool:
 def status() -> str:
     """Which of both runs, in words; builds nothing."""
     if library.cache_info().currsize:
-        return 'compiled kernels' if library() else f"torch's operators ({_obstacle[-1]})"
+        return 'compiled kernels' if library() else f"torch's operators ({_reason[-1]})"
     return "compiled kernels where they can be built, else torch's operators"
 
 
@@ -106,44 +107,35 @@ def _call(name: str, maps: Sequence[Tensor], *arguments: Tensor) -> None:
     function(*values)
 
 
-_obstacle: list[str] = []
+_reason: list[str] = []
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels, built if need be, once a process; None if there is no way to them, and why is reported."""
-    _obstacle.clear()
+    _reason.clear()
     try:
         if os.environ.get('MOBILEONE_KERNELS', '1') == '0':
             raise OSError('MOBILEONE_KERNELS=0')
         library = _load()
     except (OSError, subprocess.SubprocessError) as error:
-        _obstacle.append(one_line(error)[:300])
-        report(f"training statistics: by torch's operators, which are slower: {_obstacle[-1]}", logging.WARNING)
+        _reason.append(one_line(error)[:300])
+        report(f"training statistics: by torch's operators, which are slower: {_reason[-1]}", logging.WARNING)
         return None
     report('training statistics: by compiled kernels', logging.INFO)
     return library
 
 
 def _load() -> ctypes.CDLL:
-    compiler = _compiler()
-    name = f'kernels-{_key(compiler)}.so'
-    for folder in (cache_folder(), None):
-        try:
-            if folder is None:  # no cache can be written: a copy for this process alone
-                with tempfile.TemporaryDirectory() as own:
-                    return ctypes.CDLL(str(_build(compiler, Path(own) / name)))
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if (folder / name).is_file():
-                try:
-                    return ctypes.CDLL(str(folder / name))
-                except OSError:  # damaged
-                    pass
-            return ctypes.CDLL(str(_build(compiler, folder / name)))
-        except OSError:
-            if folder is None:
-                raise
-    raise AssertionError
+    compiler, folder = _compiler(), cache_folder()
+    path = folder / f'kernels-{_key(compiler)}.so'
+    with suppress(OSError):  # none yet, or damaged
+        return ctypes.CDLL(str(path))
+    with suppress(OSError):  # no cache can be written
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return ctypes.CDLL(str(_build(compiler, path)))
+    with tempfile.TemporaryDirectory() as own:  # a copy for this process alone
+        return ctypes.CDLL(str(_build(compiler, Path(own) / path.name)))
 
 
 def _build(compiler: list[str], path: Path) -> Path:

@@ -68,7 +68,7 @@ def said(monkeypatch):
     lines = []
     monkeypatch.setattr(kernels, 'report', lambda message, level: lines.append((level, message)))
     monkeypatch.setattr(gpu, 'INTERPRETED', True)
-    monkeypatch.setattr(gpu, '_found', {})
+    monkeypatch.setattr(gpu, '_reasons', {})
     gpu._report_large.cache_clear()
     yield lines
     gpu._report_large.cache_clear()
@@ -88,9 +88,8 @@ class OldGPU:
     index = 0
 
 
-OBSTACLES = {
+REASONS = {
     'no Triton': (lambda m: m.setitem(sys.modules, 'triton', None), 'ModuleNotFoundError'),
-    'old Triton': (lambda m: m.setattr('triton.__version__', '2.1.0'), 'Triton 2.1.0 is too old, 3.3 is needed'),
     'switched off': (lambda m: m.setenv('MOBILEONE_KERNELS', '0'), 'MOBILEONE_KERNELS=0'),
     'no compiler': (
         lambda m: m.setattr(gpu, 'plane_sums', fail(RuntimeError('no C compiler\nfound'))),
@@ -107,7 +106,7 @@ OBSTACLES = {
 }
 
 
-@pytest.mark.parametrize(('change', 'reason'), OBSTACLES.values(), ids=OBSTACLES)
+@pytest.mark.parametrize(('change', 'reason'), REASONS.values(), ids=REASONS)
 def test_without_kernels_operators_and_one_line(said, monkeypatch, change, reason):
     pytest.importorskip('triton')
     if reason.startswith('the kernels'):
@@ -130,11 +129,11 @@ def test_a_gpu_without_bfloat16(said, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Turing')
     with pytest.raises(TypeError, match='Turing has no bfloat16'):
-        gpu._check(OldGPU, torch.bfloat16)
+        gpu._run_on_ones(OldGPU, torch.bfloat16)
 
 
 def test_maps_of_too_many_values(said, monkeypatch):
-    monkeypatch.setattr(gpu, 'obstacle', lambda device, dtype: None)
+    monkeypatch.setattr(gpu, 'reason', lambda device, dtype: None)
     assert gpu.usable(FLOAT32)
     large = torch.empty(1).expand(2**31, 1, 1, 1)
     assert not gpu.usable(large) and not gpu.usable(large)
@@ -144,7 +143,7 @@ def test_maps_of_too_many_values(said, monkeypatch):
 
 
 def test_what_kernels_do_not_take(said, monkeypatch):
-    monkeypatch.setattr(gpu, 'obstacle', lambda device, dtype: None)
+    monkeypatch.setattr(gpu, 'reason', lambda device, dtype: None)
     assert gpu.usable(FLOAT32, FLOAT32) and gpu.usable(FLOAT32.bfloat16())
     assert not gpu.usable(FLOAT32, FLOAT32.double()) and not gpu.usable(FLOAT32[:0]) and not gpu.usable(FLOAT32.int())
     assert not gpu.usable(FLOAT32.to('meta'))

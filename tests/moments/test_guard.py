@@ -514,13 +514,13 @@ def test_a_network_says_what_keeps_it_from_moments():
     block = make('depthwise')
     assert 'takes the branches' not in repr(block)
     conv(block).register_forward_hook(double)
-    assert 'takes the branches: branch_conv_list.0: conv: it has hooks' in repr(block)
+    assert 'takes the branches: branch_conv_list.0: conv has hooks' in repr(block)
 
 
 def test_new_modules_are_plain():
     """Attributes that a torch to come adds to its modules must not turn moments off."""
     branch = nn.Sequential(OrderedDict(conv=nn.Conv2d(2, 4, 3, bias=False), norm=nn.BatchNorm2d(4)))
-    built = guard.signatures(branch)
+    built = guard.description(branch)
     for kind in guard.PLAIN_NORMS:
         branch.norm = kind(4)
-        assert guard.norm_obstacle(branch.norm) is None and guard.branch_obstacle(branch, built) is None
+        assert guard.is_plain_norm(branch.norm) and guard.difference(branch, built) is None

@@ -232,7 +232,7 @@ def test_compiles_under_autocast_for_any_batch_size(name):
 def test_the_log_says_so(monkeypatch):
     said = []
     monkeypatch.setattr(kernels, 'report', lambda message, level: said.append(message))
-    monkeypatch.setattr(gpu, '_found', {})
+    monkeypatch.setattr(gpu, '_reasons', {})
     device = torch.ones(1).device
     assert 'where they can be had' in gpu.status(device)
     for _ in range(2):
