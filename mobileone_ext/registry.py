@@ -15,7 +15,7 @@ MODELS = Registry(
     'model',
     parent=mmengine.MODELS,
     scope=SCOPE,
-    locations=['mobileone_ext.backbone', 'mobileone_ext.data.flip', 'mobileone_ext.recipe.distillation'],
+    locations=['mobileone_ext.backbone', 'mobileone_ext.data.flip', 'mobileone_ext.distillation'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',

@@ -83,12 +83,12 @@ def digits(tmp_path_factory) -> Path:
 @pytest.fixture
 def without_scikit_learn(monkeypatch):
     """As after ``pip install .``, which leaves optional packages out."""
-    import mobileone_ext.recipe
+    import mobileone_ext.engine
 
     monkeypatch.setitem(sys.modules, 'sklearn', None)
     monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
-    monkeypatch.delitem(sys.modules, 'mobileone_ext.recipe.plot_recipe', raising=False)
-    monkeypatch.delattr(mobileone_ext.recipe, 'plot_recipe', raising=False)
+    monkeypatch.delitem(sys.modules, 'mobileone_ext.engine.plot_recipe', raising=False)
+    monkeypatch.delattr(mobileone_ext.engine, 'plot_recipe', raising=False)
 
 
 @pytest.fixture

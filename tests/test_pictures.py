@@ -11,13 +11,13 @@ from PIL import Image
 from mobileone_ext import pictures
 from mobileone_ext.ablation import report
 from mobileone_ext.ablation.study import Study
+from mobileone_ext.engine import plot_recipe
 from mobileone_ext.engine.finetuning import report as reporting
 from mobileone_ext.engine.finetuning.curves import Curve
 from mobileone_ext.engine.finetuning.pictures import draw_curves, draw_mistakes
 from mobileone_ext.engine.finetuning.scores import Scores
 from mobileone_ext.engine.metrics import draw_matrix
 from mobileone_ext.pictures import Line, drawing, has_font, in_picture, legend, names_in_pictures, write_on
-from mobileone_ext.recipe import plot_recipe
 from research.minutes import study as minutes
 
 pytestmark = pytest.mark.filterwarnings('error::UserWarning')

@@ -14,7 +14,7 @@ PARTS = [
     ('TRANSFORMS', 'LoadImageFromFile', 'mobileone_ext.data.transforms'),
     ('TRANSFORMS', 'RandomResizedCrop', 'mobileone_ext.data.transforms'),
     ('TRANSFORMS', 'ResizeEdge', 'mobileone_ext.data.transforms'),
-    ('MODELS', 'DistilledClassifier', 'mobileone_ext.recipe.distillation'),
+    ('MODELS', 'DistilledClassifier', 'mobileone_ext.distillation'),
     ('HOOKS', 'CurriculumHook', 'mobileone_ext.recipe.curriculum'),
     ('OPTIM_WRAPPER_CONSTRUCTORS', 'GroupedOptimWrapperConstructor', 'mobileone_ext.recipe.param_groups'),
 ]

@@ -21,8 +21,8 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
+    from mobileone_ext.engine.plot_recipe import draw, preview, summary
     from mobileone_ext.files import check_distinct, check_writable
-    from mobileone_ext.recipe.plot_recipe import draw, preview, summary
 
     out = args.out or Path('work_dirs', f'{Path(args.config).stem}_recipe.png')
     check_writable(out)

@@ -71,7 +71,7 @@ def drop_unread(config: Config, read: Set[str] = frozenset()) -> None:
         ValueError: for a key that nothing reads; mmengine would ignore it.
     """
     known = known_keys()
-    for key in set(config) - known:
+    for key in [key for key in config if key not in known]:
         if key not in read and key not in _OLD:
             raise ValueError(f'config key {key!r}: nothing reads it{hint(key, known)}')
         config.pop(key)

@@ -1,15 +1,15 @@
 """What tools/train.py --dry-run does: build all of a run but its images, and save and load a checkpoint in memory.
 
-tools/ablate.py does so for every variant, with its images found, and takes a step on a photo that is made up.
+tools/ablate.py does so for every variant, with its images found, and takes a step on a photograph.
 """
 
 import copy
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.cbook import get_sample_data
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
@@ -26,10 +26,15 @@ from ..data.classes import LOADERS, is_multi_label
 from ..data.flip import check_flips
 from ..data.nested import innermost
 from ..recipe.checkpointing import check_saving
-from ..recipe.wrapper import unwrap
+from ..recipe.run import unwrap
 from .runner import Runner
 
-_BATCHES = 20  # in an epoch of a dry run
+BATCHES = 20  # in an epoch without images
+
+
+def photograph() -> str:
+    """The file of a photograph that comes with matplotlib, 512 x 600 pixels."""
+    return str(get_sample_data('grace_hopper.jpg', asfileobj=False))
 
 
 class NoImages(Dataset):
@@ -43,10 +48,10 @@ class NoImages(Dataset):
 
 
 def without_images(dataset: dict, length: int) -> None:
-    """Let mmengine build all of the data set of this config but its list of images, which is made up."""
+    """Let mmengine build all of this data set but its list of images, which is one photograph ``length`` times."""
     kind = DATASETS.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
     if isinstance(kind, type) and issubclass(kind, BaseDataset):
-        listed = dict(img_path='', gt_label=0)
+        listed = dict(img_path=photograph(), gt_label=0)
         dataset['type'] = type(kind.__name__, (kind,), dict(load_data_list=lambda self: [dict(listed)] * length))
         return
     metainfo = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
@@ -61,7 +66,7 @@ class DryRunner(Runner):
     def build_dataloader(cls, dataloader: dict, *args: Any, **kwargs: Any) -> DataLoader:
         dataloader = copy.deepcopy(dataloader)
         for dataset in innermost(dataloader['dataset']):
-            without_images(dataset, _BATCHES * dataloader.get('batch_size', 1))
+            without_images(dataset, BATCHES * dataloader.get('batch_size', 1))
         return cls.without_workers(dataloader, *args, **kwargs)
 
     @staticmethod
@@ -90,14 +95,34 @@ class DryRunnerOfData(DryRunner):
         return cls.without_workers(*args, **kwargs)
 
 
+def build_training(config: Config, work_dir: str, data: bool) -> DryRunner:
+    """A run of ``config`` on the CPU with all that its training needs built, as ``Runner.train`` does it.
+
+    Args:
+        data: with its images found, of which none is read.
+    """
+    if config.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':  # needs a GPU
+        kept = {key: value for key, value in config.optim_wrapper.items() if key not in ('loss_scale', 'dtype')}
+        config.optim_wrapper = dict(kept, type='OptimWrapper')
+    config.load_from, config.resume = None, False
+    config.log_level, config.work_dir, config.experiment_name = 'WARNING', work_dir, f'dry_run_{id(config)}'
+    runner = (DryRunnerOfData if data else DryRunner).from_cfg(config)
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    if runner.param_schedulers is not None:
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    return runner
+
+
 def dry_run(config: Config, name: str, data: bool = False, step: bool = False) -> DryRunner:
-    """Build the run of ``config`` without its images, take a step without gradients, save and load what it leaves.
+    """Build the run of ``config``, take a step without gradients, save and load what it leaves.
 
     Weights are not initialized, so none are downloaded. All is done on the CPU, and mixed precision left out.
 
     Args:
         data: with its images found, of which none is read.
-        step: a whole one, on a photo that is made up, where the network is a classifier.
+        step: a whole one, on a photograph, where the network is a classifier.
 
     Raises:
         ValueError: naming what does not build, or what a checkpoint could not hold.
@@ -107,18 +132,8 @@ def dry_run(config: Config, name: str, data: bool = False, step: bool = False) -
     config = copy.deepcopy(config)
     if data:
         prepare_data(config, *(name for name in LOADERS if config.get(name)))
-    if config.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper':
-        kept = {key: value for key, value in config.optim_wrapper.items() if key not in ('loss_scale', 'dtype')}
-        config.optim_wrapper = dict(kept, type='OptimWrapper')
-    config.load_from, config.resume = None, False
     with tempfile.TemporaryDirectory() as work_dir, building(name):
-        config.log_level, config.work_dir, config.experiment_name = 'WARNING', work_dir, f'dry_run_{id(config)}'
-        runner = (DryRunnerOfData if data else DryRunner).from_cfg(config)
-        runner._train_loop = runner.build_train_loop(runner._train_loop)
-        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-        runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-        if runner.param_schedulers is not None:
-            runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+        runner = build_training(config, work_dir, data)
         for part in ('val', 'test'):
             loop = getattr(runner, f'_{part}_loop')
             if loop is not None:
@@ -128,7 +143,7 @@ def dry_run(config: Config, name: str, data: bool = False, step: bool = False) -
             check_loaders(runner.loaders(), config)
         runner.call_hook('before_train')
         if step and isinstance(runner.model, ImageClassifier):
-            _step_on_a_photo(runner, Path(work_dir))
+            _step_on_a_photo(runner)
         _step(runner)
         saved = check_saving(runner)
         runner.optim_wrapper.load_state_dict(saved['optimizer'])
@@ -151,15 +166,14 @@ def describe(runner: DryRunner) -> str:
     )
 
 
-def _step_on_a_photo(runner: DryRunner, folder: Path) -> None:
-    """One step of the optimizer on a batch of a photo that is made up, as training would see it."""
-    pixels = np.arange(256 * 256 * 3, dtype=np.uint8).reshape(256, 256, 3)
-    photo = dict(img_path=str(folder / 'photo.png'), img=pixels, img_shape=(256, 256), ori_shape=(256, 256))
-    Image.fromarray(pixels).save(photo['img_path'])
-    label = [0] if is_multi_label(runner.cfg) else 0
+def _step_on_a_photo(runner: DryRunner) -> None:
+    """One step of the optimizer on a batch of one photograph, as training would see it."""
+    pixels = np.array(Image.open(photograph()))
+    shape, label = pixels.shape[:2], [0] if is_multi_label(runner.cfg) else 0
+    photo = dict(img_path=photograph(), img=pixels, img_shape=shape, ori_shape=shape, gt_label=label)
     dataset = next(innermost(runner.train_dataloader.dataset))
     try:
-        samples = [dataset.pipeline(dict(photo, gt_label=label)) for _ in range(2)]
+        samples = [dataset.pipeline(dict(photo)) for _ in range(2)]
     except KeyError:  # it asks for more than a photo and its label
         return
     batch = runner.model.data_preprocessor(pseudo_collate(samples), training=True)

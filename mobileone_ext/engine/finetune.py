@@ -17,7 +17,7 @@ from .. import cli
 from ..checkpoints.load import load_weights
 from ..deploy import reparam
 from ..files import write_text
-from ..recipe import plot_recipe
+from . import plot_recipe
 from . import train as training
 from .finetuning import config as writing
 from .finetuning import photos as reading

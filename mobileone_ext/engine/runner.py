@@ -31,13 +31,11 @@ from ..checkpoints.training import check_digest, check_fits_run, read_training_c
 from ..config import building
 from ..data.check import check_loaders, leave_out_last_of_one
 from ..data.classes import are_same, check_same
-from ..recipe.averages import averages
 from ..recipe.checkpointing import described_run, to_plain, without_functions
 from ..recipe.memory import Memory
+from ..recipe.run import averages, end_workers, unwrap
 from ..recipe.schedule import without_short_warmups
 from ..recipe.seeding import number_draws
-from ..recipe.workers import end_workers
-from ..recipe.wrapper import unwrap
 from ..text import nfc
 from .branches import give_branches
 from .evaluation import hand_on_logits, make_literal

@@ -12,7 +12,7 @@ from ..config import building, require_data
 from ..data.check import prepare_data
 from ..deploy.compare import refuse_not_finite
 from ..deploy.exported import ExportedClassifier
-from ..recipe.wrapper import unwrap
+from ..recipe.run import unwrap
 from .metrics import as_plain
 from .runner import Runner
 

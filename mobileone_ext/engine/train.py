@@ -16,8 +16,8 @@ from ..data.check import prepare_data, read_by_files, say
 from ..data.classes import LOADERS, annotation_file, classes_in, scanned_folder
 from ..data.flip import check_flips
 from ..data.nested import datasets_of, innermost
-from ..recipe.averages import keeps_average
 from ..recipe.progress import ProgressHook
+from ..recipe.run import keeps_average
 from ..recipe.schedule import misfits
 from ..text import abbreviate, printable
 from .processes import end_with_parent, is_first, one_writer

@@ -6,7 +6,6 @@ from . import (  # noqa: F401
     checkpointing,
     compile,
     curriculum,
-    distillation,
     finite,
     freeze_norm,
     param_groups,

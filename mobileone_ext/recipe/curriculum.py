@@ -5,8 +5,8 @@ computed from the epoch, so a resumed run needs no state of its own.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
@@ -14,19 +14,18 @@ from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop
 from mmpretrain.registry import TRANSFORMS
 
+from ..data.nested import innermost
 from ..registry import HOOKS
+from .run import end_workers
 from .strength import at_size, at_strength, output_size
-from .workers import end_workers
-
-_STAGE_KEYS = ('epoch', 'size', 'strength')
 
 
 class Stage(NamedTuple):
     """From ``epoch`` on: image ``size`` (pixels, or a fraction of the pipeline's own) and ``strength`` (0 .. 1)."""
 
     epoch: int
-    size: int | float | None
-    strength: float | None
+    size: int | float | None = None
+    strength: float | None = None
 
 
 def read_stages(stages: Sequence[dict], max_epochs: int) -> list[Stage]:
@@ -41,46 +40,26 @@ def read_stages(stages: Sequence[dict], max_epochs: int) -> list[Stage]:
     Where fractions of a very short run fall on one epoch, the last one counts.
 
     Raises:
-        ValueError: for an unknown or missing key, a number out of range,
-            stages out of order, a stage never reached, or one that changes nothing.
+        ValueError: for stages that would not do what they say: a number out of range, stages out of order or
+            never reached; TypeError for an unknown key or a missing epoch.
     """
-    if not stages:
-        raise ValueError('curriculum: stages is empty')
-    read = []
+    read: list[Stage] = []
     for number, stage in enumerate(stages):
-        where = f'curriculum: stage {number} {dict(stage)}'
-        unknown = [key for key in stage if key not in _STAGE_KEYS]
-        if unknown:
-            raise ValueError(f'{where}: unknown key {unknown[0]!r}; known are {", ".join(_STAGE_KEYS)}')
-        if 'epoch' not in stage or len(stage) == 1:
-            raise ValueError(f'{where}: needs epoch and size or strength')
-        if set(stage) != set(stages[0]):
-            raise ValueError(f'{where}: every stage must have the same keys, the first has {", ".join(stages[0])}')
-        stage = Stage(_epoch(stage['epoch'], max_epochs, where), stage.get('size'), stage.get('strength'))
-        if stage.size is not None and (isinstance(stage.size, bool) or stage.size <= 0):
-            raise ValueError(f'{where}: size must be pixels (int) or a fraction (float) above 0')
-        if stage.strength is not None and not 0 <= stage.strength <= 1:
-            raise ValueError(f'{where}: strength must lie in 0 .. 1')
-        if number == 0 and stage.epoch != 0:
-            raise ValueError(f'{where}: the first stage must begin at epoch 0')
-        if read and stage[1:] == read[-1][1:]:
-            raise ValueError(f'{where}: changes nothing')
-        if read and stage.epoch == read[-1].epoch and isinstance(stages[number]['epoch'], float):
+        place = f'curriculum: stage {number} {dict(stage)}'
+        epoch, size, strength = Stage(**stage)
+        begin = min(round(epoch * max_epochs), max_epochs - 1) if isinstance(epoch, float) else epoch
+        if set(stage) != set(stages[0]) or len(stage) == 1:
+            raise ValueError(f'{place}: needs an epoch and the same ones of size and strength as the first')
+        if not (size is None or size > 0) or not (strength is None or 0 <= strength <= 1):
+            raise ValueError(f'{place}: size must be above 0, strength in 0 .. 1')
+        if not 0 <= epoch < (1 if isinstance(epoch, float) else max_epochs):
+            raise ValueError(f'{place}: never reached, the run has epochs 0 .. {max_epochs - 1} (fractions 0 .. 1)')
+        if read and begin == read[-1].epoch and isinstance(epoch, float):
             read.pop()
-        elif read and stage.epoch <= read[-1].epoch:
-            raise ValueError(f'{where}: must begin after epoch {read[-1].epoch}, where the stage before it begins')
-        read.append(stage)
+        if begin <= read[-1].epoch if read else begin != 0:
+            raise ValueError(f'{place}: the first stage begins at epoch 0, another one after that before it')
+        read.append(Stage(begin, size, strength))
     return read
-
-
-def _epoch(epoch: int | float, max_epochs: int, where: str) -> int:
-    if isinstance(epoch, float):
-        if not 0 <= epoch < 1:
-            raise ValueError(f'{where}: a fractional epoch must lie in 0 .. 1')
-        return min(round(epoch * max_epochs), max_epochs - 1)
-    if not 0 <= epoch < max_epochs:
-        raise ValueError(f'{where}: never reached, the run has epochs 0 .. {max_epochs - 1}')
-    return epoch
 
 
 def stage_at(epoch: int, stages: Sequence[Stage]) -> Stage:
@@ -101,24 +80,14 @@ def stage_pipeline(pipeline: list[dict], stage: Stage) -> list[dict]:
     return pipeline
 
 
-def pipelines(dataset, config: dict) -> Iterator[tuple[object, list[dict]]]:
-    """Every data set with a pipeline inside ``dataset``, with that pipeline's config.
+def pipelines(dataset, config: dict) -> list[tuple[Any, list[dict]]]:
+    """Every data set of images inside ``dataset``, with its pipeline's config.
 
     Args:
         dataset: the built data set, maybe a wrapper of others.
         config: what it was built from.
     """
-    if hasattr(dataset, '_dataset'):  # mmengine's num_batch_per_epoch
-        yield from pipelines(dataset._dataset, config)
-    elif hasattr(dataset, 'datasets'):
-        for child, child_config in zip(dataset.datasets, config['datasets']):
-            yield from pipelines(child, child_config)
-    elif hasattr(dataset, 'dataset'):
-        yield from pipelines(dataset.dataset, config['dataset'])
-    elif 'pipeline' in config:
-        yield dataset, config['pipeline']
-    else:
-        raise ValueError(f'curriculum: the config of {type(dataset).__name__} has no pipeline')
+    return [(built, part['pipeline']) for built, part in zip(innermost(dataset), innermost(config))]
 
 
 @HOOKS.register_module()
@@ -146,17 +115,14 @@ class CurriculumHook(Hook):
             self.sizes, self.built = {}, {stage: [] for stage in self.stages}
             print_log('curriculum: no config of a loader, so images stay as they are', 'current', logging.WARNING)
             return
-        targets = list(pipelines(loader.dataset, config['dataset']))
-        self.built, previous = {}, None
-        for stage in self.stages:
-            configs = [stage_pipeline(pipeline, stage) for _, pipeline in targets]
-            if configs == previous:
-                raise ValueError(f'curriculum: the stage from epoch {stage.epoch} on changes nothing')
-            self.built[stage] = [
-                (dataset, Compose([TRANSFORMS.build(transform) for transform in config]))
-                for (dataset, _), config in zip(targets, configs)
+        targets = pipelines(loader.dataset, config['dataset'])
+        self.built = {
+            stage: [
+                (dataset, Compose([TRANSFORMS.build(transform) for transform in stage_pipeline(pipeline, stage)]))
+                for dataset, pipeline in targets
             ]
-            previous = configs
+            for stage in self.stages
+        }
         self.sizes = {
             stage: output_size(stage_pipeline(targets[0][1], stage)) for stage in self.stages if stage.size is not None
         }
@@ -178,9 +144,5 @@ class CurriculumHook(Hook):
 
 def stage_label(size: int | None, strength: float | None) -> str:
     """``160 px, augmentation 0.3``, for console and plots; ``size`` in pixels."""
-    parts = []
-    if size is not None:
-        parts.append(f'{size} px')
-    if strength is not None:
-        parts.append(f'augmentation {strength:g}')
-    return ', '.join(parts)
+    parts = [] if size is None else [f'{size} px']
+    return ', '.join(parts if strength is None else [*parts, f'augmentation {strength:g}'])

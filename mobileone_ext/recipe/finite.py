@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from torch import Tensor
 
 from ..registry import HOOKS
-from .averages import averages
+from .run import averages
 
 
 def first_bad(losses: Tensor) -> int | None:

@@ -3,7 +3,7 @@
 from mmengine.hooks import Hook
 
 from ..registry import HOOKS
-from .wrapper import unwrap
+from .run import unwrap
 
 
 @HOOKS.register_module()

@@ -5,7 +5,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
 from ..registry import HOOKS
-from .averages import averages
+from .run import averages
 
 
 @HOOKS.register_module()

@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS, MODELS
 from mmpretrain.structures import DataSample
 
 from mobileone_ext import cli
-from mobileone_ext.recipe.wrapper import unwrap
+from mobileone_ext.recipe.run import unwrap
 
 
 @HOOKS.register_module()

@@ -12,8 +12,9 @@ from mmpretrain.registry import MODELS as CLASSIFIERS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from ..checkpoints.load import load_strict, load_weights, read_checkpoint
-from ..registry import MODELS
+from .checkpoints.load import load_strict, load_weights
+from .checkpoints.plain import load_plain, load_plain_strict
+from .registry import MODELS
 
 
 def soft_target_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -42,8 +43,8 @@ class DistilledClassifier(ImageClassifier):
         soft_weight: 0 .. 1, the share of the soft targets in the loss; the rest is the head's own loss.
 
     Raises:
-        ValueError: for a number out of range or a teacher that is no dict; in training for a teacher without
-            weights, weights that don't fit it, or another number of classes.
+        ValueError: for a number out of range; in training for a teacher without weights, weights that don't fit it,
+            or another number of classes.
     """
 
     def __init__(
@@ -56,12 +57,9 @@ class DistilledClassifier(ImageClassifier):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        if not isinstance(teacher, dict):
-            raise ValueError(f'teacher={teacher!r}: a dict is needed; write it in a config, --cfg-options has no dicts')
-        if temperature <= 0 or not 0 <= soft_weight <= 1:
+        if not (temperature > 0 and 0 <= soft_weight <= 1):
             raise ValueError(
-                f'temperature={temperature}, soft_weight={soft_weight}: allowed are a temperature above 0 and '
-                'a weight in 0 .. 1'
+                f'temperature={temperature}, soft_weight={soft_weight}: above 0 and in 0 .. 1 is what they must be'
             )
         self.teacher_config, self.teacher_checkpoint = teacher, teacher_checkpoint
         self.temperature, self.soft_weight = temperature, soft_weight
@@ -113,9 +111,5 @@ def build_teacher(config: dict, checkpoint: str | None) -> nn.Module:
     elif str(config.get('backbone', {}).get('type')).endswith('MobileOne'):
         load_strict(teacher, load_weights(checkpoint), checkpoint)
     else:
-        state = read_checkpoint(checkpoint)
-        try:
-            teacher.load_state_dict(state.get('state_dict', state))
-        except (RuntimeError, AttributeError, TypeError) as error:
-            raise ValueError(f'{checkpoint}: does not fit the teacher: {str(error)[:300]}') from error
+        load_plain_strict(teacher, load_plain(checkpoint), checkpoint)
     return teacher.eval().requires_grad_(False)

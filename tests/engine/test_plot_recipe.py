@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mobileone_ext import cli
-from mobileone_ext.recipe.plot_recipe import draw, preview, spread, summary
+from mobileone_ext.engine.plot_recipe import draw, preview, spread, summary
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 

@@ -1,28 +1,25 @@
 """What a run will do, read from the objects that a config builds, without training a step."""
 
 import copy
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.cbook import get_sample_data
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, ParamSchedulerHook
-from mmengine.runner import Runner
 
+from ..config import building
 from ..data.check import prepare_data
 from ..pictures import in_picture, picture
-from .curriculum import CurriculumHook, pipelines, stage_at, stage_label
-from .schedule import ema_decay, named_groups
-from .seeding import seed_generators
-from .strength import output_size
+from ..recipe.curriculum import CurriculumHook, pipelines, stage_at, stage_label
+from ..recipe.schedule import ema_decay, named_groups
+from ..recipe.seeding import seed_generators
+from ..recipe.strength import output_size
+from .dry_run import BATCHES, build_training
 
-# An epoch of a run that is too long to follow step by step, or whose images are not there, has so many steps.
-STEPS = 20
-_MOST_STEPS = 200_000  # of a run that is followed step by step
+_MOST_STEPS = 200_000  # a longer run is not followed step by step
 
 
 class Epoch(NamedTuple):
@@ -72,10 +69,17 @@ def preview(config: Config, images: int = 8) -> Preview:
         images: how many training images to augment for each stage, the same ones.
     """
     config = copy.deepcopy(config)
-    with tempfile.TemporaryDirectory() as work_dir:
-        stand_in = _use_stand_in_if_missing(config, Path(work_dir, 'photographs'), images)
-        steps = _steps(config, stand_in)
-        runner = _build(config, work_dir, steps)
+    config.visualizer = None
+    if config.setdefault('randomness', {}).get('seed') is None:
+        config.randomness.seed = 0
+    stand_in = _missing_data(config)
+    with tempfile.TemporaryDirectory() as work_dir, building(config.filename or 'the config'):
+        runner = build_training(config, work_dir, data=not stand_in)
+        if len(runner.train_dataloader) * runner.max_epochs > _MOST_STEPS:
+            config.train_dataloader.num_batch_per_epoch = BATCHES
+            runner = build_training(config, work_dir, data=not stand_in)
+        runner.optim_wrapper.step()  # changes nothing without gradients; schedulers warn if none came first
+        steps = len(runner.train_dataloader)
         curriculum, ema, scheduler = (
             next((hook for hook in runner.hooks if isinstance(hook, kind)), None)
             for kind in (CurriculumHook, EMAHook, ParamSchedulerHook)
@@ -85,7 +89,7 @@ def preview(config: Config, images: int = 8) -> Preview:
         if ema:
             ema.before_run(runner)
         loader = runner.train_dataloader
-        dataset, own_pipeline = next(pipelines(loader.dataset, config.train_dataloader.dataset))
+        dataset, own_pipeline = pipelines(loader.dataset, config.train_dataloader.dataset)[0]
         own_size = _size_or_none(own_pipeline)
         groups = named_groups(runner.model, runner.optim_wrapper.param_groups)
         epochs, stages = [], []
@@ -126,50 +130,13 @@ def spread(length: int, number: int) -> list[int]:
     return [i * length // number if length >= number else i % length for i in range(number)]
 
 
-def _steps(config: Config, stand_in: str) -> int:
-    """The steps of an epoch: the run's own where its images are there and it is not too long to follow."""
-    if stand_in:
-        return STEPS
-    loader = Runner.build_dataloader(
-        {**copy.deepcopy(config.train_dataloader), 'num_workers': 0, 'persistent_workers': False}
-    )
-    return len(loader) if len(loader) * config.train_cfg.max_epochs <= _MOST_STEPS else STEPS
-
-
-def _use_stand_in_if_missing(config: Config, folder: Path, number: int) -> str:
-    """Let ``number`` copies of a photograph stand in for absent training images; what is missing, or ``''``."""
+def _missing_data(config: Config) -> str:
+    """Which training images are not there; empty if they are."""
     try:
         prepare_data(config, 'train_dataloader')
-    except ValueError as error:
-        dataset = config.train_dataloader.dataset
-        while 'dataset' in dataset:
-            dataset = dataset['dataset']
-        folder.mkdir()
-        for index in range(number):
-            shutil.copy(get_sample_data('grace_hopper.jpg', asfileobj=False), folder / f'{index}.jpg')
-        config.train_dataloader.dataset = dict(
-            type='CustomDataset', data_root=str(folder), with_label=False, pipeline=dataset['pipeline']
-        )
+    except (ValueError, OSError) as error:
         return str(error).split(';')[0]
     return ''
-
-
-def _build(config: Config, work_dir: str, steps: int) -> Runner:
-    """A Runner with what training needs built, as ``Runner.train`` does it."""
-    config.work_dir, config.log_level, config.visualizer = work_dir, 'WARNING', None
-    config.train_dataloader.update(num_workers=0, persistent_workers=False, num_batch_per_epoch=steps)
-    config.setdefault('randomness', {})
-    if config.randomness.get('seed') is None:
-        config.randomness.seed = 0
-    config.experiment_name = Path(work_dir).name  # mmengine's loggers go by name and second
-    runner = Runner.from_cfg(config)
-    runner._train_loop = runner.build_train_loop(runner._train_loop)
-    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-    if runner.param_schedulers is not None:
-        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-    runner.optim_wrapper.step()  # changes nothing without gradients; schedulers warn if none came first
-    return runner
 
 
 def _size_or_none(pipeline: list[dict]) -> int | None:
