@@ -163,8 +163,8 @@ def test_curves_and_mistakes(fonts, shown, tmp_path):
     scores = np.full((1, len(NAMES)), 0.5)
     scores[0, 11] = 0.75
     truth = np.arange(len(NAMES))[None] == 2
-    found = Scores([str(photo)], truth, scores, tuple(NAMES), several=False)
-    assert draw_mistakes(found, tmp_path / 'm.png')
+    found = Scores([str(photo)], truth, scores, tuple(NAMES), multi_label=False)
+    draw_mistakes(found, tmp_path / 'm.png')
     assert {'$loss$', 'is _hidden 50%', 'taken for 11 75%', r'$x$ \U000f1234.png'} <= set(shown)
 
 
@@ -172,7 +172,7 @@ def test_the_report_of_photos_tells_what_numbers_mean(fonts):
     text = reporting.markdown(
         dict(
             classes=['cat', FOREIGN],
-            several=False,
+            multi_label=False,
             num_train=3,
             num_images=2,
             right_before=50.0,

@@ -24,7 +24,9 @@ def parse_args():
     arches = [name for name in ARCHS if name.startswith('s')]
     parser.add_argument('--arch', choices=arches, help='(that of the weights, or s0)')
     parser.add_argument('--epochs', type=cli.positive, metavar='N', help='(20)')
-    parser.add_argument('--size', type=cli.whole(32, 1024), metavar='PX', help='of the images in pixels (224)')
+    parser.add_argument(
+        '--image-size', '--size', dest='size', type=cli.whole(32, 1024), metavar='PX', help='in pixels (224)'
+    )
     parser.add_argument('--batch-size', type=cli.whole(2), metavar='N', help='(32, less for few photos)')
     parser.add_argument('--lr', type=cli.positive_number, help="the backbone's; the head's is ten times as high")
     parser.add_argument('--val', metavar='DIR|FRACTION', help='photos to measure on, or how many to set aside (0.2)')

@@ -7,7 +7,6 @@ classes by name, top-k of more classes than there are.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
@@ -30,7 +29,7 @@ from .classes import (
     scanned_folder,
 )
 from .dataset import CustomDataset, ImageNet
-from .images import class_folders, names_of_folders, spread
+from .images import spread
 from .nested import datasets_of, innermost
 
 LOOKED_FOR = 2000  # so many images of a data set have to be there
@@ -48,10 +47,11 @@ def prepare_data(config: Config, *loaders: str, classes: Sequence[str] | None = 
     count = num_classes(config)
     for dataset, _ in datasets_of(config, *LOADERS):
         read_by_files(dataset, count)
-    reference = _reference(config, classes)
+    train = next((names_of(dataset) for dataset, _ in datasets_of(config, 'train_dataloader')), None)
+    reference = (classes, 'the checkpoint') if classes else (train, 'the training set')
     for dataset, option in datasets_of(config, *loaders):
         _look_for_data(dataset, option)
-        _label_by_name(dataset, option, reference)
+        _label_by_name(dataset, option, *reference)
     for name in loaders:
         if name == 'train_dataloader':
             continue
@@ -88,32 +88,6 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-class _Reference(NamedTuple):
-    """What labels stand for: ``classes`` in their order, and the ``folders`` of the training set if named otherwise."""
-
-    classes: Sequence[str] | None
-    folders: Sequence[str] | None
-    source: str
-
-
-def _reference(config: Config, classes: Sequence[str] | None) -> _Reference:
-    """The checkpoint's ``classes``, or those of the config's training set, if it is there."""
-    train = next((dataset for dataset, _ in datasets_of(config, 'train_dataloader')), None)
-    names = names_of(train) if train else None
-    if classes and list(names or ()) != list(classes):
-        return _Reference(classes, None, 'the checkpoint')
-    return _Reference(names, _folders_for_show(train) if train else None, 'the training set')
-
-
-def _folders_for_show(dataset: dict) -> Sequence[str] | None:
-    """The class folders of a data set whose classes have other names; None without such."""
-    folder, names = scanned_folder(dataset), names_of(dataset)
-    if not names or folder is None or not folder.is_dir():
-        return None
-    present = names_of_folders(class_folders(folder))
-    return dataset.get('folders') or (present if not set(present) & set(names) else None)
-
-
 def _look_for_data(dataset: dict, option: str) -> None:
     if dataset.get('indices') in (0, [], ()):  # mmengine fails without a word of it
         raise ValueError(f'{option}.indices={dataset["indices"]}: leaves no images')
@@ -129,20 +103,16 @@ def _look_for_data(dataset: dict, option: str) -> None:
             )
 
 
-def _label_by_name(dataset: dict, option: str, reference: _Reference) -> None:
-    """Give class folders the labels of ``reference``, or raise ValueError if ``dataset`` has other classes."""
-    names, folder, classes = names_of(dataset), scanned_folder(dataset), reference.classes
+def _label_by_name(dataset: dict, option: str, classes: Sequence[str] | None, source: str) -> None:
+    """Give class folders the labels of ``classes``, or raise ValueError if ``dataset`` has others than ``source``."""
+    names, folder = names_of(dataset), scanned_folder(dataset)
     if are_same(names, classes):
         return
-    shown = _folders_for_show(dataset)
-    if shown and shown in ([*classes], reference.folders):
-        return
-    expected = next((known for known in (classes, reference.folders) if known and set(names) <= set(known)), None)
-    if folder is None or given_names(dataset) or not expected or not issubclass(dataset_class(dataset), CustomDataset):
-        check_same(names, classes, str(folder or annotation_file(dataset) or option), reference.source)
-    dataset['classes'], dataset['folders'] = list(classes), list(expected)
-    if len(set(names)) == len(set(expected)):
-        say(f'{folder}: labeled in the order of classes of {reference.source}')
+    if folder is None or given_names(dataset) or not set(names) <= set(classes):
+        check_same(names, classes, str(folder or annotation_file(dataset) or option), source)
+    dataset['classes'], dataset['exact'] = list(classes), True
+    if len(set(names)) == len(set(classes)):
+        say(f'{folder}: labeled in the order of classes of {source}')
 
 
 def fit_metrics(config: Config, evaluator: str, count: int | None) -> None:

@@ -84,11 +84,6 @@ def classes_in(dataset: dict) -> tuple[str, ...]:
     folder, file = scanned_folder(dataset), annotation_file(dataset)
     place = folder or file
     if folder is not None:
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f'{folder}: no such folder; expected are {folder}/CLASS, and likewise for validation, below --data '
-                'ROOT (tools/finetune.py takes folders of any names, and splits one that is not)'
-            )
         inside, _ = photos_by_folder(folder)
         check_are_classes(folder, inside)
         names = names_of_folders(inside)
@@ -98,8 +93,8 @@ def classes_in(dataset: dict) -> tuple[str, ...]:
     else:
         names = names_of(dataset) or ()
     if len(names) < 2:
-        found = f'one class alone, {quoted(names)}' if names else 'no classes'
-        raise ValueError(f'{place or dataset.get("type")}: holds {found}; it takes two to tell apart')
+        held = f'one class alone, {quoted(names)}' if names else 'no classes'
+        raise ValueError(f'{place or dataset.get("type")}: holds {held}, and it takes two to tell apart')
     return tuple(names)
 
 
@@ -162,7 +157,7 @@ def read_json(file: Path) -> object:
     text = read_text(file)
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f'{file}: not JSON ({error})') from None
 
 

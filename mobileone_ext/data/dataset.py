@@ -24,7 +24,7 @@ class CustomDataset(_CustomDataset):
 
     Args:
         extensions: of the photos to take; by default all that can be read.
-        folders: the class folders in the order of the labels, where they are not named as the classes are.
+        exact: whether the names of classes are folders' in any case.
 
     Attributes:
         notes: lines about what was left out.
@@ -34,8 +34,8 @@ class CustomDataset(_CustomDataset):
         ValueError: for a class folder that is none of the classes, a line without image and label, or no photos.
     """
 
-    def __init__(self, *args, extensions: Sequence[str] = SUFFIXES, folders: Sequence[str] | None = None, **kwargs):
-        self.folders, self.notes, self.empty = folders, [], []
+    def __init__(self, *args, extensions: Sequence[str] = SUFFIXES, exact: bool = False, **kwargs):
+        self.exact, self.notes, self.empty = exact, [], []
         super().__init__(*args, extensions=extensions, **kwargs)
 
     def load_data_list(self) -> list[dict]:
@@ -64,7 +64,7 @@ class CustomDataset(_CustomDataset):
         if self.CLASSES is None:
             check_are_classes(root, inside)
             self._metainfo['classes'] = tuple(names_of_folders(inside))
-        self.folder_to_idx = match_folders([*inside], self.folders or self.CLASSES, root, exact=bool(self.folders))
+        self.folder_to_idx = match_folders([*inside], self.CLASSES, root, self.exact)
         filled = {self.folder_to_idx[folder] for folder, files in inside.items() if files}
         self.empty = [name for label, name in enumerate(self.CLASSES) if label not in filled]
         return [(f'{folder}/{file}', self.folder_to_idx[folder]) for folder in inside for file in inside[folder]]

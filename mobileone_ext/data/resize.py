@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..files import suffix_of, write_atomically, write_json
-from ..text import abbreviate, printable, with_progress
+from ..files import json_text, suffix_of, write_atomically, write_text
+from ..text import abbreviate, one_line, printable, with_progress
 from .decode import read_pixels
 from .images import SUFFIXES, Found, class_folders, images_below, is_hidden
 
@@ -109,7 +109,7 @@ def resize_dataset(
     photos, annotations = find(source, target)
 
     target.mkdir(parents=True, exist_ok=True)
-    write_json(settings, target / MARK)
+    write_text(json_text(settings), target / MARK)
     written = _Written(target)
     kept = _folders(source, [*photos, *annotations])
     for folder in sorted(kept):
@@ -170,29 +170,16 @@ def cores() -> int:
 
 def check_folders(source: Path, target: Path, settings: dict) -> None:
     """Raise ValueError or OSError unless ``target`` is new, empty, or by a run of the same ``settings``."""
-    if not source.is_dir():
-        raise NotADirectoryError(f'{source}: no such folder of photos')
     inner, outer = Path(os.path.realpath(target)), Path(settings['source'])
     if inner == outer or outer in inner.parents:
         raise ValueError(f'{target}: lies in what is read ({source}); name a folder outside of it')
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise NotADirectoryError(f'{target}: is a file; name a folder to write')
     mark = target / MARK
-    if mark.is_file():
-        try:
-            found = json.loads(mark.read_text(encoding='utf-8'))
-        except ValueError:
-            found = {}
-        for key, value in settings.items():
-            earlier = found.get(key) if isinstance(found, dict) else None
-            if earlier != value:
-                raise ValueError(
-                    f'{target}: was written with {key}={printable(earlier)}, not {printable(value)}; '
-                    'name another folder'
-                )
-    elif any(not is_hidden(name) for name in os.listdir(target)):
+    earlier = mark.read_text(encoding='utf-8') if mark.is_file() else None
+    if earlier not in (None, json_text(settings)):
+        raise ValueError(
+            f'{target}: was written with {one_line(earlier)}, not {one_line(json_text(settings))}; name another folder'
+        )
+    if earlier is None and target.exists() and any(not is_hidden(name) for name in os.listdir(target)):
         raise ValueError(f'{target}: is not empty, and no run of this tool wrote it; name a new folder')
 
 
@@ -216,8 +203,7 @@ def find(source: Path, target: Path) -> tuple[Found, list[str]]:
         raise ValueError(f'{source}: no photos in this folder ({photos.note or "it is empty"})')
     written = Path(os.path.realpath(target))
     for folder in sorted({os.path.dirname(name) for name in files}):
-        real = Path(os.path.realpath(source / folder))
-        if real == written or written in real.parents:
+        if Path(os.path.realpath(source / folder)).is_relative_to(written):
             raise ValueError(f'{source / folder}: leads to what is written ({target}); remove this link')
     return photos, annotations
 

@@ -120,8 +120,6 @@ def check_folder(options: Options) -> None:
     folder, photos = options.folder, Path(options.photos).absolute()
     if photos == folder or (photos.is_dir() and photos in folder.parents):
         raise ValueError(f'{folder}: would lie among the photos and be taken for a class; --work-dir names another')
-    if folder.is_file():
-        raise ValueError(f'{folder}: is a file; --work-dir names a folder')
     lists = {f'{name}.{suffix}' for name in ('train', 'val', 'test') for suffix in ('txt', 'json')}
     leftovers = {CONFIG, OPTIONS, RECIPE, writing.BASE_FOLDER, *lists}  # those of a dry run may go
     if folder.exists() and not {entry.name for entry in folder.iterdir()} <= leftovers:
@@ -140,14 +138,14 @@ def choose_weights(options: Options) -> tuple[str, str | None, str]:
         return options.arch or 's0', None, 'branched'
     source = options.weights or f'apple/mobileone_{options.arch or "s0"}-fused'
     weights = load_weights(source)
-    found = weights.structure.variant
-    if found is None or options.arch not in (None, found):
+    arch = weights.structure.variant
+    if arch is None or options.arch not in (None, arch):
         raise ValueError(
             f'{source}: holds {weights.structure}, --arch asks for {options.arch or "a published variant"}; '
             'leave --arch out, or name other weights'
         )
     path = Path(source)
-    return found, str(path.absolute()) if path.is_file() else source, 'branched' if options.branches else weights.form
+    return arch, str(path.absolute()) if path.is_file() else source, 'branched' if options.branches else weights.form
 
 
 def choose_photos(options: Options) -> Photos:
@@ -171,15 +169,13 @@ def read_val(val: str | None) -> tuple[float, Path | None]:
     """``--val`` as a fraction and a place, of which the other is for nothing.
 
     Raises:
-        ValueError: for a fraction outside 0 .. 1; OSError for a place that is not there.
+        ValueError: for a fraction outside 0 .. 1.
     """
     if val is None:
         return VAL_FRACTION, None
     try:
         fraction = float(val)
     except ValueError:
-        if not Path(val).exists():
-            raise FileNotFoundError(f'--val {val}: no such folder or file, and no fraction') from None
         return VAL_FRACTION, Path(val)
     if not 0 < fraction < 1:
         raise ValueError(f'--val {val}: a fraction lies between 0 and 1; a folder is named by its path')
@@ -209,9 +205,9 @@ def write_plan(plan: Plan, options: Options) -> Path:
 
 def draw_recipe(folder: Path) -> Path:
     """Draw what the run in ``folder`` will do."""
-    found = plot_recipe.preview(cli.load_config(str(folder / CONFIG)))
-    print('\n'.join(plot_recipe.summary(found)))
-    plot_recipe.draw(found, str(folder / CONFIG), folder / RECIPE)
+    preview = plot_recipe.preview(cli.load_config(str(folder / CONFIG)))
+    print('\n'.join(plot_recipe.summary(preview)))
+    plot_recipe.draw(preview, str(folder / CONFIG), folder / RECIPE)
     return folder / RECIPE
 
 
@@ -264,7 +260,7 @@ def run(folder: Path, resume: bool = False) -> dict:
         config,
         checkpoint,
         fused,
-        evaluate=not before.several,
+        evaluate=not before.multi_label,
         max_flips=len(before.paths) // 100,
         accept_fused=True,
     )
@@ -296,7 +292,7 @@ def _for_testing(path: str):
 def summary(plan: Plan) -> str:
     """What will be trained on what, on a line."""
     photos, recipe, choices = plan.photos, plan.recipe, plan.choices
-    measured = ' and '.join(f'{len(found.photos)} {name}' for name, found in photos.lists().items())
+    measured = ' and '.join(f'{len(part.photos)} {name}' for name, part in photos.lists().items())
     return (
         f'{len(photos.classes)} classes, {measured} photos; MobileOne-{choices.arch.upper()} '
         f'({choices.form}) from {choices.weights or "random weights"}; {recipe.epochs} epochs of '

@@ -75,18 +75,23 @@ def annotation_files(photos: Photos) -> dict[str, str]:
     """The text of each annotation file, by file name: ``path number`` lines, or JSON for several labels."""
     numbers = {name: index for index, name in enumerate(photos.classes)}
     files = {}
-    for name, found in photos.lists().items():
-        if photos.several:
-            rows = [dict(img_path=p.path, gt_label=sorted(numbers[label] for label in p.labels)) for p in found.photos]
+    for name, part in photos.lists().items():
+        if photos.multi_label:
+            rows = [dict(img_path=p.path, gt_label=sorted(numbers[label] for label in p.labels)) for p in part.photos]
             text = json.dumps(dict(metainfo=dict(classes=list(photos.classes)), data_list=rows), indent=1)
         else:
-            text = '\n'.join(f'{photo.path} {numbers[photo.labels[0]]}' for photo in found.photos)
-        files[annotation_name(name, photos.several)] = text + '\n'
+            text = '\n'.join(f'{_unstripped(photo.path)} {numbers[photo.labels[0]]}' for photo in part.photos)
+        files[annotation_name(name, photos.multi_label)] = text + '\n'
     return files
 
 
-def annotation_name(name: str, several: bool) -> str:
-    return f'{name}.json' if several else f'{name}.txt'
+def _unstripped(path: str) -> str:
+    """``path`` at the start of a line, off which a data set strips white space."""
+    return f'./{path}' if path[0].isspace() else path
+
+
+def annotation_name(name: str, multi_label: bool) -> str:
+    return f'{name}.json' if multi_label else f'{name}.txt'
 
 
 def top_ks(num_classes: int) -> tuple[int, ...]:
@@ -130,7 +135,7 @@ def _model(photos: Photos, choices: Choices) -> str:
     if choices.freeze >= 0:
         backbone.append(f'frozen_stages={choices.freeze}')
     lines = [f'backbone=dict({", ".join(backbone)}),'] if backbone else []
-    if photos.several:
+    if photos.multi_label:
         lines += [
             f'data_preprocessor=dict(num_classes={count}, to_onehot=True),',
             'head=dict(',
@@ -149,18 +154,18 @@ def _model(photos: Photos, choices: Choices) -> str:
     return 'model = dict(\n' + ''.join(f'    {line}\n' for line in lines) + ')'
 
 
-def _loader(name: str, photos: Photos, found: PhotoList, recipe: Recipe, choices: Choices, work_dir: Path) -> str:
+def _loader(name: str, photos: Photos, part: PhotoList, recipe: Recipe, choices: Choices, work_dir: Path) -> str:
     train = name == 'train'
-    dataset = [f'type={"MultiLabelDataset" if photos.several else "CustomDataset"!r},'] if photos.several else []
+    dataset = ["type='MultiLabelDataset',"] if photos.multi_label else []
     dataset += [
-        f'data_root={_plain(repr(str(found.root)))},',
-        f'ann_file={_beside(work_dir, annotation_name(name, photos.several))},',
+        f'data_root={_plain(repr(str(part.root)))},',
+        f'ann_file={_beside(work_dir, annotation_name(name, photos.multi_label))},',
         'metainfo=dict(classes=classes),',
     ]
     if choices.size != SIZE or (train and choices.balance):
         dataset += _train_pipeline(choices.size) if train else _test_pipeline(choices.size)
     if train and choices.balance:
-        inner = ["type='CustomDataset',"] if not photos.several else []
+        inner = ["type='CustomDataset',"] if not photos.multi_label else []
         dataset = [
             '_delete_=True,',
             "type='ClassBalancedDataset',",
@@ -204,7 +209,7 @@ def _test_pipeline(size: int) -> list[str]:
 
 
 def _evaluator(photos: Photos) -> str:
-    if photos.several:
+    if photos.multi_label:
         value = "[dict(type='AveragePrecision'), dict(type='MultiLabelMetric')]"
     elif top_ks(len(photos.classes)) == (1, 5):
         return ''  # as in the base
@@ -232,7 +237,7 @@ def _schedule(recipe: Recipe, choices: Choices) -> str:
 
 
 def _hooks(photos: Photos, recipe: Recipe, choices: Choices) -> str:
-    monitor = 'multi-label/mAP' if photos.several else 'accuracy/top1'
+    monitor = 'multi-label/mAP' if photos.multi_label else 'accuracy/top1'
     text = (
         'default_hooks = dict(\n'
         f'    logger=dict(interval={max(1, min(50, recipe.steps_per_epoch // 4))}),\n'

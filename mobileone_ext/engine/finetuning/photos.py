@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,7 +48,7 @@ class Photos:
         train: photos to learn from.
         val: photos to measure on after each epoch; None before :func:`split`.
         test: photos for the report; None where ``val`` serves.
-        several: whether a photo may have several labels, or none.
+        multi_label: whether a photo may have several labels, or none.
         notes: a line for each thing that a person should know.
     """
 
@@ -56,7 +56,7 @@ class Photos:
     train: PhotoList
     val: PhotoList | None = None
     test: PhotoList | None = None
-    several: bool = False
+    multi_label: bool = False
     notes: tuple[str, ...] = field(default=())
 
     def lists(self) -> dict[str, PhotoList]:
@@ -74,8 +74,6 @@ def read_photos(path: Path, val: Path | None = None) -> Photos:
     Raises:
         OSError, ValueError: for a path that is not there, or without photos or classes.
     """
-    if not path.exists():
-        raise FileNotFoundError(f'{path}: no such folder of photos')
     given = dict(val=val) if val else {}
     parts, notes = (dict(train=path, **given), []) if path.is_file() else split_folders(path, given)
     lists = {}
@@ -86,8 +84,8 @@ def read_photos(path: Path, val: Path | None = None) -> Photos:
     classes = _classes([train])
     if len(classes) < 2:
         raise ValueError(
-            f'{path}: holds one class, {quoted(classes)}; there must be two or more to tell apart'
-            f'{_deeper(parts["train"])}'
+            f'{path}: holds {f"one class, {quoted(classes)}" if classes else "no classes"}, and it takes two to tell '
+            f'apart; expected is {path}/CLASS/*.jpg, or a CSV file of file,label{_deeper(parts["train"])}'
         )
     for name, part in lists.items():
         present = _classes([part])
@@ -105,7 +103,7 @@ def read_photos(path: Path, val: Path | None = None) -> Photos:
         for photo in part.photos:
             if len(photo.labels) != 1:
                 odd['several labels' if photo.labels else 'no label'].append(part.root / photo.path)
-    said = [f'{len(found)} photos have {what} (the first is {found[0]})' for what, found in odd.items() if found]
+    said = [f'{len(paths)} photos have {what} (the first is {paths[0]})' for what, paths in odd.items() if paths]
     if said:
         notes.append(f'multi-label, a score of its own for every label: {" and ".join(said)}')
     return Photos(classes, train, lists.get('val'), lists.get('test'), bool(said), tuple(notes))
@@ -140,14 +138,9 @@ def read_class_folders(root: Path) -> tuple[PhotoList, list[str]]:
     """The photos of ``root``/CLASS, at any depth below it, and notes about what was left out.
 
     Raises:
-        ValueError: without class folders, or with an empty one.
+        ValueError: for an empty class folder; OSError if there is no such folder.
     """
     inside, left_out = photos_by_folder(root)
-    if not inside:
-        raise ValueError(
-            f'{root}: holds {len(images_below(root)) or "no"} photos and no class folders; expected is '
-            f'{root}/CLASS/*.jpg, or a CSV file of file,label'
-        )
     filled = {nfc(name) for name, files in inside.items() if files}
     empty = [name for name in inside if nfc(name) not in filled]
     if empty:
@@ -182,8 +175,7 @@ def read_csv(path: Path) -> tuple[PhotoList, list[str]]:
     try:
         columns = {(name or '').strip().lower(): name for name in rows.fieldnames or ()}
         if not {'file', 'label'} <= set(columns):
-            found = ','.join(rows.fieldnames or ['nothing'])
-            raise ValueError(f'{path}: the first line must be file,label, not {found[:80]}')
+            raise ValueError(f'{path}: the first line must be file,label, not {",".join(columns)[:80] or "nothing"}')
         for row in rows:
             name, label = ((row[columns[column]] or '').strip() for column in ('file', 'label'))
             if None in row:
@@ -194,17 +186,15 @@ def read_csv(path: Path) -> tuple[PhotoList, list[str]]:
                 labels[name] += [nfc(one.strip()) for one in label.split(';') if one.strip()]
     except csv.Error as error:
         raise ValueError(f'{path}, line {rows.line_num + 1}: not CSV ({error}); are the quotes balanced?') from None
-    if not any(labels.values()):
-        raise ValueError(f'{path}: names no photo with a label')
     root = path.absolute().parent
-    found = {name: name for name in labels if os.path.isfile(root / name)}
-    if len(found) < len(labels):
+    files = {name: name for name in labels if os.path.isfile(root / name)}
+    if len(files) < len(labels):
         there = {nfc(name): name for name in images_below(root, suffixes=('',))}
-        found |= {name: there[nfc(name)] for name in labels if name not in found and nfc(name) in there}
-    missing = [name for name in labels if name not in found]
+        files |= {name: there[nfc(name)] for name in labels if name not in files and nfc(name) in there}
+    missing = [name for name in labels if name not in files]
     if missing:
         raise ValueError(f'{path}: {len(missing)} files are not there, relative to its folder: {quoted(missing, 3)}')
-    return PhotoList(root, [Photo(found[name], tuple(dict.fromkeys(named))) for name, named in labels.items()]), []
+    return PhotoList(root, [Photo(files[name], tuple(dict.fromkeys(named))) for name, named in labels.items()]), []
 
 
 def without_unreadable(photos: Photos) -> tuple[Photos, dict[str, dict[str, str]]]:
@@ -213,16 +203,15 @@ def without_unreadable(photos: Photos) -> tuple[Photos, dict[str, dict[str, str]
     Raises:
         ValueError: if a class loses its last photo to train on.
     """
-    digests, lists, notes = {}, {}, []
-    for name, photo_list in photos.lists().items():
-        checked = _check_all([photo_list.root / photo.path for photo in photo_list.photos])
-        digests[name] = {photo.path: digest for photo, (digest, _) in zip(photo_list.photos, checked)}
-        bad = [f'{photo.path} ({why})' for photo, (_, why) in zip(photo_list.photos, checked) if why]
-        if bad:
-            notes.append(f'{photo_list.root}: {len(bad)} unreadable, left out: {quoted(bad, 3)}')
-        lists[name] = PhotoList(photo_list.root, [p for p, (_, why) in zip(photo_list.photos, checked) if not why])
-    _check_none_lost(photos, lists['train'], '; '.join(notes))
-    return replace(photos, **lists, notes=(*photos.notes, *notes)), digests
+    digests, bad, notes = {}, {}, []
+    for name, (root, part) in photos.lists().items():
+        read = dict(zip((photo.path for photo in part), _read_all([root / photo.path for photo in part])))
+        digests[name] = {path: digest for path, (digest, _) in read.items()}
+        bad[name] = {path: reason for path, (_, reason) in read.items() if reason}
+        if bad[name]:
+            listed = (f'{path} ({reason})' for path, reason in bad[name].items())
+            notes.append(f'{root}: {len(bad[name])} unreadable, left out: {quoted(listed, 3)}')
+    return _without(photos, bad, notes), digests
 
 
 def without_contradictions(photos: Photos, digests: dict[str, dict[str, str]]) -> Photos:
@@ -231,48 +220,54 @@ def without_contradictions(photos: Photos, digests: dict[str, dict[str, str]]) -
     Raises:
         ValueError: if a class loses its last photo to train on.
     """
-    if photos.several:
+    if photos.multi_label:
         return photos
     labels: dict[str, set[tuple[str, ...]]] = defaultdict(set)
-    for name, photo_list in photos.lists().items():
-        for photo in photo_list.photos:
+    for name, (_, part) in photos.lists().items():
+        for photo in part:
             labels[digests[name][photo.path]].add(photo.labels)
-    lists, bad = {}, []
-    for name, photo_list in photos.lists().items():
-        clear = [len(labels[digests[name][photo.path]]) == 1 for photo in photo_list.photos]
-        bad += [str(photo_list.root / photo.path) for photo, kept in zip(photo_list.photos, clear) if not kept]
-        lists[name] = PhotoList(photo_list.root, [photo for photo, kept in zip(photo_list.photos, clear) if kept])
-    if not bad:
-        return photos
-    note = f'{len(bad)} photos left out: the same photo under two labels: {quoted(sorted(bad), 3)}'
-    _check_none_lost(photos, lists['train'], note)
-    return replace(photos, **lists, notes=(*photos.notes, note))
-
-
-def _check_none_lost(photos: Photos, kept: PhotoList, why: str) -> None:
-    lost = sorted({*photos.classes} - {*_classes([kept])})
-    if lost:
-        raise ValueError(f'nothing of {quoted(lost, 3)} is left to train on: {why}')
+    twice = {digest for digest, given in labels.items() if len(given) > 1}
+    bad = {name: {path for path, digest in read.items() if digest in twice} for name, read in digests.items()}
+    paths = sorted(str(root / path) for name, (root, _) in photos.lists().items() for path in bad[name])
+    note = f'{len(paths)} photos left out: the same photo under two labels: {quoted(paths, 3)}'
+    return _without(photos, bad, [note]) if paths else photos
 
 
 def without_repeats(photos: Photos, digests: dict[str, dict[str, str]]) -> Photos:
-    """``photos`` whose training part has none of those to measure on, with a note on each kind of copy."""
+    """``photos`` whose training part has none of those to measure on, with a note on each kind of copy.
+
+    Raises:
+        ValueError: if a class loses its last photo to train on.
+    """
     others = {name: part for name, part in photos.lists().items() if name != 'train'}
-    measured = {digests[name][photo.path] for name, part in others.items() for photo in part.photos}
-    own = digests['train']
-    kept = [photo for photo in photos.train.photos if own[photo.path] not in measured]
-    repeated = [photo.path for photo in photos.train.photos if own[photo.path] in measured]
-    notes = list(photos.notes)
+    measured = {digests[name][photo.path] for name, (_, part) in others.items() for photo in part}
+    (root, part), own, notes = photos.train, digests['train'], []
+    repeated = [photo.path for photo in part if own[photo.path] in measured]
     if repeated:
         notes.append(
-            f'{photos.train.root}: {len(repeated)} photos are also among those to measure on, so they are '
-            f'not trained on: {quoted(repeated, 3)}'
+            f'{root}: {len(repeated)} photos are also among those to measure on, so they are not trained on: '
+            f'{quoted(repeated, 3)}'
         )
-    copies = len(kept) - len({own[photo.path] for photo in kept})
+    copies = len(part) - len(repeated) - len({own[photo.path] for photo in part} - measured)
     if copies:
-        notes.append(f'{photos.train.root}: {copies} photos are copies of others')
-    _check_none_lost(photos, PhotoList(photos.train.root, kept), '; '.join(notes))
-    return replace(photos, train=PhotoList(photos.train.root, kept), notes=tuple(notes))
+        notes.append(f'{root}: {copies} photos are copies of others')
+    return _without(photos, dict(train={*repeated}), notes)
+
+
+def _without(photos: Photos, bad: Mapping[str, Collection[str]], notes: Sequence[str]) -> Photos:
+    """``photos`` without the paths that are ``bad`` in each list, and with ``notes`` on them.
+
+    Raises:
+        ValueError: if a class loses its last photo to train on.
+    """
+    lists = {
+        name: PhotoList(root, [photo for photo in part if photo.path not in bad.get(name, ())])
+        for name, (root, part) in photos.lists().items()
+    }
+    lost = sorted({*photos.classes} - {*_classes([lists['train']])})
+    if lost:
+        raise ValueError(f'nothing of {quoted(lost, 3)} is left to train on: {"; ".join(notes)}')
+    return replace(photos, **lists, notes=(*photos.notes, *notes))
 
 
 def split(photos: Photos, fraction: float, seed: int, digests: dict[str, dict[str, str]]) -> Photos:
@@ -300,32 +295,27 @@ def split(photos: Photos, fraction: float, seed: int, digests: dict[str, dict[st
 
 
 def without_unwritable(photos: Photos) -> Photos:
-    """``photos`` whose paths can stand in a line of an annotation file, with a note on the others."""
-    lists, notes = {}, []
-    for name, photo_list in photos.lists().items():
-        fitting, bad = [], []
-        for photo in photo_list.photos:
-            # A data set strips white space off its lines.
-            path = f'./{photo.path}' if photo.path[0].isspace() else photo.path
-            if fits_a_line(path):
-                fitting.append(photo._replace(path=path))
-            else:
-                bad.append(path)
-        if bad:
+    """``photos`` whose paths can stand in a line of an annotation file, with a note on the others.
+
+    Raises:
+        ValueError: if a class loses its last photo to train on.
+    """
+    bad, notes = {}, []
+    for name, (root, part) in photos.lists().items():
+        bad[name] = dict.fromkeys(photo.path for photo in part if not fits_a_line(photo.path))
+        if bad[name]:
             odd = 'line ends, control characters or stray bytes in the name'
-            notes.append(f'{photo_list.root}: {len(bad)} left out, {odd}: {quoted(bad, 3)}')
-        lists[name] = PhotoList(photo_list.root, fitting)
-    _check_none_lost(photos, lists['train'], '; '.join(notes))
-    return replace(photos, **lists, notes=(*photos.notes, *notes))
+            notes.append(f'{root}: {len(bad[name])} left out, {odd}: {quoted(bad[name], 3)}')
+    return _without(photos, bad, notes)
 
 
-def _check_all(files: Sequence[Path]) -> list[tuple[str, str]]:
+def _read_all(files: Sequence[Path]) -> list[tuple[str, str]]:
     """The digest of each file and why it cannot be read, or ``''``."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(with_progress(pool.map(_check, files), 'checking photos', len(files)))
+        return list(with_progress(pool.map(_read, files), 'checking photos', len(files)))
 
 
-def _check(file: Path) -> tuple[str, str]:
+def _read(file: Path) -> tuple[str, str]:
     digest = ''
     try:
         data = file.read_bytes()

@@ -22,14 +22,12 @@ def draw_curves(curves: dict[str, Curve], path: Path) -> None:
             axis.grid(alpha=0.3)
 
 
-def draw_mistakes(found: Scores, path: Path) -> bool:
-    """A PNG with the photos of the worst mistakes, what they are, and what they were taken for; False without any.
+def draw_mistakes(result: Scores, path: Path) -> None:
+    """A PNG with the photos of the worst mistakes, what they are, and what they were taken for.
 
     A class whose name has no font is its number (:func:`mobileone_ext.pictures.legend`).
     """
-    chosen = worst(found)
-    if not chosen:
-        return False
+    chosen = worst(result)
     columns = min(COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
     cell_width, cell_height = TILE + 10, TILE + 3 * LINE + 14
@@ -38,25 +36,24 @@ def draw_mistakes(found: Scores, path: Path) -> bool:
     for number, index in enumerate(chosen):
         left = 10 + number % columns * cell_width
         top = 10 + number // columns * cell_height
-        photo = _thumbnail(found.paths[index])
+        photo = _thumbnail(result.paths[index])
         sheet.paste(photo, (left + (TILE - photo.width) // 2, top + (TILE - photo.height) // 2))
-        for line, (text, color) in enumerate(_caption(found, index)):
+        for line, (text, color) in enumerate(_caption(result, index)):
             lines.append(Line(text, left, top + TILE + 2 + line * LINE, TILE, color))
     write_on(sheet, lines, 13).save(path, 'png')
-    return True
 
 
-def _caption(found: Scores, index: int) -> list[tuple[str, str]]:
+def _caption(result: Scores, index: int) -> list[tuple[str, str]]:
     """Lines of text with their color: what a photo is, what it was taken for, its file."""
-    scores, names = found.scores[index], names_in_pictures(found.classes)
+    scores, names = result.scores[index], names_in_pictures(result.classes)
 
     def listed(which: np.ndarray) -> str:
         return ', '.join(f'{names[i]} {scores[i]:.0%}' for i in np.flatnonzero(which)) or 'nothing'
 
     return [
-        (f'is {listed(found.truth[index])}', 'black'),
-        (f'taken for {listed(found.predicted[index])}', '#b00020'),
-        (Path(found.paths[index]).name, '#777777'),
+        (f'is {listed(result.truth[index])}', 'black'),
+        (f'taken for {listed(result.predicted[index])}', '#b00020'),
+        (Path(result.paths[index]).name, '#777777'),
     ]
 
 

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from ... import cli
 from ...checkpoints.load import load_weights
 from ...data.nested import innermost
+from ...data.pixels import image_size
 from ...files import write_atomically, write_text
 from ...pictures import legend
 from ...provenance import machine
@@ -43,15 +44,15 @@ def make_report(
         before, after: scores of the trained network and of the file to deploy.
         notes: about the photos.
     """
-    size = image_size(config)
-    several = after.several
-    right = [(found.truth == found.predicted).all(1).mean() * 100 for found in (before, after)]
+    size, _ = image_size(config)
+    multi_label = after.multi_label
+    right = [(result.truth == result.predicted).all(1).mean() * 100 for result in (before, after)]
     dataset = next(innermost(config.train_dataloader.dataset))  # inside ClassBalancedDataset, perhaps
     num_train = count_photos(dataset.ann_file)
     return dict(
         folder=str(folder),
         classes=list(after.classes),
-        several=several,
+        multi_label=multi_label,
         num_images=len(after.paths),
         num_train=num_train,
         checkpoint=checkpoint,
@@ -62,19 +63,13 @@ def make_report(
         deployed=deployed,
         metrics=metrics,
         per_class=[vars(row) for row in by_class(after)],
-        confusion=None if several else confusion(after).tolist(),
+        confusion=None if multi_label else confusion(after).tolist(),
         notes=notes,
         size=size,
         megabytes=(folder / 'fused.pth').stat().st_size / 1e6,
         machine=machine('torch', 'mmengine', 'mmpretrain'),
-        commands=next_commands(folder, after.paths[0], size, num_train, several),
+        commands=next_commands(folder, after.paths[0], size, num_train, multi_label),
     )
-
-
-def image_size(config: Config) -> int:
-    """The side of the images that the config's test pipeline makes, in pixels."""
-    crops = [step.crop_size for step in config.test_dataloader.dataset.pipeline if step.type == 'CenterCrop']
-    return int(crops[-1] if isinstance(crops[-1], int) else crops[-1][0])
 
 
 def count_photos(annotations: str) -> int:
@@ -82,17 +77,17 @@ def count_photos(annotations: str) -> int:
     return len(json.loads(text)['data_list'] if annotations.endswith('.json') else text.splitlines())
 
 
-def next_commands(folder: Path, photo: str, size: int, num_photos: int, several: bool) -> list[tuple[str, str]]:
+def next_commands(folder: Path, photo: str, size: int, num_photos: int, multi_label: bool) -> list[tuple[str, str]]:
     """What to do next, and the command line that does it, quoted for a shell."""
     config, fused = folder / 'config.py', folder / 'fused.pth'
     network = (config, fused)
-    form = ('--size', size, '--normalize', *(() if several else ('--softmax',)))
-    evaluate = () if several else ('--evaluate',)
+    form = ('--size', size, '--normalize', *(() if multi_label else ('--softmax',)))
+    evaluate, scores = ((), 'logits') if multi_label else (('--evaluate',), 'probabilities')
     calibration = ('--num-calib', min(200, num_photos))
     return [
         ('Name what is on photos', cli.tool_command('predict', *network, photo)),
         (
-            f'A file for a phone or a server (ONNX): pixels 0..255 in, {"logits" if several else "probabilities"} out',
+            f'A file for a phone or a server (ONNX): pixels 0..255 in, {scores} out',
             cli.tool_command('export', *network, folder / 'model.onnx', *form),
         ),
         (
@@ -103,17 +98,17 @@ def next_commands(folder: Path, photo: str, size: int, num_photos: int, several:
     ]
 
 
-def write_report(report: dict, found: Scores, folder: Path) -> None:
+def write_report(report: dict, result: Scores, folder: Path) -> None:
     """Write report.json, the pictures and report.md into ``folder``."""
-    monitor = 'multi-label/mAP' if found.several else 'accuracy/top1'
+    monitor = 'multi-label/mAP' if result.multi_label else 'accuracy/top1'
     curves = read_curves(folder / 'run', monitor)
     drawn = []
-    if not found.several and len(found.classes) <= MAX_CLASSES:
-        draw_matrix(np.array(report['confusion'], dtype=float), found.classes, folder / 'confusion.png')
+    if not result.multi_label and len(result.classes) <= MAX_CLASSES:
+        draw_matrix(np.array(report['confusion'], dtype=float), result.classes, folder / 'confusion.png')
         drawn.append('confusion')
-    if (found.predicted != found.truth).any():
+    if (result.predicted != result.truth).any():
         with write_atomically(folder / 'mistakes.png') as part:
-            pictures.draw_mistakes(found, part)
+            pictures.draw_mistakes(result, part)
         drawn.append('mistakes')
     if curves:
         pictures.draw_curves(curves, folder / 'curves.png')
@@ -136,7 +131,7 @@ def markdown(report: dict, drawn: list[str]) -> str:
     chosen = Path(report['checkpoint']).name
     if chosen.startswith('best'):
         fusion += f' It is {chosen}, chosen by these photos, so expect a little less on others.'
-    what = 'all labels right' if report['several'] else 'top-1'
+    what = 'all labels right' if report['multi_label'] else 'top-1'
     parts = [
         f'# {len(report["classes"])} classes, {report["num_train"]} photos to learn from, {count} to measure on',
         f'**{what}: {report["right_after"]:.1f} %** of {count} photos ({uncertainty(report["right_after"], count)}); '
@@ -152,7 +147,7 @@ def markdown(report: dict, drawn: list[str]) -> str:
             ],
         ),
     ]
-    if report['several']:
+    if report['multi_label']:
         shown = {name: value for name, value in report['metrics'].items() if isinstance(value, float)}
         parts.append(', '.join(f'{name.split("/")[-1]} {value:.1f}' for name, value in shown.items()))
     if report['notes']:
@@ -182,7 +177,7 @@ def markdown(report: dict, drawn: list[str]) -> str:
 
 
 def class_table(rows: list[dict]) -> str:
-    """Markdown: a line a class, its photos, how many were found, and how many of those named so are right."""
+    """Markdown: a line a class, its photos, how many were result, and how many of those named so are right."""
 
     def shown(value: float | None) -> str:
         return '-' if value is None else f'{value:.1f} %'

@@ -23,19 +23,19 @@ class Scores:
         truth: (N, classes), whether a photo has a label.
         scores: (N, classes), 0 .. 1: softmax, or with several labels a sigmoid for each.
         classes: names.
-        several: whether a photo may have several labels.
+        multi_label: whether a photo may have several labels.
     """
 
     paths: list[str]
     truth: np.ndarray
     scores: np.ndarray
     classes: tuple[str, ...]
-    several: bool
+    multi_label: bool
 
     @property
     def predicted(self) -> np.ndarray:
         """(N, classes): the best class, or with several labels those above one half."""
-        if self.several:
+        if self.multi_label:
             return self.scores > 0.5
         return np.eye(len(self.classes), dtype=bool)[self.scores.argmax(1)]
 
@@ -46,18 +46,18 @@ def score_photos(config: Config, checkpoint: str) -> Scores:
     weights = load_weights(checkpoint)
     model = fuse.load_model(config, weights, checkpoint).to(get_device())
     loader = Runner.build_dataloader(config.test_dataloader)
-    several = is_multi_label(config)
+    multi_label = is_multi_label(config)
     paths, labels, outputs = [], [], []
     for batch in with_progress(loader, 'scoring photos'):
         paths += [sample.img_path for sample in batch['data_samples']]
         labels += [sample.gt_label.tolist() for sample in batch['data_samples']]
         logits = model(model.data_preprocessor(batch)['inputs']).float()
-        outputs.append((logits.sigmoid() if several else logits.softmax(1)).cpu())
+        outputs.append((logits.sigmoid() if multi_label else logits.softmax(1)).cpu())
     scores = torch.cat(outputs).numpy()
     truth = np.zeros(scores.shape, dtype=bool)
-    for row, found in zip(truth, labels):
-        row[found] = True
-    return Scores(paths, truth, scores, tuple(loader.dataset.metainfo['classes']), several)
+    for row, of_photo in zip(truth, labels):
+        row[of_photo] = True
+    return Scores(paths, truth, scores, tuple(loader.dataset.metainfo['classes']), multi_label)
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class ClassResult:
     precision: float | None
 
 
-def by_class(found: Scores) -> list[ClassResult]:
+def by_class(result: Scores) -> list[ClassResult]:
     """Each class's result; None where there is nothing to divide by."""
-    rows, predicted = [], found.predicted
-    for index, name in enumerate(found.classes):
-        true, said = found.truth[:, index], predicted[:, index]
+    rows, predicted = [], result.predicted
+    for index, name in enumerate(result.classes):
+        true, said = result.truth[:, index], predicted[:, index]
         right = int((true & said).sum())
         rows.append(ClassResult(name, int(true.sum()), _percent(right, true.sum()), _percent(right, said.sum())))
     return rows
@@ -84,15 +84,15 @@ def _percent(part: int, whole: int) -> float | None:
     return 100 * part / int(whole) if whole else None
 
 
-def confusion(found: Scores) -> np.ndarray:
+def confusion(result: Scores) -> np.ndarray:
     """(classes, classes): photos of the class of the row that were taken for the class of the column."""
-    count = len(found.classes)
-    pairs = found.truth.argmax(1) * count + found.scores.argmax(1)
+    count = len(result.classes)
+    pairs = result.truth.argmax(1) * count + result.scores.argmax(1)
     return np.bincount(pairs, minlength=count**2).reshape(count, count)
 
 
-def worst(found: Scores, count: int = 24) -> list[int]:
+def worst(result: Scores, count: int = 24) -> list[int]:
     """Photos with a wrong prediction, the surest error first."""
-    wrong = np.flatnonzero((found.truth != found.predicted).any(1))
-    error = np.abs(found.truth - found.scores).max(1)
+    wrong = np.flatnonzero((result.truth != result.predicted).any(1))
+    error = np.abs(result.truth - result.scores).max(1)
     return wrong[np.argsort(-error[wrong], kind='stable')][:count].tolist()

@@ -25,10 +25,10 @@ def stratified_split(
     for index, (name, group) in enumerate(zip(classes, groups)):
         members[name][group].append(index)
     measured = []
-    for name, found in members.items():
+    for name, grouped in members.items():
         draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        in_order = list(found.values())
-        together = [in_order[i] for i in draw.permutation(len(found))]
+        in_order = list(grouped.values())
+        together = [in_order[i] for i in draw.permutation(len(grouped))]
         target, taken = fraction * sum(map(len, together)), 0
         for number, group in enumerate(together[:-1]):  # one group at least to train on
             if number and taken + len(group) / 2 > target:
