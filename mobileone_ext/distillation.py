@@ -12,8 +12,7 @@ from mmpretrain.registry import MODELS as CLASSIFIERS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from .checkpoints.load import load_strict, load_weights
-from .checkpoints.plain import load_plain, load_plain_strict
+from .checkpoints.load import load_weights
 from .registry import MODELS
 
 
@@ -108,8 +107,7 @@ def build_teacher(config: dict, checkpoint: str | None) -> nn.Module:
         # timm loaded these when it built the network; init_weights would overwrite them.
         elif not config.get('pretrained') and not config.get('checkpoint_path'):
             raise ValueError('the teacher has no weights: name a teacher_checkpoint')
-    elif str(config.get('backbone', {}).get('type')).endswith('MobileOne'):
-        load_strict(teacher, load_weights(checkpoint), checkpoint)
     else:
-        load_plain_strict(teacher, load_plain(checkpoint), checkpoint)
+        is_mobileone = str(config.get('backbone', {}).get('type')).endswith('MobileOne')
+        load_weights(checkpoint, plain=not is_mobileone).load_into(teacher)
     return teacher.eval().requires_grad_(False)

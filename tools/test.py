@@ -47,7 +47,7 @@ def main():
         weights = read_weights(config, args.checkpoint, args.ema, args.trust_checkpoint)
         kind = f'{weights.structure}, {weights.layout} layout' if hasattr(weights, 'structure') else 'not a MobileOne'
         print(f'{args.checkpoint}: {kind}, from {weights.source}')
-        results = evaluate(config, weights, args.checkpoint)
+        results = evaluate(config, weights)
     if cli.rank():
         return  # the first process has the same results, and writes them
     classes = results.pop('classes', None)

@@ -26,6 +26,11 @@ def parse_args():
         metavar='CKPT',
         help="go on from CKPT, or from the work dir's newest checkpoint; starts anew if there is none",
     )
+    parser.add_argument(
+        '--without-digest',
+        action='store_true',
+        help='resume also from a checkpoint that was edited, or was written without a digest (plain data all the same)',
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
     parser.add_argument('--auto-scale-lr', action='store_true', help="scale lr to this run's total batch size")
     parser.add_argument('--accumulate', type=cli.positive, default=1, metavar='N', help='step once in N batches (1)')
@@ -43,6 +48,8 @@ def parse_args():
 
 def main():
     args = parse_args()
+    if args.without_digest and not args.resume:
+        raise ValueError('--without-digest belongs to --resume')
     if args.lr and args.auto_scale_lr:
         raise ValueError("--lr is the learning rate as it is, --auto-scale-lr scales the config's: give one of them")
     plain = {
@@ -83,12 +90,10 @@ def main():
 
         print(describe(dry_run(config, args.config)))
         return
+    options = {'progress': args.progress} if args.progress else {}
     if args.resume:
-        explicit = args.resume != 'latest'
-        checkpoint = args.resume if explicit else training.latest_checkpoint(config.work_dir)
-        if checkpoint:
-            training.use_checkpoint(config, checkpoint)
-    training.train(config, **({'progress': args.progress} if args.progress else {}))
+        options.update(resume=True if args.resume == 'latest' else args.resume, without_digest=args.without_digest)
+    training.train(config, **options)
 
 
 if __name__ == '__main__':

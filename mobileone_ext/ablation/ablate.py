@@ -162,7 +162,7 @@ def execute(
     reason = _call(train, run.folder / 'run.log', meanwhile)
     if reason:
         return reason
-    checkpoint = latest_checkpoint(run.folder)
+    checkpoint, _ = latest_checkpoint(run.folder)
     report = run.folder / 'measured.json'
     reason = (_fuse if run.fuses else _test)(run, checkpoint, report)
     if not reason:

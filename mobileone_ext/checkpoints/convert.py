@@ -57,10 +57,10 @@ def convert(
         raise ValueError(f'{source}: holds a backbone without a head; --backbone-only accepts it')
     note = None
     if images is not None:
-        from .unfuse import calibration_batches
+        from ..data.calibration import calibration_batches
 
-        batches = calibration_batches(images, num_images, image_size, channels=weights.structure.in_channels)
-        weights = with_branches(weights, batches)
+        channels = weights.structure.in_channels if weights.structure else 3
+        weights = with_branches(weights, calibration_batches(images, num_images, image_size, channels=channels))
         note = f'un-fused, calibrated with {num_images} images of {image_size} px'
     file = resolve(source)
     write_weights(destination, weights, layout)
@@ -95,6 +95,7 @@ def with_branches(weights: Weights, batches: Iterable[Tensor], seed: int = 0) ->
     from .unfuse import unfuse
 
     structure = weights.structure
+    assert structure, 'a MobileOne'
     if structure.form != 'fused':
         raise ValueError(f'has branches already: {structure}')
     if structure.variant is None:

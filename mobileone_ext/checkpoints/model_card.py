@@ -27,6 +27,7 @@ def model_card(path: Path, layout: str, weights: Weights, source: Path, original
         note: what else was done to them.
     """
     structure = weights.structure
+    assert structure, 'a MobileOne'
     rows = {
         'network': f'MobileOne-{structure.variant}' if structure.variant else f'MobileOne, widths {structure.widths}',
         'variant': structure.variant or 'none of the published ones',

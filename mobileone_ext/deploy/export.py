@@ -15,7 +15,6 @@ from mmpretrain.models.necks import GlobalAveragePooling
 from torch import Tensor, nn
 
 from .. import files
-from ..checkpoints.load import Weights
 from ..checkpoints.names import resolve
 from ..data.classes import class_names, is_multi_label, labels, num_classes
 from ..data.images import find_images, spread
@@ -120,9 +119,8 @@ class DeployNet(PooledClassifier):
 def load_fused(config: Config, checkpoint: str, ema: str = 'auto', trust: bool = False) -> nn.Module:
     """The config's classifier with the checkpoint's weights, fused if it has branches."""
     weights = fuse.read_weights(config, checkpoint, ema, trust)
-    model = fuse.load_model(config, weights, checkpoint)
-    is_fused = isinstance(weights, Weights) and weights.form == 'fused'
-    return fuse.fuse(model) if fuse.fuses(config) and not is_fused else model
+    model = fuse.load_model(config, weights)
+    return fuse.fuse(model) if fuse.fuses(config) and weights.form != 'fused' else model
 
 
 def file_metadata(

@@ -9,9 +9,8 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from ..backbone import MobileOne
-from ..checkpoints.load import CLASSES, Weights, load_strict, load_weights
+from ..checkpoints.load import CLASSES, Weights, load_weights
 from ..checkpoints.names import resolve
-from ..checkpoints.plain import PlainWeights, load_plain, load_plain_strict
 from ..data.classes import class_names
 from ..provenance import origin
 from .compare import check_finite, noise, relative_difference
@@ -37,13 +36,13 @@ def fuses(config: Config) -> bool:
     return hasattr(backbone_class(config), 'switch_to_deploy')
 
 
-def read_weights(config: Config, checkpoint: str, ema: str = 'auto', trust: bool = False) -> Weights | PlainWeights:
+def read_weights(config: Config, checkpoint: str, ema: str = 'auto', trust: bool = False) -> Weights:
     """The weights in ``checkpoint``: a MobileOne's in any layout and form, another network's by its own keys.
 
     Args:
         ema, trust: as in :func:`mobileone_ext.checkpoints.load.load_weights`.
     """
-    return (load_weights if is_mobileone(config) else load_plain)(checkpoint, ema, trust)
+    return load_weights(checkpoint, ema, trust, plain=not is_mobileone(config))
 
 
 def build_model(config: Config, form: str) -> nn.Module:
@@ -54,18 +53,14 @@ def build_model(config: Config, form: str) -> nn.Module:
     return MODELS.build(model).eval()
 
 
-def load_model(config: Config, weights: Weights | PlainWeights, name: str | Path) -> nn.Module:
-    """The config's classifier in the form of ``weights``, loaded strictly; ``name`` is for messages.
+def load_model(config: Config, weights: Weights) -> nn.Module:
+    """The config's classifier in the form of ``weights``, loaded strictly.
 
     Its attribute ``classes`` has the names of its outputs; None where neither weights nor config know them.
     """
-    if isinstance(weights, Weights):
-        model = build_model(config, weights.form)
-        load_strict(model, weights, str(name))
-    else:
-        model = build_model(config, 'branched')
-        load_plain_strict(model, weights, str(name))
-    model.classes = class_names(config, weights.classes, isinstance(weights, Weights) and weights.published)
+    model = build_model(config, weights.form or 'branched')
+    weights.load_into(model)
+    model.classes = class_names(config, weights.classes, weights.published)
     return model
 
 

@@ -63,7 +63,7 @@ def open_classifier(
         found.gives_logits = not exported.probabilities
         return found
     normalize = Normalize(config)
-    model = fuse.load_model(config, fuse.read_weights(config, path, ema, trust), path)
+    model = fuse.load_model(config, fuse.read_weights(config, path, ema, trust))
 
     def outputs(pixels: Tensor) -> Tensor:
         logits = model(normalize(pixels))

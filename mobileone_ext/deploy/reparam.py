@@ -53,15 +53,15 @@ def convert(
     weights = fuse.read_weights(config, checkpoint, ema, trust)
     if evaluate:
         prepare_data(config, 'test_dataloader', classes=weights.classes)
-    before = fuse.load_model(config, weights, checkpoint)
+    before = fuse.load_model(config, weights)
     fused = fuse.fuse(before)
     if fused.state_dict().keys() == before.state_dict().keys() and not accept_fused:
         raise ValueError(f'{checkpoint}: is fused already; tools/convert_checkpoint.py changes its layout')
 
     with write_atomically(out) as part:
         fuse.save_fused(fused, part, config, checkpoint, weights.source)
-        after = fuse.load_model(config, fuse.read_weights(config, part), out)
-        network = getattr(weights, 'structure', type(before.backbone).__name__)
+        after = fuse.load_model(config, fuse.read_weights(config, part))
+        network = weights.structure or type(before.backbone).__name__
         report = dict(checkpoint=checkpoint, weights=str(network), source=weights.source, out=out)
         try:
             found = (

@@ -254,7 +254,7 @@ def run(folder: Path, resume: bool = False) -> dict:
     path, fused = str(folder / CONFIG), str(folder / FUSED)
     checkpoint = _train(path, resume)
     config = _for_testing(path)
-    metrics = evaluate(_for_testing(path), load_weights(checkpoint), checkpoint)
+    metrics = evaluate(_for_testing(path), load_weights(checkpoint))
     before = score_photos(config, checkpoint)
     deployed = reparam.convert(
         config,
@@ -274,13 +274,10 @@ def run(folder: Path, resume: bool = False) -> dict:
 def _train(path: str, resume: bool) -> str:
     """Train by the config at ``path``; the checkpoint to deploy: the last, or the best of a run that may stop early."""
     config = cli.load_config(path)
-    newest = training.latest_checkpoint(config.work_dir) if resume else None
-    if newest:
-        training.use_checkpoint(config, newest)
-    training.train(config)
+    training.train(config, resume=resume)
     stops_early = any(hook['type'] == 'EarlyStoppingHook' for hook in cli.load_config(path).get('custom_hooks', []))
     best = sorted(Path(config.work_dir).glob('best_*.pth'))
-    return str(best[-1] if stops_early and best else training.latest_checkpoint(config.work_dir))
+    return str(best[-1] if stops_early and best else training.latest_checkpoint(config.work_dir)[0])
 
 
 def _for_testing(path: str):

@@ -1,14 +1,11 @@
 """mmengine's Runner: strict and safe in what it reads, with a console for people, and CPU processes without a GPU."""
 
-import copy
 import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -17,29 +14,27 @@ from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm, is_model_wrapper
-from mmengine.optim import BaseOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 from torch.utils.data import DataLoader
 
 from .. import recipe  # noqa: F401  the hooks below
-from ..backbone import MobileOne
-from ..checkpoints.load import class_names_in, in_order, load_strict, load_weights, read_checkpoint
-from ..checkpoints.plain import load_plain, load_plain_strict
-from ..checkpoints.training import check_digest, check_fits_run, read_training_checkpoint, step_as_built
+from ..checkpoints.load import class_names_in, read_checkpoint
+from ..checkpoints.training import check_fits_run, is_sealed, read_training_checkpoint, step_as_built
 from ..config import building
 from ..data.check import check_loaders, leave_out_last_of_one
-from ..data.classes import are_same, check_same
-from ..recipe.checkpointing import described_run, to_plain, without_functions
+from ..data.classes import check_same
+from ..recipe.checkpointing import described_run
 from ..recipe.memory import Memory
-from ..recipe.run import averages, end_workers, unwrap
+from ..recipe.resuming import changed_step, expected_checkpoint
+from ..recipe.run import end_workers, unwrap
 from ..recipe.schedule import without_short_warmups
 from ..recipe.seeding import number_draws
 from ..text import nfc
-from .branches import give_branches
 from .evaluation import hand_on_logits, make_literal
 from .processes import TiedWorker
+from .start import start_from
 
 # What every run has, whatever its config says of hooks; None in a config leaves one out.
 _OWN_HOOKS = dict(
@@ -85,7 +80,7 @@ class Runner(_Runner):
 
     _built = count()
     _wrapper = None  # the config of what comes around the model
-    _resumed: tuple[Any, dict] | None = None  # the file, and what was in it beside weights and optimizer
+    checkpoint: dict | None = None  # what a run goes on from, until its hooks remember
     _add_config: Callable[[Config], None] | None = None
     memory: Memory | None = None
 
@@ -128,7 +123,8 @@ class Runner(_Runner):
         )
 
     def resume(self, filename, *args, **kwargs) -> None:
-        super().resume(filename, *args, **kwargs)
+        with building(str(filename), 'cannot be resumed from'):
+            super().resume(filename, *args, **kwargs)
         loop = self.train_loop
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         done, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
@@ -138,42 +134,18 @@ class Runner(_Runner):
 
     def load_checkpoint(self, filename, *args, **kwargs) -> dict:
         """The training checkpoint that :meth:`resume` goes on from, its weights loaded."""
-        checkpoint = read_training_checkpoint(filename)
+        checkpoint = self.checkpoint = self.checkpoint or read_training_checkpoint(filename)
+        check_same(self._classes, class_names_in(checkpoint), 'the training set', str(filename))
         max_epochs = self.max_epochs if isinstance(self.train_loop, EpochBasedTrainLoop) else None
-        parameters = [p for group in self._optimizer_groups() for p in group['params']]
-        expected = self._expected_checkpoint()
-        check_fits_run(filename, checkpoint, expected, parameters, max_epochs)
-        check_same(self._classes, class_names_in(filename, checkpoint), 'the training set', str(filename))
-        check_digest(filename, checkpoint)
+        expected = expected_checkpoint(self)
         step_as_built(checkpoint, expected)
-        self._say_what_a_step_is(checkpoint['meta'])
-        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        unwrap(self.model).load_state_dict(checkpoint['state_dict'])
-        self._resumed = filename, dict(hooks=checkpoint.get('hooks') or [{}], meta=checkpoint['meta'])
-        return checkpoint
-
-    def _expected_checkpoint(self) -> dict:
-        """The parts of a checkpoint that this run would write at its start, its optimizer after a step."""
-        expected = dict(state_dict=unwrap(self.model).state_dict(), optimizer=after_a_step(self.optim_wrapper))
-        if averages(self):
-            expected['ema_state_dict'] = averages(self)[-1].state_dict()
-        if isinstance(self.param_schedulers, dict):
-            states = {key: [s.state_dict() for s in value] for key, value in self.param_schedulers.items()}
-            expected['param_schedulers'] = to_plain(without_functions(states))
-        elif self.param_schedulers is not None:
-            states = [s.state_dict() for s in self.param_schedulers]
-            expected['param_schedulers'] = to_plain(without_functions(states))
-        return expected
-
-    def _optimizer_groups(self) -> list[dict]:
-        if isinstance(self.optim_wrapper, OptimWrapperDict):
-            return []
-        return self.optim_wrapper.optimizer.param_groups
-
-    def _say_what_a_step_is(self, meta: dict) -> None:
-        message = changed_step(meta.get('run'), described_run(self), meta['epoch'])
+        check_fits_run(filename, checkpoint, expected, max_epochs)
+        message = changed_step(checkpoint['meta'].get('run'), described_run(self), checkpoint['meta']['epoch'])
         if message:
             self.logger.warning(message)
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        unwrap(self.model).load_state_dict(checkpoint['state_dict'])
+        return checkpoint
 
     @property
     def _classes(self) -> list[str] | None:
@@ -190,29 +162,12 @@ class Runner(_Runner):
         check_loaders(self.loaders(), self.cfg)
         if self._resume or self._load_from is None or self._has_loaded:
             return super().load_or_resume()
-        model = unwrap(self.model)
-        if not isinstance(getattr(model, 'backbone', None), MobileOne):
-            return self._load_other(model)
-        weights = load_weights(self._load_from)
-        source = f'{self._load_from}: {weights.structure}, {weights.layout} layout, from {weights.source}'
-        new_head = weights.num_classes != model.head.num_classes
-        if not new_head and not are_same(self._classes, weights.classes):
-            new_head = sorted(self._classes) != sorted(weights.classes)
-            weights = weights if new_head else in_order(weights, self._classes)
-        if weights.form == 'fused' and not model.backbone.deploy:
-            weights, count = give_branches(
-                self.cfg.model, model, weights, self._load_from, self.train_dataloader.dataset
-            )
-            source += f'; given branches, with the statistics of {count} training images'
-        load_strict(model, weights, str(self._load_from), backbone_only=new_head)
+        model, dataset = unwrap(self.model), self.train_dataloader.dataset
+        lines = start_from(self._load_from, model, self.cfg.model, dataset, self._classes)
         self.call_hook('after_load_checkpoint', checkpoint=dict(state_dict=model.state_dict()))
         self._has_loaded = True
-        self.logger.info(source)
-        if new_head:
-            self.logger.info(
-                f'the head is new, with {model.head.num_classes} classes; the file has '
-                f'{"others" if weights.num_classes == model.head.num_classes else weights.num_classes}'
-            )
+        for line in lines:
+            self.logger.info(line)
         return None
 
     @staticmethod
@@ -220,21 +175,6 @@ class Runner(_Runner):
         loader = _Runner.build_dataloader(*args, **kwargs)
         loader.worker_init_fn = TiedWorker(loader.worker_init_fn)
         return loader
-
-    def _load_other(self, model: torch.nn.Module) -> None:
-        """``load_from`` of a network that is no MobileOne: by its own keys, all but a head of another class count."""
-        weights, own = load_plain(self._load_from), model.state_dict()
-        heads = [key for key in own if key.startswith('head.')]
-        kept = any(key in weights.state and weights.state[key].shape != own[key].shape for key in heads)
-        if kept:
-            others = {key: tensor for key, tensor in weights.state.items() if not key.startswith('head.')}
-            weights = replace(weights, state={**others, **{key: own[key] for key in heads}})
-        load_plain_strict(model, weights, str(self._load_from))
-        self.call_hook('after_load_checkpoint', checkpoint=dict(state_dict=model.state_dict()))
-        self._has_loaded = True
-        self.logger.info(f'{self._load_from}: {type(model).__name__}, from {weights.source}')
-        if kept:
-            self.logger.info('the head is new: the file has one of another shape')
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         if isinstance(loop, dict):
@@ -304,23 +244,21 @@ class Runner(_Runner):
         """Begin the hooks' memory, with what a checkpoint has of it."""
         with building('hooks', 'their state_dict is no plain data'):
             self.memory = Memory(self.hooks, unwrap(self.model))
-        if self._resumed is None:
+        if self.checkpoint is None:
             return
-        (filename, left), self._resumed = self._resumed, None
+        checkpoint, self.checkpoint, filename = self.checkpoint, None, self._load_from
+        meta, states = checkpoint['meta'], checkpoint.get('hooks') or [{}]
         with building(str(filename), 'cannot be resumed from'):
-            try:
-                went_on = self.memory.give_back(left['hooks'], edited='digest' not in left['meta'])
-            except ValueError as error:
-                raise ValueError(f'{filename}: cannot be resumed from: {error}') from None
+            went_on = self.memory.give_back(states, f'{filename}: cannot be resumed from: ', not is_sealed(checkpoint))
         if went_on:
             self.logger.info(f'hooks go on with what they remember: {", ".join(went_on)}')
-        if left['meta'].get('stopped') == self._hooks_as_text():
+        if meta.get('stopped') == self._hooks_as_text():
             self.train_loop.stop_training = True
             self.logger.info(
                 f'{filename}: the run stopped early, at epoch {self.epoch}, iteration {self.iter}: nothing is left to '
                 'train. With other hooks (custom_hooks) it goes on'
             )
-        elif 'stopped' in left['meta']:
+        elif 'stopped' in meta:
             self.logger.info(f'{filename}: the run stopped early; its hooks were others, so it goes on')
 
     def _put_memory_into(self, checkpoint: dict) -> None:
@@ -400,21 +338,6 @@ def what_is_planned_by(model: torch.nn.Module) -> list[tuple]:
     return [(id(parameter), parameter.requires_grad, parameter.stride()) for parameter in model.parameters()]
 
 
-def after_a_step(optim_wrapper: BaseOptimWrapper) -> dict:
-    """What ``optim_wrapper`` would save after a step with gradients of zeros; as it is where a copy cannot step."""
-    state = optim_wrapper.state_dict()
-    if not isinstance(optim_wrapper, OptimWrapper):
-        return state
-    try:
-        optimizer = copy.deepcopy(optim_wrapper.optimizer)
-        for parameter in (parameter for group in optimizer.param_groups for parameter in group['params']):
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-    except Exception:  # it wants a closure, processes, or no zeros
-        return state
-    return {**state, **to_plain(optimizer.state_dict())}
-
-
 def check_weight_decay(optim_wrapper: dict) -> None:
     """Raise ValueError if factors of the weight decay are set, and none that they multiply."""
     factors = [key for key in optim_wrapper.get('paramwise_cfg') or {} if key.endswith('decay_mult')]
@@ -438,23 +361,3 @@ def reading_safely() -> Iterator[None]:
         yield
     finally:
         CheckpointLoader._schemes = schemes
-
-
-def changed_step(before: dict | None, now: dict, epoch: int) -> str | None:
-    """What another number of images a step changes in a run that goes on at ``epoch``; None if it is the same."""
-    if (
-        not before
-        or before == now
-        or set(before) != set(now)
-        or 'batch_size' not in now
-        or 'steps_per_epoch' not in now
-    ):
-        return None
-    images = [f'{run["world_size"]} x {run["batch_size"]}' for run in (before, now)]
-    steps = [run['steps_per_epoch'] for run in (before, now)]
-    return (
-        f'resumed with {images[1]} images a step instead of {images[0]} (processes x batch size): an epoch has '
-        f'{steps[1]} steps instead of {steps[0]}. The learning rate stays as it was saved; its schedule and the '
-        f'moving average go on counting steps, so what was left of the schedule takes {steps[0] / steps[1]:.3g} '
-        'times as many epochs, and the result is not the one of an undisturbed run'
-    )

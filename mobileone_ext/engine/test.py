@@ -6,8 +6,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 
-from ..checkpoints.load import Weights, load_strict
-from ..checkpoints.plain import PlainWeights, load_plain_strict
+from ..checkpoints.load import Weights
 from ..config import building, require_data
 from ..data.check import prepare_data
 from ..deploy.compare import refuse_not_finite
@@ -17,26 +16,24 @@ from .metrics import as_plain
 from .runner import Runner
 
 
-def evaluate(config: Config, weights: Weights | PlainWeights, name: str) -> dict[str, Any]:
+def evaluate(config: Config, weights: Weights) -> dict[str, Any]:
     """Metrics of ``weights`` on the config's test set, whatever its evaluator returns, as plain data.
 
     With ``num_images``, and ``classes``, their names, if anything tells them.
 
     Args:
         config: as for training; its ``work_dir`` gets the log.
-        name: of the checkpoint, for messages.
 
     Raises:
         ValueError: for missing data, weights of another network, or outputs that are NaN or infinite.
     """
-    is_mobileone = isinstance(weights, Weights)
-    if is_mobileone:
+    if weights.form:
         config.model.backbone.deploy = weights.form == 'fused'
     runner = _runner(config, weights.classes)
     model = unwrap(runner.model)
-    (load_strict if is_mobileone else load_plain_strict)(model, weights, name)
+    weights.load_into(model)
     score = model.head if hasattr(model, 'head') else model.model  # timm's and Hugging Face's are one network
-    score.register_forward_hook(refuse_not_finite(name))
+    score.register_forward_hook(refuse_not_finite(weights.name))
     return _measure(runner, weights.classes)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from ..checkpoints.training import check_digest, read_training_checkpoint
+from ..checkpoints.training import read_training_checkpoint
 from ..config import building, require_data
 from ..data.check import prepare_data, read_by_files, say
 from ..data.classes import LOADERS, annotation_file, classes_in, scanned_folder
@@ -132,27 +132,19 @@ def _recount(value: Any, before: int, now: int) -> None:
         _recount(inner, before, now)
 
 
-def use_checkpoint(config: Config, checkpoint: str | Path) -> None:
-    """Resume from ``checkpoint``, with its seed unless the config sets one.
-
-    mmengine adopts the seed too late for the data order.
-    """
-    meta = read_training_checkpoint(checkpoint)['meta']
-    config.resume, config.load_from = True, str(checkpoint)
-    if config.setdefault('randomness', {}).get('seed') is None:
-        config.randomness.seed = meta.get('seed')
-
-
 def saved_checkpoints(work_dir: str | Path) -> Iterator[Path]:
     """The periodic checkpoints in ``work_dir``, newest first."""
     numbered = {path: re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', path.name) for path in Path(work_dir).glob('*.pth')}
     return iter(sorted((p for p in numbered if numbered[p]), key=lambda p: -int(numbered[p].group(1))))
 
 
-def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The newest checkpoint in ``work_dir`` that is whole, None if there is none at all.
+def latest_checkpoint(work_dir: str | Path, without_digest: bool = False) -> tuple[Path, dict] | None:
+    """The newest checkpoint in ``work_dir`` that is whole, and what is in it; None if there is none at all.
 
     Broken ones are named and passed over.
+
+    Args:
+        without_digest: see :func:`mobileone_ext.checkpoints.training.read_training_checkpoint`.
 
     Raises:
         ValueError: if all are broken.
@@ -160,44 +152,44 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     broken = 0
     for path in saved_checkpoints(work_dir):
         try:
-            check_digest(path, read_training_checkpoint(path))
+            return path, read_training_checkpoint(path, without_digest)
         except (ValueError, OSError) as error:
             print(f'passed over: {error}')
             broken += 1
-        else:
-            return path
     if broken:
         raise ValueError(f'{work_dir}: none of its {broken} checkpoints can be resumed from')
     return None
 
 
-def train(config: Config, progress: str | Path | None = None) -> Runner:
+def train(
+    config: Config, progress: str | Path | None = None, resume: str | Path | bool = False, without_digest: bool = False
+) -> Runner:
     """Check the data and train; the runner comes back with the trained model.
 
     Args:
         progress: a file that :class:`~mobileone_ext.recipe.progress.ProgressHook` writes meanwhile.
+        resume: the checkpoint to go on from; True for the work dir's newest one, if there is any.
+        without_digest: see :func:`mobileone_ext.checkpoints.training.read_training_checkpoint`.
 
     Raises:
-        ValueError: for missing data, a work dir that another process writes to, or one that
-            holds another run's checkpoints while ``config.resume`` is off.
+        ValueError: for missing data, a work dir that another process writes to, a checkpoint that the run cannot go
+            on from, or a work dir that holds another run's checkpoints while nothing is resumed.
     """
     launcher = config.get('launcher', 'none')
     if launcher == 'pytorch':
         end_with_parent()
     with one_writer(config.work_dir, 'tools/train.py') if is_first(launcher) else nullcontext():
-        return _train(config, progress)
+        return _train(config, progress, resume, without_digest)
 
 
-def _train(config: Config, progress: str | Path | None) -> Runner:
+def _train(config: Config, progress: str | Path | None, resume: str | Path | bool, without_digest: bool) -> Runner:
     require_data(config, 'train_dataloader')
     check_flips(config)
     prepare_data(config, 'train_dataloader', 'val_dataloader')
-    if config.get('resume') and not config.get('load_from'):
-        newest = latest_checkpoint(config.work_dir)
-        config.resume = newest is not None
-        if newest:
-            use_checkpoint(config, newest)
-    if not config.get('resume') and next(saved_checkpoints(config.work_dir), None):
+    if not resume and config.get('resume'):
+        resume = config.get('load_from') or True
+    checkpoint = _resume(config, resume, without_digest) if resume else None
+    if checkpoint is None and next(saved_checkpoints(config.work_dir), None):
         raise ValueError(
             f'{config.work_dir}: holds checkpoints of an earlier run; '
             '--resume goes on with it, --work-dir names another folder'
@@ -206,7 +198,25 @@ def _train(config: Config, progress: str | Path | None) -> Runner:
         print(f'note: {phrase}; --epochs N scales a schedule')
     with building(config.filename or 'the config'):
         runner = Runner.from_cfg(config)
+    runner.checkpoint = checkpoint
     if progress:
         runner.register_hook(ProgressHook(progress))
     runner.train()
     return runner
+
+
+def _resume(config: Config, source: str | Path | bool, without_digest: bool) -> dict | None:
+    """Let ``config`` go on from ``source`` (see :func:`train`), with its seed unless it sets one; what is in there.
+
+    mmengine adopts the seed too late for the data order.
+    """
+    if source is True:
+        source, checkpoint = latest_checkpoint(config.work_dir, without_digest) or (None, None)
+    else:
+        checkpoint = read_training_checkpoint(source, without_digest)
+    config.resume = checkpoint is not None
+    if checkpoint is not None:
+        config.load_from = str(source)
+        if config.setdefault('randomness', {}).get('seed') is None:
+            config.randomness.seed = checkpoint['meta'].get('seed')
+    return checkpoint

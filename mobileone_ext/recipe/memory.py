@@ -24,7 +24,6 @@ _REMEMBER_NOTHING = (CheckpointHook, IterTimerHook, ProfilerHook, ProgressHook)
 _TRAINED, _GRADIENTS = 'trained parameters', 'gradients'  # in place of a hook's name
 _OWN = 'state_dict'  # in place of attributes
 
-_ABSENT = object()
 _AS_THEY_ARE = (type(None), bool, int, float, str)
 _FACTORIES = {factory.__name__: factory for factory in (int, float, list, dict, set)}
 
@@ -180,17 +179,18 @@ class Memory:
             self._save_again()
         self._save_again, self._gathered = None, []
 
-    def give_back(self, states: list[dict[str, dict]], edited: bool) -> list[str]:
+    def give_back(self, states: list[dict[str, dict]], where: str = '', edited: bool = False) -> list[str]:
         """Let the hooks of this process go on with the memory in ``states``, one for each process or for all.
 
         Args:
+            where: what messages begin with.
             edited: whether the types of numbers are to be held against those that hooks begin with.
 
         Returns:
             What went on, by name; of hooks that this run has.
 
         Raises:
-            ValueError: for what no hook has left so.
+            ValueError: for what no hook has left so; others for what is no memory.
         """
         state, went_on = states[get_rank() if get_rank() < len(states) else 0], []
         for name, values in state.items():
@@ -201,8 +201,8 @@ class Memory:
                 are_numbers = {isinstance(one, int | float) for one in (value, began.get(key, value))}
                 is_method = key != _OWN and callable(getattr(type(hook), key, None))
                 if is_method or (edited and len(are_numbers) > 1):
-                    raise ValueError(f'hooks.{name}.{key} is {value!r}, and begins as {began.get(key)!r}')
-            values = {key: _unpacked(value, f'hooks.{name}.{key}') for key, value in values.items()}
+                    raise ValueError(f'{where}hooks.{name}.{key} is {value!r}, and begins as {began.get(key)!r}')
+            values = {key: unpack(value) for key, value in values.items()}
             if name == _TRAINED:
                 for key, trained in values.items():
                     self.model.get_parameter(key).requires_grad_(trained)
@@ -216,13 +216,6 @@ class Memory:
                 vars(hook).update(values)
             went_on.append(f'{name} ({", ".join(values)})' if len(values) < 9 else name)
         return went_on
-
-
-def _unpacked(value: Any, where: str) -> Any:
-    try:
-        return unpack(value)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f'{where} is not as hooks leave it ({error!r})') from None
 
 
 def _each_once(states: list) -> list:

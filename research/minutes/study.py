@@ -56,7 +56,7 @@ def run_all(runs: Iterable[Run], path: Path) -> None:
 def measured(run: Run) -> dict:
     """A row of the table: minutes of training, top-1 of the test, and the curve as ``minutes:top-1`` pairs."""
     found = read_report(run)
-    curve = validations(latest_checkpoint(run.folder), Config.fromfile(run.config_file))
+    curve = validations(latest_checkpoint(run.folder)[0], Config.fromfile(run.config_file))
     return dict(
         config=run.variant,
         seed=run.seed,

@@ -10,9 +10,10 @@ from timm.utils import reparameterize_model
 
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.checkpoints.convert import backbone_alone, convert, with_branches, write_weights
-from mobileone_ext.checkpoints.load import load_strict, load_weights, to_layout
+from mobileone_ext.checkpoints.load import load_weights, to_layout
 from mobileone_ext.checkpoints.model_card import num_parameters
-from mobileone_ext.checkpoints.unfuse import calibration_batches, unfuse
+from mobileone_ext.checkpoints.unfuse import unfuse
+from mobileone_ext.data.calibration import calibration_batches
 
 VARIANTS = ('s0', 's1', 's2', 's3', 's4')
 FORMS = ('branched', 'fused')
@@ -59,7 +60,7 @@ def test_from_another_network(tmp_path, form):
     network = reparameterize_model(network) if form == 'fused' else network
     torch.save(network.state_dict(), tmp_path / 'timm.pth')
     own = classifier('s1', 7, deploy=form == 'fused')
-    load_strict(own, load_weights(tmp_path / 'timm.pth'), 'timm.pth')
+    load_weights(tmp_path / 'timm.pth').load_into(own)
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(own.double()(images), network.double()(images), rtol=1e-10, atol=1e-10)
 
@@ -214,7 +215,7 @@ def test_unfuse_calibrates_with_images_of_the_networks_channels(channels, tmp_pa
         Image.fromarray(pixels).save(tmp_path / f'{index}.png')
     convert(tmp_path / 'fused.pth', tmp_path / 'branched.pth', 'mmpretrain', images=tmp_path, image_size=64)
     branched = classifier('s0', 4, in_channels=channels)
-    load_strict(branched, load_weights(tmp_path / 'branched.pth'), 'branched.pth')
+    load_weights(tmp_path / 'branched.pth').load_into(branched)
     images = torch.randn(2, channels, 64, 64)
     expected = model(images)
     torch.testing.assert_close(branched(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

@@ -10,7 +10,7 @@ from mmpretrain.registry import MODELS
 from torch.optim.swa_utils import AveragedModel
 
 from mobileone_ext import cli
-from mobileone_ext.checkpoints.load import load_strict, load_weights
+from mobileone_ext.checkpoints.load import load_weights
 from mobileone_ext.deploy.fuse import build_model, fuse, load_model, save_fused
 from mobileone_ext.recipe.checkpointing import to_plain, without_functions
 
@@ -78,11 +78,11 @@ def check_it_comes_back(config, tmp_path):
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'branched.pth')
-    found = load_model(config, load_weights(tmp_path / 'branched.pth'), 'branched.pth')
+    found = load_model(config, load_weights(tmp_path / 'branched.pth'))
     for key, tensor in model.state_dict().items():
         assert torch.equal(found.state_dict()[key], tensor), key
     save_fused(fuse(found), tmp_path / 'fused.pth', config, tmp_path / 'branched.pth', 'state_dict')
-    fused = load_model(config, load_weights(tmp_path / 'fused.pth'), 'fused.pth')
+    fused = load_model(config, load_weights(tmp_path / 'fused.pth'))
     images = torch.randn(2, 3, 32, 32)
     expected, features = model.eval().extract_feat(images)[-1], fused.eval().extract_feat(images)[-1]
     torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
@@ -93,7 +93,7 @@ def check_it_comes_back(config, tmp_path):
 def test_a_network_without_the_part_refuses_it(config, tmp_path):
     torch.save(build_model(config, 'branched').state_dict(), tmp_path / 'part.pth')
     with pytest.raises(ValueError, match='part.pth'):
-        load_strict(build_model(cli.load_config(TINY), 'branched'), load_weights(tmp_path / 'part.pth'), 'part.pth')
+        load_weights(tmp_path / 'part.pth').load_into(build_model(cli.load_config(TINY), 'branched'))
 
 
 def test_other_layouts_have_no_name_for_a_part(tmp_path, run_tool):
@@ -110,7 +110,7 @@ def test_an_average_alone_is_read(average, tmp_path):
     torch.save(average(model).state_dict(), tmp_path / 'average.pth')
     weights = load_weights(tmp_path / 'average.pth', 'on')
     assert weights.ema and weights.source == 'the file itself (EMA)'
-    load_strict(model, weights, 'average.pth')
+    weights.load_into(model)
     with pytest.raises(ValueError, match='averaged'):
         load_weights(tmp_path / 'average.pth', 'off')
 

@@ -10,14 +10,14 @@ from timm.utils import reparameterize_model
 from torchvision import transforms
 
 from mobileone_ext.checkpoints.convert import convert
-from mobileone_ext.checkpoints.load import load_strict, load_weights
+from mobileone_ext.checkpoints.load import load_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def own_network(path):
     model = classifier('s0', deploy=True)
-    load_strict(model, load_weights(path), str(path))
+    load_weights(path).load_into(model)
     return model
 
 

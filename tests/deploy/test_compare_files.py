@@ -117,7 +117,7 @@ def files(tiny_run, digits, tmp_path_factory):
     shutil.copytree(tiny_run, folder / 'run')
     checkpoint = str(folder / 'run' / 'epoch_4.pth')
     weights = fuse.read_weights(config, checkpoint)
-    model = fuse.fuse(fuse.load_model(config, weights, checkpoint))
+    model = fuse.fuse(fuse.load_model(config, weights))
     fuse.save_fused(model, folder / 'fused.pth', config, checkpoint, weights.source)
     torch.save(model.state_dict(), folder / 'bare.pth')
     for size in (32, 64):

@@ -29,7 +29,7 @@ def files(tiny_run, digits, tmp_path_factory):
     config = cli.load_config(TINY, dict(option.split('=') for option in data_options(digits)[:3]))
     checkpoint = str(folder / 'run' / 'epoch_4.pth')
     weights = fuse.read_weights(config, checkpoint)
-    model = fuse.fuse(fuse.load_model(config, weights, checkpoint))
+    model = fuse.fuse(fuse.load_model(config, weights))
     (folder / 'tuned').mkdir()
     fuse.save_fused(model, folder / 'tuned' / 'fused.pth', config, checkpoint, weights.source)
     for name, inside in (('normalized', False), ('pixels', True)):

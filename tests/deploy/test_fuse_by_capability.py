@@ -63,7 +63,7 @@ def test_reparam_and_test_take_them(run_tool, backbone, digits, tmp_path):
     assert report['changed_predictions'] == 0 and report['params_after'] < report['params_before']
     x = torch.randn(2, 3, 32, 32)
     weights = fuse.read_weights(config, str(out))
-    torch.testing.assert_close(fuse.load_model(config, weights, 'fused')(x), model(x), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(fuse.load_model(config, weights)(x), model(x), rtol=1e-3, atol=1e-4)
     code, printed = run_tool('test', tmp_path / 'config.py', out, '--work-dir', tmp_path / 'work')
     assert code == 0 and f'{report["top1_after"]:.2f}'[:4] in printed, printed
     code, printed = run_tool('reparam', tmp_path / 'config.py', out, tmp_path / 'again.pth')

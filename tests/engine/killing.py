@@ -169,12 +169,9 @@ def _train(
         config.launcher = 'pytorch'
         config.train_dataloader.batch_size = 22
     with open(os.devnull, 'w') as sink, contextlib.redirect_stdout(sink):
-        newest = training.latest_checkpoint(work_dir)
-        if newest:
-            training.use_checkpoint(config, newest)
         if moment and os.environ['RANK'] == str(killed):
             moments()[moment]()
-        training.train(config)
+        training.train(config, resume=True)
 
 
 def train(

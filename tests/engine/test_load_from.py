@@ -78,7 +78,7 @@ def fused(tiny_run, tmp_path):
     from mobileone_ext.deploy import fuse
 
     config = cli.load_config(str(ROOT / TINY))
-    model = fuse.fuse(fuse.load_model(config, load_weights(tiny_run / 'epoch_4.pth'), 'tiny'))
+    model = fuse.fuse(fuse.load_model(config, load_weights(tiny_run / 'epoch_4.pth')))
     torch.save(model.state_dict(), tmp_path / 'fused.pth')
     return tmp_path / 'fused.pth', model
 

@@ -44,7 +44,7 @@ class Scores:
 def score_photos(config: Config, checkpoint: str) -> Scores:
     """Scores of the network in ``checkpoint`` on the config's test set."""
     weights = load_weights(checkpoint)
-    model = fuse.load_model(config, weights, checkpoint).to(get_device())
+    model = fuse.load_model(config, weights).to(get_device())
     loader = Runner.build_dataloader(config.test_dataloader)
     multi_label = is_multi_label(config)
     paths, labels, outputs = [], [], []
