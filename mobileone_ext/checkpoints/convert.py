@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..files import check_distinct, check_writable, suffix_of, write_atomically, write_text
-from .layouts import BACKBONE, HEAD, OWN
+from .layouts import BACKBONE, OWN
 from .load import CLASSES, Weights, load_weights, to_layout, without_head
 from .model_card import model_card
 from .names import resolve
@@ -92,7 +92,7 @@ def with_branches(weights: Weights, batches: Iterable[Tensor], seed: int = 0) ->
         ValueError: for weights that have branches, or a network without a name.
     """
     from ..backbone import MobileOne
-    from .unfuse import unfuse
+    from .unfuse import with_branches_of
 
     structure = weights.structure
     assert structure, 'a MobileOne'
@@ -106,10 +106,7 @@ def with_branches(weights: Weights, batches: Iterable[Tensor], seed: int = 0) ->
         fused, branched = MobileOne(**options, deploy=True), MobileOne(**options)
     backbone = {key[len(BACKBONE) :]: tensor for key, tensor in without_head(weights.state).items()}
     fused.load_state_dict(backbone)
-    unfuse(fused, branched, batches)
-    state = {BACKBONE + key: tensor for key, tensor in branched.state_dict().items()}
-    state.update({key: tensor for key, tensor in weights.state.items() if key.startswith(HEAD)})
-    return replace(weights, state=state, structure=read_structure(shapes_of(state)))
+    return with_branches_of(weights, fused, branched, batches)
 
 
 def check_suffix(path: Path) -> None:

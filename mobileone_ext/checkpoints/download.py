@@ -5,7 +5,7 @@ end of the file, waits for ever, and has every process download its own copy.
 """
 
 import shutil
-from collections.abc import Iterator
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
@@ -17,7 +17,7 @@ from filelock import FileLock
 from .. import __version__
 from ..files import write_atomically
 from ..provenance import sha256
-from ..text import make_console
+from ..text import with_progress
 
 TIMEOUT = 30  # seconds without an answer or a byte
 CHUNK = 1 << 18  # bytes
@@ -49,8 +49,6 @@ def fetch(name: str, url: str, path: Path, digits: str = '') -> Path:
         with FileLock(path.with_name(f'.{path.name}.lock')):
             if not path.is_file():
                 _download(name, url, path, digits)
-    except _Refused as error:
-        raise OSError(_advice(name, url, path, str(error))) from None
     except (OSError, HTTPException, UnicodeError) as error:
         raise OSError(_advice(name, url, path, _reason(error))) from error
     return path
@@ -87,38 +85,23 @@ def fetch_from_hub(name: str, repo: str, file: str, path: Path, url: str) -> Pat
     return Path(found)
 
 
-class _Refused(Exception):
-    """The answer is not a whole file of weights."""
-
-
 def _download(name: str, url: str, path: Path, digits: str) -> None:
     request = Request(url, headers={'User-Agent': f'mobileone_ext/{__version__}'})
     with urlopen(request, timeout=TIMEOUT) as answer, write_atomically(path) as part:
         size = int(answer.headers.get('Content-Length') or 0)
         free = shutil.disk_usage(path.parent).free
         if size > free:
-            raise _Refused(f'{size:,} bytes needed in {path.parent}, {free:,} are free')
+            raise OSError(f'{size:,} bytes needed in {path.parent}, {free:,} are free')
         if answer.headers.get_content_type() == 'text/html':
-            raise _Refused('the answer is a page, not a file')
+            raise OSError('the answer is a page, not a file')
         with open(part, 'wb') as file:
-            for chunk in _with_progress(answer, size, path.name):
+            chunks = iter(partial(answer.read, CHUNK), b'')
+            for chunk in with_progress(chunks, f'downloading {path.name}', size // CHUNK or None):
                 file.write(chunk)
         received = part.stat().st_size
         if not received or received < size:
-            raise _Refused(f'the connection ended after {received:,} bytes' + (f' of {size:,}' if size else ''))
+            raise OSError(f'the connection ended after {received:,} bytes' + (f' of {size:,}' if size else ''))
         _check_digits(name, part, digits, f'not kept; it came from {url}')
-
-
-def _with_progress(answer, size: int, description: str) -> Iterator[bytes]:
-    """The chunks of ``answer``, behind a bar on a terminal's stderr."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn('{task.description}', markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=make_console(stderr=True)) as progress:
-        task = progress.add_task(f'downloading {description}', total=size or None)
-        while chunk := answer.read(CHUNK):
-            yield chunk
-            progress.advance(task, len(chunk))
 
 
 def _check_digits(name: str | Path, path: Path, digits: str, remedy: str) -> None:

@@ -37,12 +37,6 @@ _COUNTER = 'num_batches_tracked'
 _COUNTS = ('steps', 'n_averaged')  # what averaged models hold beside their weights
 _WRAPPER = 'module.'
 CLASSES = 'classes'  # in the metadata of a safetensors file, and where mmengine writes them
-# What can differ between two MobileOnes, the first that does is named, and what to do about it.
-_TRAITS = {
-    'network': (('variant', 'widths', 'num_blocks'), ''),
-    'form': (('form',), '; tools/convert_checkpoint.py --branched un-fuses, tools/reparam.py fuses'),
-    'head': (('num_classes',), ''),
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,6 @@ class Weights:
             of another network by the keys of the file.
         name: of the file, for messages.
         source: where in the file they were, e.g. ``'state_dict (EMA)'``.
-        ema: whether they are known to be an exponential moving average.
         classes: names, in the order of the outputs; None if the file has none.
         layout: of the file: ``mmpretrain``, ``apple`` or ``timm``; None for another network.
         structure: the MobileOne that they belong to; None for another network.
@@ -64,7 +57,6 @@ class Weights:
     state: dict[str, Tensor]
     name: str
     source: str
-    ema: bool
     classes: tuple[str, ...] | None = None
     layout: str | None = None
     structure: Structure | None = None
@@ -114,14 +106,15 @@ def _fuse(model: Any) -> None:
 
 
 def _misfit(expected: dict, found: dict) -> str:
-    """The one cause behind many differing keys, if there is one; else the keys."""
-    advice = other_head(expected, found)
+    """Why weights of these shapes do not fit: two MobileOnes that differ, or else the keys."""
+    reason = f'does not fit the network of the config: {"; ".join(differences(expected, found))}'
     with suppress(ValueError):
         wanted, held = read_structure(expected), read_structure(found)
-        for what, (traits, remedy) in _TRAITS.items():
-            if any(getattr(held, trait) != getattr(wanted, trait) for trait in traits):
-                return f'another {what}: it holds {held}; the config builds {wanted}{remedy}{advice}'
-    return f'does not fit the network of the config: {"; ".join(differences(expected, found))}{advice}'
+        if str(held) != str(wanted):
+            reason = f'another network: it holds {held}; the config builds {wanted}'
+        if held.form != wanted.form:
+            reason += '; tools/convert_checkpoint.py --branched un-fuses, tools/reparam.py fuses'
+    return reason + other_head(expected, found)
 
 
 def load_weights(path: str | Path, ema: str = 'auto', trust: bool = False, plain: bool = False) -> Weights:
@@ -139,9 +132,9 @@ def load_weights(path: str | Path, ema: str = 'auto', trust: bool = False, plain
     """
     checkpoint = read_checkpoint(path, trust)
     try:
-        state, source, averaged = find_state(checkpoint, ema)
+        state, source = find_state(checkpoint, ema)
         state = _tensors_of(state)
-        weights = Weights(state, str(path), source, averaged, class_names_in(checkpoint))
+        weights = Weights(state, str(path), source, class_names_in(checkpoint))
         weights = replace(weights, state=_without_wrapper(state)) if plain else _as_mobileone(weights)
         _check_values({**weights.state, **weights.extra})
     except ValueError as error:
@@ -265,15 +258,13 @@ def _pickled_code(error: Exception) -> str | None:
     """The name of the code that safe unpickling met, None if it failed for another reason."""
     if not isinstance(error, pickle.UnpicklingError):
         return None
-    named = re.search(r'GLOBAL (\S+) (?:was not an allowed|whose module)', str(error))
-    if named:
-        return named[1]
-    called = re.search(r'unrecognized function (.+)|Can only (?:build|create new object)', str(error))
-    return (called[1] or 'an object') if called else None
+    global_or_call = r'GLOBAL (\S+) (?:was not an allowed|whose module)|unrecognized function (.+)'
+    named = re.search(global_or_call + '|Can only (?:build|create new object)', str(error))
+    return (named[1] or named[2] or 'an object') if named else None
 
 
-def find_state(checkpoint: Any, ema: str) -> tuple[Mapping, str, bool]:
-    """The chosen state dict in what a file holds, the name of its place, and whether it is averaged."""
+def find_state(checkpoint: Any, ema: str) -> tuple[Mapping, str]:
+    """The chosen state dict in what a file holds, and the name of its place."""
     if ema not in EMA_CHOICES:
         raise ValueError(f'ema={ema!r}: allowed are {", ".join(EMA_CHOICES)}')
     checkpoint = _as_state(checkpoint)
@@ -295,7 +286,7 @@ def find_state(checkpoint: Any, ema: str) -> tuple[Mapping, str, bool]:
         raise ValueError(f'holds averaged (EMA) weights alone, in {averaged}')
     use_averaged = averaged is not None and ema != 'off'
     key = str(averaged if use_averaged else trained)
-    return _as_state(checkpoint[key]) or {}, f'{key} (EMA)' if use_averaged else key, use_averaged
+    return _as_state(checkpoint[key]) or {}, f'{key} (EMA)' if use_averaged else key
 
 
 def _as_state(value: Any) -> Mapping | None:

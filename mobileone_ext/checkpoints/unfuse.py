@@ -13,11 +13,23 @@ normalizes by its own batch, starts from nearly the same function too.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ..block import MobileOneBlock
+from .layouts import BACKBONE, HEAD
+from .load import Weights
+from .structure import read_structure, shapes_of
+
+
+def with_branches_of(weights: Weights, fused: nn.Module, branched: nn.Module, batches: Iterable[Tensor]) -> Weights:
+    """``weights``, which ``fused`` has, with branches; the other arguments as of :func:`unfuse`."""
+    unfuse(fused, branched, batches)
+    state = {BACKBONE + key: tensor.cpu() for key, tensor in branched.state_dict().items()}
+    state.update({key: tensor for key, tensor in weights.state.items() if key.startswith(HEAD)})
+    return replace(weights, state=state, structure=read_structure(shapes_of(state)))
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ Fused weights at the start of a branched run are un-fused with images of its own
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from mmengine.dataset import pseudo_collate
@@ -13,10 +12,9 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ..backbone import MobileOne
-from ..checkpoints.layouts import BACKBONE, HEAD
 from ..checkpoints.load import Weights, in_order, load_weights
-from ..checkpoints.structure import read_structure, shapes_of
-from ..checkpoints.unfuse import unfuse
+from ..checkpoints.structure import shapes_of
+from ..checkpoints.unfuse import with_branches_of
 from ..data.classes import are_same
 from ..recipe.seeding import seed_generators, untouched_generators
 
@@ -88,10 +86,8 @@ def give_branches(config: dict, model: nn.Module, weights: Weights, dataset: Seq
     device = next(model.parameters()).device
     count = min(NUM_IMAGES, len(dataset))
     with _fixed_seed():
-        unfuse(fused.backbone.to(device), branched.to(device), _batches(model, dataset, count))
-    state = {BACKBONE + key: tensor.cpu() for key, tensor in branched.state_dict().items()}
-    state.update({key: tensor for key, tensor in weights.state.items() if key.startswith(HEAD)})
-    return replace(weights, state=state, structure=read_structure(shapes_of(state))), count
+        images = _batches(model, dataset, count)
+        return with_branches_of(weights, fused.backbone.to(device), branched.to(device), images), count
 
 
 def _batches(model: nn.Module, dataset: Sequence, count: int) -> Iterator[Tensor]:

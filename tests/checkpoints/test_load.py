@@ -105,7 +105,7 @@ def test_number_of_keys(tmp_path, variant, form, count):
 def test_layout_and_form_are_found_out(tmp_path, layout, form):
     state = tiny(form).state_dict()
     weights = load_weights(save(tmp_path, to_layout(state, layout)))
-    assert (weights.layout, weights.form, weights.num_classes, weights.ema) == (layout, form, 4, False)
+    assert (weights.layout, weights.form, weights.num_classes) == (layout, form, 4)
     assert equal(weights.state, state)
 
 
@@ -165,7 +165,7 @@ def two_sets(kind):
 def test_averaged_weights(tmp_path, kind, ema, seed):
     weights = load_weights(save(tmp_path, two_sets(kind)), ema)
     assert equal(weights.state, tiny(seed=seed).state_dict())
-    assert weights.ema == (seed == 1)
+    assert ('(EMA)' in weights.source) == (seed == 1)
 
 
 def test_mmengine_writes_what_the_reader_takes_for_its_swap():
@@ -334,13 +334,13 @@ def test_strict_loading(tmp_path, state):
             lambda: classifier('s0', 4),
             r'another network: it holds .*widths.*; the config builds MobileOne-s0, branched',
         ),
-        (lambda: classifier(TINY, 4, deploy=True), 'another form: it holds .* branched.* fused.*convert_checkpoint'),
+        (lambda: classifier(TINY, 4, deploy=True), 'another network: it holds .* branched.* fused.*convert_checkpoint'),
         (
             lambda: classifier(TINY, 9),
-            'another head: .* 4 classes; .* 9 classes; .* model.head.num_classes=4 builds a head',
+            'another network: .* 4 classes; .* 9 classes; .* model.head.num_classes=4 builds a head',
         ),
         (lambda: classifier(TINY, 4, use_skip=False), r'\d+ keys too many: backbone.stage1.1.branch_norm.weight'),
-        (lambda: classifier(TINY, 4, num_conv_branches=3), r'\d+ keys missing: .*branch_conv_list.2.conv.weight'),
+        (lambda: classifier(TINY, 4, num_conv_branches=3), 'k = 3'),
     ],
 )
 def test_strict_loading_of_what_does_not_fit(tmp_path, state, model, message):
