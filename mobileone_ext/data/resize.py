@@ -61,7 +61,6 @@ class Report(NamedTuple):
         left_out: what else was there.
         gone: files and folders (with ``/``) written earlier, of which the source has nothing readable any more.
         pruned: whether ``gone`` was removed.
-        foreign: what else the target has beyond the source, which this tool did not write.
     """
 
     counts: Counter
@@ -71,7 +70,6 @@ class Report(NamedTuple):
     left_out: str
     gone: list[str]
     pruned: bool
-    foreign: list[str]
 
 
 KINDS = {
@@ -135,12 +133,10 @@ def resize_dataset(
             kept.add(name)
     if len(unreadable) == len(photos):
         raise ValueError(f'{source}: none of its {len(photos)} photos is readable; the first is {unreadable[0]}')
-    beyond = _beyond(target, kept)
-    gone = [name for name in beyond if written.stamps.get(name) is not None]
+    gone = [name for name in sorted(written.stamps) if name not in kept and written.has(name)]
     if prune:
         gone = written.remove(gone)
-    foreign = [name for name in beyond if name not in gone]
-    return Report(counts, before, after, unreadable, photos.note, gone, prune, foreign)
+    return Report(counts, before, after, unreadable, photos.note, gone, prune)
 
 
 def show(report: Report) -> None:
@@ -158,9 +154,6 @@ def show(report: Report) -> None:
         removed = 'removed, as the source has them no more' if report.pruned else 'not in the source any more'
         remedy = '' if report.pruned else '; --prune removes them'
         print(f'{len(report.gone):,} files and folders {removed}: {abbreviate(map(printable, report.gone))}{remedy}')
-    if report.foreign:
-        named = abbreviate(map(printable, report.foreign))
-        print(f'{len(report.foreign):,} files and folders that this tool did not write stay: {named}')
 
 
 def cores() -> int:
@@ -232,9 +225,10 @@ class _Written:
                 name, stamp = json.loads(line)
                 self.stamps[name] = stamp
 
-    def has(self, name: str, stamp: str) -> bool:
-        """Whether the file is there, and made of one of this stamp."""
-        return self.stamps.get(name) == stamp and (self.target / name).exists()
+    def has(self, name: str, stamp: str | None = None) -> bool:
+        """Whether the file is there and of this tool, and made of one of this ``stamp``, if that is asked for."""
+        made_of = self.stamps.get(name)
+        return made_of is not None and stamp in (None, made_of) and (self.target / name).exists()
 
     def note(self, name: str, stamp: str | None) -> None:
         if self.stamps.get(name) != stamp:
@@ -258,16 +252,6 @@ def _stamp(path: Path) -> str:
     """Size and date, by which a file is the same as before."""
     status = path.stat()
     return f'{status.st_size} {status.st_mtime_ns}'
-
-
-def _beyond(target: Path, kept: set[str]) -> list[str]:
-    """Files and folders (with ``/``) below ``target`` that are not ``kept``, hidden ones left out."""
-    found = []
-    for folder, folders, files in os.walk(target):
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        names = [f'{name}/' for name in folders] + [name for name in files if not is_hidden(name)]
-        found += [Path(folder, name).relative_to(target).as_posix() + '/' * name.endswith('/') for name in names]
-    return sorted(set(found) - kept)
 
 
 def _outcomes(work: '_Work', processes: int) -> Iterator[Outcome]:

@@ -208,11 +208,10 @@ def test_what_is_gone_is_said_and_pruned(run_tool, source, tmp_path):
     gone = {'train/cat/2.jpg', 'train/cat/3.jpg', 'meta/', 'meta/train.txt', 'train/dog/1.jpg', 'train/dog/'}
     gone |= {'train/\udcff/', 'train/\udcff/odd.jpg', 'val/cat/', 'val/cat/0.jpg'}
     assert code == 0 and '10 files and folders not in the source any more' in printed and '--prune' in printed
-    assert '2 files and folders that this tool did not write stay: mine/, train/dog/mine.txt' in printed
     assert set(tree(target)) == {*before, 'val/tomcat/0.jpg'}
     code, printed = run_tool(*command, '--prune')
     assert code == 0 and '9 files and folders removed' in printed  # train/dog holds a file of somebody else
-    assert '3 files and folders that this tool did not write stay: mine/, train/dog/, train/dog/mine.txt' in printed
+    assert (target / 'train/dog/mine.txt').exists() and (target / 'mine').exists()
     assert set(tree(target)) == {*before, 'val/tomcat/0.jpg'} - gone
     assert not (target / 'meta').exists() and not (target / 'val/cat').exists()
     (target / 'val/cat').mkdir()

@@ -1,9 +1,9 @@
 """The config of a fine-tuning run as text: short, over our bases, with every value that follows from the choices."""
 
 import json
-import pprint
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...arch import resolve_arch, stage_widths
 from ...files import home
@@ -12,6 +12,7 @@ from .recipe import Recipe
 
 BASES = ('models/mobileone_{arch}.py', 'datasets/photos.py', 'schedules/finetune_20e.py', 'default_runtime.py')
 BASE_FOLDER = '_base_'  # of a run: copies of the bases, so that it depends on no other folder
+WIDTH = 110  # characters of a line
 SIZE, CROPS = 224, (0.35, 1.0)  # of the bases: pixels, and the share of a photo that is seen
 
 
@@ -42,26 +43,49 @@ class Choices:
     gpu: bool = False
 
 
+class Code(str):
+    """Python that stands in a config as it is."""
+
+
 def config_text(photos: Photos, recipe: Recipe, choices: Choices, work_dir: Path) -> str:
     """The config as a Python file; ``work_dir`` (absolute) has the annotation files and will have ``run``."""
-    parts = [
-        _docstring(photos, choices, work_dir / 'config.py'),
-        _bases(choices.arch),
-        f'classes = {_plain(pprint.pformat(list(photos.classes), width=100, compact=True))}',
-        _model(photos, choices),
-        _loader('train', photos, photos.train, recipe, choices, work_dir),
-        _loader('val', photos, photos.val, recipe, choices, work_dir),
-        _loader('test', photos, photos.test, recipe, choices, work_dir)
-        if photos.test
-        else 'test_dataloader = val_dataloader',
-        _evaluator(photos),
-        _schedule(recipe, choices),
-        _hooks(photos, recipe, choices),
-        f"""load_from = {_plain(repr(choices.weights))}
-randomness = dict(seed={choices.seed})
-work_dir = {_beside(work_dir, 'run')}""",
-    ]
-    return '\n'.join(part for part in parts if part) + '\n'
+    lists = {name: _loader(name, photos, part, recipe, choices, work_dir) for name, part in photos.lists().items()}
+    settings = dict(
+        classes=list(photos.classes),
+        model=_model(photos, choices),
+        train_dataloader=lists['train'],
+        val_dataloader=lists['val'],
+        test_dataloader=lists.get('test', Code('val_dataloader')),
+        **_evaluators(photos),
+        **_schedule(recipe, choices),
+        **_hooks(photos, recipe, choices),
+        load_from=choices.weights,
+        randomness=dict(seed=choices.seed),
+        work_dir=_beside(work_dir, 'run'),
+    )
+    bases = [f'{BASE_FOLDER}/{base.format(arch=choices.arch)}' for base in BASES]
+    lines = (f'{name} = {as_python(value)}\n' for name, value in dict(_base_=bases, **settings).items())
+    return _docstring(photos, choices, work_dir / 'config.py') + '\n' + ''.join(lines)
+
+
+def as_python(value: Any, column: int = 0) -> str:
+    """``value`` as Python, a long dict or list with a line for each item.
+
+    Args:
+        column: in which the line begins that it stands in.
+    """
+    if isinstance(value, Code):
+        return value
+    if not isinstance(value, dict | list):
+        return _plain(repr(value))
+    opening, closing = ('dict(', ')') if isinstance(value, dict) else ('[', ']')
+    pairs = [(f'{key}=', item) for key, item in value.items()] if isinstance(value, dict) else [('', i) for i in value]
+    items = [key + as_python(item, column + 4) for key, item in pairs]
+    line = f'{opening}{", ".join(items)}{closing}'
+    if column + len(line) <= WIDTH and '\n' not in line:
+        return line
+    pad = ' ' * (column + 4)
+    return opening + '\n' + ''.join(f'{pad}{item},\n' for item in items) + ' ' * column + closing
 
 
 def base_files(arch: str) -> dict[str, str]:
@@ -110,149 +134,117 @@ def _docstring(photos: Photos, choices: Choices, path: Path) -> str:
     return '"""' + _plain(text.replace('\\', '\\\\').replace('"""', "'''")) + '"""\n'
 
 
-def _bases(arch: str) -> str:
-    lines = ''.join(f"    '{BASE_FOLDER}/{base.format(arch=arch)}',\n" for base in BASES)
-    return f'_base_ = [\n{lines}]\n'
-
-
 def _plain(text: str) -> str:
     """A string in Python, ``text``, without the braces that mmengine would take for one of its variables."""
     return text.replace('{{', '{\\x7b')
 
 
 def _beside(folder: Path, name: str) -> str:
-    """The path of ``name`` in the config's ``folder`` as Python: by mmengine's variable, so that it may be moved."""
+    """The path of ``name`` in the config's ``folder``: by mmengine's variable, so that it may be moved."""
     if any(part in str(folder) for part in ('\\', '"""', '{{')):  # which mmengine would change, or Python
-        return _plain(repr(str(folder / name)))
-    return f'r"""{{{{ fileDirname }}}}/{name}"""'
+        return str(folder / name)
+    return Code(f'r"""{{{{ fileDirname }}}}/{name}"""')
 
 
-def _model(photos: Photos, choices: Choices) -> str:
-    count = len(photos.classes)
-    backbone = []
+def _model(photos: Photos, choices: Choices) -> dict:
+    count, backbone = len(photos.classes), {}
     if choices.form == 'fused':
-        backbone.append('deploy=True')
+        backbone['deploy'] = True
     if choices.freeze >= 0:
-        backbone.append(f'frozen_stages={choices.freeze}')
-    lines = [f'backbone=dict({", ".join(backbone)}),'] if backbone else []
-    if photos.multi_label:
-        lines += [
-            f'data_preprocessor=dict(num_classes={count}, to_onehot=True),',
-            'head=dict(',
-            '    _delete_=True,',
-            "    type='MultiLabelLinearClsHead',",
-            f'    num_classes={count},',
-            f'    in_channels={stage_widths(resolve_arch(choices.arch))[-1]},',
-            "    loss=dict(type='CrossEntropyLoss', use_sigmoid=True),",
-            '),',
-        ]
-    else:
-        lines += [
-            f'data_preprocessor=dict(num_classes={count}),',
-            f'head=dict(num_classes={count}, topk={top_ks(count)}),',
-        ]
-    return 'model = dict(\n' + ''.join(f'    {line}\n' for line in lines) + ')'
+        backbone['frozen_stages'] = choices.freeze
+    model = dict(backbone=backbone) if backbone else {}
+    if not photos.multi_label:
+        head = dict(num_classes=count, topk=top_ks(count))
+        return dict(model, data_preprocessor=dict(num_classes=count), head=head)
+    head = dict(
+        _delete_=True,
+        type='MultiLabelLinearClsHead',
+        num_classes=count,
+        in_channels=stage_widths(resolve_arch(choices.arch))[-1],
+        loss=dict(type='CrossEntropyLoss', use_sigmoid=True),
+    )
+    return dict(model, data_preprocessor=dict(num_classes=count, to_onehot=True), head=head)
 
 
-def _loader(name: str, photos: Photos, part: PhotoList, recipe: Recipe, choices: Choices, work_dir: Path) -> str:
+def _loader(name: str, photos: Photos, part: PhotoList, recipe: Recipe, choices: Choices, work_dir: Path) -> dict:
     train = name == 'train'
-    dataset = ["type='MultiLabelDataset',"] if photos.multi_label else []
-    dataset += [
-        f'data_root={_plain(repr(str(part.root)))},',
-        f'ann_file={_beside(work_dir, annotation_name(name, photos.multi_label))},',
-        'metainfo=dict(classes=classes),',
-    ]
-    if choices.size != SIZE or (train and choices.balance):
-        dataset += _train_pipeline(choices.size) if train else _test_pipeline(choices.size)
-    if train and choices.balance:
-        inner = ["type='CustomDataset',"] if not photos.multi_label else []
-        dataset = [
-            '_delete_=True,',
-            "type='ClassBalancedDataset',",
-            f'oversample_thr={choices.balance},',
-            'dataset=dict(',
-            *(f'    {line}' for line in inner + dataset),
-            '),',
-        ]
-    batch = recipe.batch_size if train else max(recipe.batch_size, 32)
-    lines = [f'batch_size={batch},', f'num_workers={choices.workers},']
+    dataset = dict(type='MultiLabelDataset') if photos.multi_label else {}
+    dataset.update(
+        data_root=str(part.root),
+        ann_file=_beside(work_dir, annotation_name(name, photos.multi_label)),
+        metainfo=Code('dict(classes=classes)'),
+    )
+    balanced = train and choices.balance
+    if choices.size != SIZE or balanced:
+        dataset['pipeline'] = _pipeline(choices.size, train)
+    if balanced:
+        dataset = dict(
+            _delete_=True,
+            type='ClassBalancedDataset',
+            oversample_thr=choices.balance,
+            dataset={'type': 'CustomDataset', **dataset},
+        )
+    loader = dict(batch_size=recipe.batch_size if train else max(recipe.batch_size, 32), num_workers=choices.workers)
     if not choices.workers:
-        lines.append('persistent_workers=False,')
+        loader['persistent_workers'] = False
     if choices.gpu:
-        lines.append('pin_memory=True,')
-    if train and recipe.drop_last:
-        lines.append('drop_last=True,  # the last batch would be a single photo')
-    lines += ['dataset=dict(', *(f'    {line}' for line in dataset), '),']
-    return f'{name}_dataloader = dict(\n' + ''.join(f'    {line}\n' for line in lines) + ')'
+        loader['pin_memory'] = True
+    if train and recipe.drop_last:  # the last batch would be a single photo
+        loader['drop_last'] = True
+    return dict(loader, dataset=dataset)
 
 
-def _train_pipeline(size: int) -> list[str]:
-    return [
-        'pipeline=[',
-        "    dict(type='mobileone_ext.LoadImageFromFile', lazy=True),",
-        f"    dict(type='mobileone_ext.RandomResizedCrop', scale={size}, crop_ratio_range={CROPS}, backend='pillow'),",
-        "    dict(type='RandomFlip', prob=0.5, direction='horizontal'),",
-        "    dict(type='PackInputs'),",
-        '],',
-    ]
-
-
-def _test_pipeline(size: int) -> list[str]:
-    return [
-        'pipeline=[',
-        "    dict(type='mobileone_ext.LoadImageFromFile'),",
-        f"    dict(type='ResizeEdge', scale={round(size * 256 / 224)}, edge='short', backend='pillow'),",
-        f"    dict(type='CenterCrop', crop_size={size}),",
-        "    dict(type='PackInputs'),",
-        '],',
-    ]
-
-
-def _evaluator(photos: Photos) -> str:
-    if photos.multi_label:
-        value = "[dict(type='AveragePrecision'), dict(type='MultiLabelMetric')]"
-    elif top_ks(len(photos.classes)) == (1, 5):
-        return ''  # as in the base
+def _pipeline(size: int, train: bool) -> list[dict]:
+    own = 'mobileone_ext'
+    if train:
+        steps = [
+            dict(type=f'{own}.LoadImageFromFile', lazy=True),
+            dict(type=f'{own}.RandomResizedCrop', scale=size, crop_ratio_range=CROPS, backend='pillow'),
+            dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+        ]
     else:
-        value = "dict(type='Accuracy', topk=(1,))"
-    return f'val_evaluator = {value}\ntest_evaluator = val_evaluator'
+        steps = [
+            dict(type=f'{own}.LoadImageFromFile'),
+            dict(type='ResizeEdge', scale=round(size * 256 / 224), edge='short', backend='pillow'),
+            dict(type='CenterCrop', crop_size=size),
+        ]
+    return [*steps, dict(type='PackInputs')]
 
 
-def _schedule(recipe: Recipe, choices: Choices) -> str:
+def _evaluators(photos: Photos) -> dict:
+    if photos.multi_label:
+        metrics = [dict(type='AveragePrecision'), dict(type='MultiLabelMetric')]
+    elif top_ks(len(photos.classes)) == (1, 5):
+        return {}  # as in the base
+    else:
+        metrics = dict(type='Accuracy', topk=(1,))
+    return dict(val_evaluator=metrics, test_evaluator=Code('val_evaluator'))
+
+
+def _schedule(recipe: Recipe, choices: Choices) -> dict:
     epochs, warm_up = recipe.epochs, recipe.warm_up
-    rest = round(epochs - warm_up, 5)
-    optimizer = [f'optimizer=dict(lr={recipe.lr})']
+    steps = dict(by_epoch=True, convert_to_iter_based=True)
+    cosine = dict(type='CosineAnnealingLR', T_max=round(epochs - warm_up, 5), begin=warm_up, end=epochs, **steps)
+    linear = dict(type='LinearLR', start_factor=0.001, begin=0, end=warm_up, **steps)
+    optimizer = dict(optimizer=dict(lr=recipe.lr))
     if choices.weights is None:
-        optimizer.append("paramwise_cfg=dict(custom_keys={'head.': dict(lr_mult=1.0)})")
-    steps = 'by_epoch=True, convert_to_iter_based=True'
-    lines = [
-        f"    dict(type='LinearLR', start_factor=0.001, begin=0, end={warm_up}, {steps}),",
-        f"    dict(type='CosineAnnealingLR', T_max={rest}, begin={warm_up}, end={epochs}, {steps}),",
-    ]
-    return (
-        f'optim_wrapper = dict({", ".join(optimizer)})\n'
-        'param_scheduler = [\n' + '\n'.join(lines if warm_up else lines[1:]) + '\n]\n'
-        f'train_cfg = dict(max_epochs={epochs})'
+        optimizer['paramwise_cfg'] = Code("dict(custom_keys={'head.': dict(lr_mult=1.0)})")
+    return dict(
+        optim_wrapper=optimizer,
+        param_scheduler=[linear, cosine] if warm_up else [cosine],
+        train_cfg=dict(max_epochs=epochs),
     )
 
 
-def _hooks(photos: Photos, recipe: Recipe, choices: Choices) -> str:
-    monitor = 'multi-label/mAP' if photos.multi_label else 'accuracy/top1'
-    text = (
-        'default_hooks = dict(\n'
-        f'    logger=dict(interval={max(1, min(50, recipe.steps_per_epoch // 4))}),\n'
-        f"    checkpoint=dict(save_best={monitor!r}, rule='greater', max_keep_ckpts=1),\n"
-        ')\n'
+def _hooks(photos: Photos, recipe: Recipe, choices: Choices) -> dict:
+    best = 'multi-label/mAP' if photos.multi_label else 'accuracy/top1'
+    default_hooks = dict(
+        logger=dict(interval=max(1, min(50, recipe.steps_per_epoch // 4))),
+        checkpoint=dict(save_best=best, rule='greater', max_keep_ckpts=1),
     )
     hooks = []
     if recipe.ema_momentum:
-        hooks.append(
-            f"dict(type='EMAHook', momentum={recipe.ema_momentum}, update_buffers=True, priority='ABOVE_NORMAL'),"
-        )
+        hooks.append(dict(type='EMAHook', momentum=recipe.ema_momentum, update_buffers=True, priority='ABOVE_NORMAL'))
     if choices.patience is not None:
-        hooks.append(
-            f"dict(type='EarlyStoppingHook', monitor={monitor!r}, rule='greater', patience={choices.patience}),"
-        )
-    if hooks:
-        text += 'custom_hooks = [\n' + ''.join(f'    {hook}\n' for hook in hooks) + ']\n'
-    return text.rstrip('\n')
+        hooks.append(dict(type='EarlyStoppingHook', monitor=best, rule='greater', patience=choices.patience))
+    return dict(default_hooks=default_hooks, **(dict(custom_hooks=hooks) if hooks else {}))
