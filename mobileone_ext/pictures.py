@@ -96,15 +96,15 @@ def has_font(text: str) -> bool:
 
 def families(texts: Iterable[str]) -> list[str]:
     """The default font, and of the system's those that have what it lacks of ``texts``; the fullest first."""
-    found = [DEFAULT_FONT]
+    fonts = [DEFAULT_FONT]
     missing = set().union(*texts) - _characters(font_manager.findfont(DEFAULT_FONT))
     while missing:
         best = max(_other_fonts(), key=lambda font: len(missing & _characters(font.fname)), default=None)
         if best is None or not missing & _characters(best.fname):
             break
-        found.append(best.name)
+        fonts.append(best.name)
         missing -= _characters(best.fname)
-    return found
+    return fonts
 
 
 def _other_fonts() -> list[font_manager.FontEntry]:

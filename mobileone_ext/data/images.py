@@ -34,7 +34,7 @@ _HIDDEN = {
 }  # fmt: skip
 
 
-class Found(list):
+class Listing(list):
     """Files of photos as paths, or names of folders, sorted; ``left_out`` counts by kind what else was there."""
 
     def __init__(self, items: Iterable = (), left_out: Counter | None = None):
@@ -45,6 +45,9 @@ class Found(list):
     def note(self) -> str:
         """``left out: 2 .txt, 1 hidden``, empty if nothing was."""
         return left_out_note(self.left_out)
+
+
+Found = Listing  # its older name
 
 
 def left_out_note(left_out: Counter) -> str:
@@ -58,7 +61,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith('.') or name in _HIDDEN
 
 
-def class_folders(root: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Found:
+def class_folders(root: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Listing:
     """Names of the folders in ``root``, sorted, a class each; photos beside them and hidden folders are left out.
 
     Raises:
@@ -69,7 +72,7 @@ def class_folders(root: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Found
         kinds = {entry.name: _kind(entry, suffixes) for entry in entries}
     folders = [name for name, kind in kinds.items() if kind == 'folder']
     left_out = Counter(_LOOSE if kind == 'photo' else kind for kind in kinds.values() if kind != 'folder')
-    return Found(sorted(folders, key=lambda name: (nfc(name), name)), left_out)
+    return Listing(sorted(folders, key=lambda name: (nfc(name), name)), left_out)
 
 
 def names_of_folders(folders: Iterable[str]) -> list[str]:
@@ -77,14 +80,14 @@ def names_of_folders(folders: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(map(nfc, folders)))
 
 
-def photos_by_folder(root: str | Path, suffixes: Sequence[str] = SUFFIXES) -> tuple[dict[str, Found], Counter]:
+def photos_by_folder(root: str | Path, suffixes: Sequence[str] = SUFFIXES) -> tuple[dict[str, Listing], Counter]:
     """The photos below each of the :func:`class_folders`, as paths relative to that, and what is left out in all."""
     folders = class_folders(root, suffixes)
     inside = {name: images_below(os.path.join(root, name), suffixes) for name in folders}
-    return inside, sum((found.left_out for found in inside.values()), folders.left_out)
+    return inside, sum((listing.left_out for listing in inside.values()), folders.left_out)
 
 
-def images_below(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Found:
+def images_below(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Listing:
     """The photos at any depth below ``folder``, as paths relative to it, by their names' ends in any case.
 
     Links are followed, and a folder is entered once, so that a circle of links ends.
@@ -93,7 +96,7 @@ def images_below(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Foun
         OSError: if ``folder`` cannot be read; a folder in it that cannot is counted.
     """
     suffixes = tuple(suffix.lower() for suffix in suffixes)
-    found, left_out = [], Counter()
+    photos, left_out = [], Counter()
     with os.scandir(folder) as entries:
         waiting = [('', list(entries))]
     # A link upwards would bring in what is not below: other classes.
@@ -103,7 +106,7 @@ def images_below(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Foun
         for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
             kind = _kind(entry, suffixes)
             if kind == 'photo':
-                found.append(prefix + entry.name)
+                photos.append(prefix + entry.name)
             elif kind != 'folder':
                 left_out[kind] += 1
             elif (identity := _identity(entry.stat())) not in seen:
@@ -113,7 +116,7 @@ def images_below(folder: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Foun
                         waiting.append((f'{prefix}{entry.name}/', list(inner)))
                 except OSError:
                     left_out['folders that cannot be read'] += 1
-    return Found(sorted(found), left_out)
+    return Listing(sorted(photos), left_out)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -142,28 +145,28 @@ def _suffix(name: str) -> str:
     return ascii(suffix)[1:-1] if suffix else 'without a suffix'
 
 
-def find_images(paths: Iterable[str | Path]) -> Found:
+def find_images(paths: Iterable[str | Path]) -> Listing:
     """The photos among ``paths`` and below those that are folders; a file that is named itself is taken as it is.
 
     Raises:
         OSError: for a path that is not there.
         ValueError: for a folder without photos.
     """
-    found = Found()
+    photos = Listing()
     for path in map(Path, paths):
         if path.is_dir():
             inside = images_below(path)
             if not inside:
                 raise ValueError(f'{path}: no images in this folder ({inside.note or "it is empty"})')
-            found.extend(path / name for name in inside)
-            found.left_out += inside.left_out
+            photos.extend(path / name for name in inside)
+            photos.left_out += inside.left_out
         elif path.is_file():
-            found.append(path)
+            photos.append(path)
         elif path.exists():
-            found.left_out['pipes, sockets or devices'] += 1
+            photos.left_out['pipes, sockets or devices'] += 1
         else:
             raise FileNotFoundError(f'{path}: no such file or folder')
-    return found
+    return photos
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

@@ -38,28 +38,28 @@ def find_parts(root: Path, inside: Mapping[str, Sequence[str]]) -> dict[str, Pat
     if all(words.values()):
         roles |= {name: word for name, word in words.items() if word not in given}
     parts = [name for name in held if held[name] and roles[name]]
-    found = {roles[name]: name for name in parts}
+    by_role = {roles[name]: name for name in parts}
     rest = [name for name in same if not roles[name]]
-    if len(rest) == 1 and found and 'train' not in found:
-        found['train'] = rest[0]
-    elif len(rest) == 1 and [*found] == ['train']:
-        found['val'] = rest[0]
-    if len(found) < len(parts) or (same and ('train' not in found or len(found) < 2)):
+    if len(rest) == 1 and by_role and 'train' not in by_role:
+        by_role['train'] = rest[0]
+    elif len(rest) == 1 and [*by_role] == ['train']:
+        by_role['val'] = rest[0]
+    if len(by_role) < len(parts) or (same and ('train' not in by_role or len(by_role) < 2)):
         raise ValueError(_unclear(root, inside, held, same or parts))
-    train = found.get('train')
-    others = [name for name in held if name not in found.values()]
+    train = by_role.get('train')
+    others = [name for name in held if name not in by_role.values()]
     if train is None:
         if 'train' in roles.values() and len(roles) > 1 and all(roles.values()):
             raise ValueError(
                 f'{root}: {quoted(roles)} hold photos and no class folders; expected is {root}/train/CLASS/*.jpg'
             )
         return {}
-    if len(found) == 1 and not all(roles[name] for name in others):
+    if len(by_role) == 1 and not all(roles[name] for name in others):
         raise ValueError(
             f'{root}: {quoted([train])} holds folders, {quoted(others, 3)} not the same ones; name {root / train} if '
             f'these are the classes, or move all classes into {root}/train'
         )
-    return {role: root / name / contents[name][0] for role, name in found.items()}
+    return {role: root / name / contents[name][0] for role, name in by_role.items()}
 
 
 def check_are_classes(folder: Path, inside: Mapping[str, Sequence[str]]) -> None:
@@ -97,8 +97,8 @@ def alike(held: Mapping[str, Collection[str]]) -> list[str]:
     shared = {name for name, count in counts.items() if count > 1}
     most = max(held.values(), key=lambda names: (len(shared.intersection(names)), len(names)), default=())
     same = [folder for folder, names in held.items() if names and 2 * len({*names} & {*most}) >= len(names)]
-    several = len(same) > 1 and len(_all(held[folder] for folder in same)) > 1
-    return same if several and 2 * len(same) >= len(held) else []
+    names = _all(held[folder] for folder in same)
+    return same if len(same) > 1 and len(names) > 1 and 2 * len(same) >= len(held) else []
 
 
 def _all(sets: Iterable[Collection[str]]) -> list[str]:

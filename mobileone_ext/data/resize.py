@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..files import json_text, suffix_of, write_atomically, write_text
 from ..text import abbreviate, one_line, printable, with_progress
 from .decode import read_pixels
-from .images import SUFFIXES, Found, class_folders, images_below, is_hidden
+from .images import SUFFIXES, Listing, class_folders, images_below, is_hidden
 
 QUALITY = 90  # in full color, smaller and closer to the original than 95 with colors at half the pixels
 MARK = '.resized.json'  # in the folder that is written: how, and from where
@@ -176,14 +176,14 @@ def check_folders(source: Path, target: Path, settings: dict) -> None:
         raise ValueError(f'{target}: is not empty, and no run of this tool wrote it; name a new folder')
 
 
-def find(source: Path, target: Path) -> tuple[Found, list[str]]:
+def find(source: Path, target: Path) -> tuple[Listing, list[str]]:
     """Photos (with what is left out) and annotation files below ``source``, as paths relative to it.
 
     Raises:
         ValueError: for a folder without photos, or with a link to ``target``.
     """
     files = images_below(source, suffixes=('',))
-    photos, annotations = Found(left_out=files.left_out), []
+    photos, annotations = Listing(left_out=files.left_out), []
     for name in files:
         suffix = suffix_of(name)
         if suffix in SUFFIXES:
@@ -276,7 +276,7 @@ def _unchanged(outcome: Outcome) -> Outcome:
 class _Work(Dataset):
     """Item i resizes photo i and is its :class:`Outcome`."""
 
-    def __init__(self, source: Path, written: _Written, photos: Found, short_edge: int, quality: int):
+    def __init__(self, source: Path, written: _Written, photos: Listing, short_edge: int, quality: int):
         self.source, self.written, self.photos = source, written, list(photos)
         self.short_edge, self.quality = short_edge, quality
 
