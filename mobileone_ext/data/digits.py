@@ -5,12 +5,12 @@ Handwritten Digits, test part; ships with scikit-learn, no download).
 """
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from ..files import temporary_folder
 
 NUM_TRAIN, NUM_TEST = 1437, 360
 
@@ -21,28 +21,21 @@ def write_digits(root: str | Path) -> None:
     Does nothing where ``root`` is there; else it appears whole or not at all.
 
     Raises:
-        ValueError: without scikit-learn.
+        ImportError: without scikit-learn.
     """
     root = Path(root)
     if root.exists():
         return
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ValueError(f"digits come with scikit-learn ({error}): pip install 'mobileone_ext[demo]'") from error
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     order = np.random.RandomState(0).permutation(len(digits.target))
-    split = {'train': order[:NUM_TRAIN], 'val': order[NUM_TRAIN:]}
     root.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f'.{root.name}.', dir=root.parent))
-    part.chmod(0o755)
-    try:
-        for name, indices in split.items():
+    with temporary_folder(root) as part:
+        for name, indices in dict(train=order[:NUM_TRAIN], val=order[NUM_TRAIN:]).items():
             for index in indices:
                 folder = part / name / str(digits.target[index])
                 folder.mkdir(parents=True, exist_ok=True)
                 gray = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
                 Image.fromarray(gray).save(folder / f'{index:04d}.png')
         os.replace(part, root)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

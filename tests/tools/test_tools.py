@@ -174,9 +174,10 @@ def test_missing_imagenet_says_what_and_where(run_tool, tmp_path):
 
 
 def test_a_folder_without_images_is_named(run_tool, tmp_path):
-    (tmp_path / 'data/train/0').mkdir(parents=True)
+    for part in ('train', 'val'):
+        (tmp_path / f'data/{part}/0').mkdir(parents=True)
     code, printed = run_tool('train', TINY, '--work-dir', tmp_path / 'run', *options(tmp_path / 'data'))
-    assert code == 1 and 'holds no images' in only_line(printed)
+    assert code == 1 and f'{tmp_path}/data/train: no images; expected are' in only_line(printed)
 
 
 def test_outputs_that_are_folders_are_refused_before_the_work(run_tool, tiny_run, digits, tmp_path):
