@@ -117,30 +117,26 @@ def run_study(study: Study, base_name: str, runs: Sequence[Run], work_dir: Path,
     Raises:
         ValueError: if another process does a study in ``work_dir``.
     """
+    failures: dict[Path, str] = {}
     with one_writer(work_dir, 'tools/ablate.py'), exiting_on_sigterm():
-        return _run_study(study, base_name, runs, work_dir, launcher, processes)
-
-
-def _run_study(study: Study, base_name: str, runs: Sequence[Run], work_dir: Path, launcher: str, processes: int) -> int:
-    failures = {}
-    for number, run in enumerate(runs, 1):
-        print(f'[{number}/{len(runs)}] {run.variant}, seed {run.seed}: ', end='', flush=True)
-        if run.report.exists():
-            print(f'finished before, top-1 {read_report(run)["top1_after"]:.2f}')
-            continue
-        print(f'{run.folder}/run.log', flush=True)
-        reports = [read_report(done) for done in runs if done.report.exists()]
-        finished = [60 * report['training_minutes'] for report in reports if report.get('training_minutes')]
-        waiting = sum(not later.report.exists() for later in runs[number:])
-        with Display(run.folder / PROGRESS, finished, waiting) as display:
-            reason = execute(run, launcher, processes, meanwhile=display)
-        if reason:
-            failures[run.folder] = reason
-            print(f'    failed: {reason}')
-        else:
-            print(f'    top-1 {read_report(run)["top1_after"]:.2f}')
+        for number, run in enumerate(runs, 1):
+            print(f'[{number}/{len(runs)}] {run.variant}, seed {run.seed}: ', end='', flush=True)
+            if run.report.exists():
+                print(f'finished before, top-1 {read_report(run)["top1_after"]:.2f}')
+                continue
+            print(f'{run.folder}/run.log', flush=True)
+            reports = [read_report(done) for done in runs if done.report.exists()]
+            finished = [60 * report['training_minutes'] for report in reports if report.get('training_minutes')]
+            waiting = sum(not later.report.exists() for later in runs[number:])
+            with Display(run.folder / PROGRESS, finished, waiting) as display:
+                reason = execute(run, launcher, processes, meanwhile=display)
+            if reason:
+                failures[run.folder] = reason
+                print(f'    failed: {reason}')
+            else:
+                print(f'    top-1 {read_report(run)["top1_after"]:.2f}')
+            write_results(study, base_name, rows(runs, failures), work_dir)
         write_results(study, base_name, rows(runs, failures), work_dir)
-    write_results(study, base_name, rows(runs, failures), work_dir)
     return len(failures)
 
 
@@ -217,16 +213,14 @@ def _call(command: Sequence, log: Path, meanwhile: Callable[[], None] | None = N
 
 def rows(runs: Sequence[Run], failures: dict[Path, str]) -> list[dict]:
     """A row of the results for each run."""
-    return [_row(run, failures.get(run.folder)) for run in runs]
 
+    def outcome(run: Run) -> dict:
+        if run.report.exists():
+            return dict(status='done', **read_report(run))
+        reason = failures.get(run.folder)
+        return dict(status='failed', reason=reason) if reason else dict(status='not run')
 
-def _row(run: Run, failure: str | None) -> dict:
-    row = dict(variant=run.variant, seed=run.seed)
-    if run.report.exists():
-        return dict(row, status='done', **read_report(run))
-    if failure:
-        return dict(row, status='failed', reason=failure)
-    return dict(row, status='not run')
+    return [dict(variant=run.variant, seed=run.seed, **outcome(run)) for run in runs]
 
 
 def read_report(run: Run) -> dict:

@@ -92,18 +92,21 @@ def markdown(study: Study, base: str, summaries: Sequence[Summary]) -> str:
     numbers = legend([summary.variant for summary in summaries])
     if numbers:
         lines += ['', f'In the picture, {as_markdown(numbers)}.']
-    lines += ['', f'Evaluated on {", ".join(f"{count:g}" for count in sorted(counts))} images. {environment()}', '']
+    images = ', '.join(f'{count:g}' for count in sorted(counts))
+    lines += ['', f'Evaluated on {images} images. {environment()}', '']
     return '\n'.join(lines)
 
 
 def _cells(study: Study, summary: Summary, first: Summary) -> list[str]:
     """A row of the table below ``_HEADINGS``."""
     row = summary.row
+    spread = '' if summary.std is None else f' ± {summary.std:.2f}'
+    compared = summary is not first and summary.mean is not None and first.mean is not None
     return [
         summary.variant,
-        _top1(summary),
+        f'{summary.mean:.2f}{spread}' if summary.runs else 'failed' if summary.failures else 'not run',
         str(summary.runs) + (f' ({len(summary.failures)} failed)' if summary.failures else ''),
-        _difference(summary, first),
+        f'{summary.mean - first.mean:+.2f}' if compared else '',
         f'{study.numbers[summary.variant]:.1f}' if summary.variant in study.numbers else '',
         f'{int(row["params_after"]):,}' if 'params_after' in row else '',
         f'{row["multiply_adds_after"] / 1e6:.1f} M' if 'multiply_adds_after' in row else '',
@@ -141,15 +144,3 @@ def plot(study: Study, summaries: Sequence[Summary], rows: Sequence[dict], path:
         for axis in axes:
             axis.grid(axis='x', alpha=0.3)
         figure.suptitle(title)
-
-
-def _top1(summary: Summary) -> str:
-    if summary.mean is None:
-        return 'failed' if summary.failures else 'not run'
-    return f'{summary.mean:.2f}' + (f' ± {summary.std:.2f}' if summary.std is not None else '')
-
-
-def _difference(summary: Summary, first: Summary) -> str:
-    if summary.mean is None or first.mean is None or summary is first:
-        return ''
-    return f'{summary.mean - first.mean:+.2f}'

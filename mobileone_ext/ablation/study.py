@@ -18,7 +18,20 @@ from typing import Any, NamedTuple
 
 from ..config import building
 
-_KEYS = ('title', 'variants', 'paper')
+
+class Paper(NamedTuple):
+    """Where the paper's ``numbers`` (top-1 in percent, by variant) stand."""
+
+    source: str = ''
+    numbers: dict[str, float] = {}
+
+
+class Contents(NamedTuple):
+    """The names that a study's file sets."""
+
+    title: str
+    variants: dict[str, dict[str, Any]]
+    paper: dict[str, Any] = {}
 
 
 class Study(NamedTuple):
@@ -45,36 +58,19 @@ def read_study(path: str) -> Study:
 
 
 def _read(path: str) -> Study:
-    source = Path(path).read_text(encoding='utf-8')
-    tree, code = ast.parse(source, path), compile(source, path, 'exec')
+    tree = ast.parse(Path(path).read_text(encoding='utf-8'), path)
     _check_no_duplicates(tree, path)
-    namespace = {}
-    exec(code, namespace)
-    names = {name: value for name, value in namespace.items() if not name.startswith('_')}
-    for name in names:
-        if name not in _KEYS:
-            raise ValueError(f'{path}: unknown name {name!r}; a study has {", ".join(_KEYS)}')
-    for name in ('title', 'variants'):
-        if not names.get(name):
-            raise ValueError(f'{path}: {name} is missing')
-    variants, paper = names['variants'], names.get('paper', dict(source='', numbers={}))
-    for name, overrides in variants.items():
-        if not isinstance(overrides, dict):
-            raise ValueError(f'{path}: variant {name!r} must be a dict of overrides')
-    unknown = [key for key in paper if key not in ('source', 'numbers')]
-    unknown += [variant for variant in paper.get('numbers', {}) if variant not in variants]
-    if unknown:
-        raise ValueError(f'{path}: paper: {unknown[0]!r} is neither source, numbers nor a variant')
-    for name in variants:
-        if not re.search(r'[A-Za-z0-9]', folder_name(name)):
-            raise ValueError(f'{path}: variant {name!r}: its folder needs a letter or a digit in the name')
+    names: dict[str, Any] = {}
+    exec(compile(tree, path, 'exec'), names)
+    contents = Contents(**{name: value for name, value in names.items() if not name.startswith('_')})
+    paper, variants = Paper(**contents.paper), {name: {**value} for name, value in contents.variants.items()}
+    for name in paper.numbers:
+        if name not in variants:
+            raise ValueError(f'{path}: paper: {name!r} is no variant')
     folders = {folder_name(name) for name in variants}
-    if len(folders) < len(variants):
-        raise ValueError(f'{path}: two variants would share a folder; make their names differ in letters or digits')
-    text = ast.get_docstring(tree) or ''
-    return Study(
-        Path(path).stem, names['title'], text, variants, paper.get('source', ''), dict(paper.get('numbers', {}))
-    )
+    if not variants or len(folders) < len(variants) or not all(re.search(r'[A-Za-z0-9]', name) for name in folders):
+        raise ValueError(f'{path}: a study has variants, whose names differ in letters or digits: each has a folder')
+    return Study(Path(path).stem, contents.title, ast.get_docstring(tree) or '', variants, *paper)
 
 
 def choose(study: Study, names: Sequence[str]) -> Study:

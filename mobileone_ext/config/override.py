@@ -7,8 +7,8 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from ..recipe.schedule import for_length
-from ..text import option_value
-from .keys import TEXTS, hint, known_keys
+from ..text import option_value, type_name
+from .keys import TEXTS, building, hint, known_keys
 
 _NEARLY = 0.85  # difflib's ratio of a slip of the pen: `pipline`, but not `max_iters` for `max_epochs`
 _OF_CLASS = ('type', 'by_epoch')  # what decides on the class, of a loop the second as well
@@ -85,14 +85,15 @@ def _follow_length(config: Config, key: str, value: Any, overrides: dict[str, An
     given = {part for part in ('param_scheduler', 'custom_hooks') if any(k.split('.')[0] == part for k in overrides)}
     if say and value != old and 'param_scheduler' not in given:
         print(f'{value} {_UNITS[key]} instead of {old}: the schedule follows')
-    return for_length(config, value, keep=given)
+    with building(key, 'the schedule does not follow'):
+        return for_length(config, value, keep=given)
 
 
 def _child(node: dict | list, part: str, key: str) -> dict | list:
     if isinstance(node, list):
         index = _index(node, part, key)
         if index is None:
-            names = ', '.join(filter(None, map(_type_name, node))) or 'none'
+            names = ', '.join(filter(None, map(type_name, node))) or 'none'
             raise ValueError(f'override {key!r}: nothing of type {part!r} there; there are {names}')
         child = node[index]
     else:
@@ -111,7 +112,7 @@ def _index(items: list[dict], part: str, key: str) -> int | None:
         if int(part) >= len(items):
             raise ValueError(f'override {key!r}: index {part} of a list of {len(items)}')
         return int(part)
-    matches = [index for index, item in enumerate(items) if _type_name(item) == part]
+    matches = [index for index, item in enumerate(items) if type_name(item) == part]
     if len(matches) > 1:
         raise ValueError(f'override {key!r}: {len(matches)} of type {part!r} there; give the index')
     return matches[0] if matches else None
@@ -119,7 +120,7 @@ def _index(items: list[dict], part: str, key: str) -> int | None:
 
 def _set_in_list(items: list[dict], part: str, value: Any, key: str) -> None:
     index = _index(items, part, key)
-    if value is not None and not part.isdigit() and _type_name(value) != part:
+    if value is not None and not part.isdigit() and type_name(value) != part:
         raise ValueError(f'override {key!r}: its value must be a dict with type {part!r}')
     if index is not None:
         items[index : index + 1] = [] if value is None else [value]
@@ -140,8 +141,3 @@ def _check_name(node: dict, name: str, key: str) -> None:
             )
     elif close := difflib.get_close_matches(name, map(str, node), 1, _NEARLY):
         raise ValueError(f'override {key!r}: no {name!r} there; did you mean {close[0]!r}?')
-
-
-def _type_name(item: Any) -> str:
-    name = item.get('type', '') if isinstance(item, dict) else ''
-    return str(getattr(name, '__name__', name)).rsplit('.', 1)[-1]

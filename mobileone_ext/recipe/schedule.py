@@ -12,6 +12,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
 
 from ..registry import HOOKS
+from ..text import type_name
 
 # Arguments of schedulers that are places in the run, and those that must be whole numbers of steps.
 _SPANS = ('begin', 'end', 'T_max', 'total_iters')
@@ -100,7 +101,7 @@ def scaled_scheduler(scheduler: dict, share: Fraction) -> dict:
         ValueError: for an argument that is not known to scale.
     """
     scheduler = copy.deepcopy(scheduler)
-    kind = str(getattr(scheduler['type'], '__name__', scheduler['type'])).rsplit('.', 1)[-1]
+    kind = type_name(scheduler)
     by_epoch = scheduler.get('by_epoch', True)
     for key in scheduler:
         if key not in _KNOWN and re.search('epoch|iter|step|period|milestone', key):
@@ -141,22 +142,18 @@ def scaled_hook(hook: dict, share: Fraction, length: int, place: str) -> dict:
         ValueError: for an argument with an epoch or iteration that is not known to scale, named by ``place``.
     """
     hook = copy.deepcopy(hook)
-    kind = str(getattr(hook['type'], '__name__', hook['type'])).rsplit('.', 1)[-1]
-    last = length - 1
-    needed = {'CurriculumHook': 'stages', 'FreezeNormHook': 'epoch', 'SwitchRecipeHook': 'schedule'}.get(kind)
-    if needed and needed not in hook:
-        raise ValueError(f'{place}.{needed} is missing: {kind} needs it')
+    kind = type_name(hook)
     if kind == 'CurriculumHook':
         stages = [
             stage
             if isinstance(stage.get('epoch'), float)
-            else dict(stage, epoch=min(_whole(stage['epoch'], share), last))
+            else dict(stage, epoch=min(_whole(stage['epoch'], share), length - 1))
             for stage in hook['stages']
         ]
         hook['stages'] = [s for s, after in zip(stages, [*stages[1:], {}]) if s['epoch'] != after.get('epoch')]
     elif kind == 'FreezeNormHook':
         if isinstance(hook['epoch'], int):
-            hook['epoch'] = min(_whole(hook['epoch'], share), last)
+            hook['epoch'] = min(_whole(hook['epoch'], share), length - 1)
     elif kind == 'SwitchRecipeHook':  # counts from 1
         hook['schedule'] = [
             dict(step, action_epoch=min(1 + _whole(step['action_epoch'] - 1, share), length))
@@ -179,7 +176,7 @@ def without_short_warmups(schedulers: list[dict], epoch_length: int) -> list[dic
     """
     kept = []
     for scheduler in schedulers:
-        kind = str(getattr(scheduler['type'], '__name__', scheduler['type'])).rsplit('.', 1)[-1]
+        kind = type_name(scheduler)
         by_step = scheduler.get('convert_to_iter_based') or not scheduler.get('by_epoch', True)
         unit = epoch_length if scheduler.get('convert_to_iter_based') else 1
         steps = int(scheduler.get('end', _INF) * unit) - int(scheduler.get('begin', 0) * unit)

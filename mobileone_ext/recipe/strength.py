@@ -10,6 +10,8 @@ import copy
 
 from mmpretrain.datasets.transforms.auto_augment import AUTOAUG_POLICIES, RANDAUG_POLICIES
 
+from ..text import type_name
+
 # Arguments that give a size in pixels, whatever the transform: Resize, RandomResizedCrop, RandomCrop, ...
 _SIZE_KEYS = ('scale', 'crop_size', 'size')
 
@@ -27,7 +29,9 @@ def output_size(pipeline: list[dict]) -> int:
     """
     sizes = [value for transform in pipeline for value in _sizes(transform).values()]
     if not sizes:
-        raise ValueError(f'the training pipeline has nothing to resize: no transform in it has {_either(_SIZE_KEYS)}')
+        raise ValueError(
+            f'the training pipeline has nothing to resize: no transform in it has {" or ".join(_SIZE_KEYS)}'
+        )
     return sizes[-1] if isinstance(sizes[-1], int) else sizes[-1][0]
 
 
@@ -62,11 +66,11 @@ def at_strength(pipeline: list[dict], strength: float) -> list[dict]:
     """
     pipeline = copy.deepcopy(pipeline)
     weaken = dict(AutoAugment=_weaken_autoaugment, RandAugment=_weaken_randaugment, RandomErasing=_weaken_erasing)
-    found = [transform for transform in pipeline if _name(transform) in weaken]
+    found = [transform for transform in pipeline if type_name(transform) in weaken]
     if not found:
-        raise ValueError(f'the training pipeline has no augmentation to scale: it needs {_either(weaken)}')
+        raise ValueError(f'the training pipeline has no augmentation to scale: it needs {" or ".join(weaken)}')
     for transform in found:
-        weaken[_name(transform)](transform, strength)
+        weaken[type_name(transform)](transform, strength)
     return pipeline
 
 
@@ -108,13 +112,3 @@ def _sizes(transform: dict) -> dict:
         if all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
             sizes[key] = value
     return sizes
-
-
-def _name(transform: dict) -> str:
-    """The name of a transform without its registry's scope."""
-    return str(transform['type']).rsplit('.', 1)[-1]
-
-
-def _either(names) -> str:
-    *first, last = names
-    return f'{", ".join(first)} or {last}'

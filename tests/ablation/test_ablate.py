@@ -61,8 +61,8 @@ def test_recipe_study_augments_where_it_says_so(base_name, tmp_path):
 @pytest.mark.parametrize(
     'text, message',
     [
-        ("variants = {'a': {}}", 'title is missing'),
-        ("title = 't'", 'variants is missing'),
+        ("variants = {'a': {}}", "missing 1 required positional argument: 'title'"),
+        ("title = 't'\nvariants = {}", 'a study has variants'),
         ("title = 't'\nvariants = {'a': {}, 'a': {}}", "line 2: 'a' is given twice"),
         ("title = 't'\nvariants = {'a': {'x.y': 1, 'x.y': 2}}", "'x.y' is given twice"),
         ("title = 't'\nvariants = dict(a={}, a={})", 'SyntaxError: keyword argument repeated: a .*line 2'),
@@ -70,9 +70,9 @@ def test_recipe_study_augments_where_it_says_so(base_name, tmp_path):
         ("title = 't'\nvariants = ['a']", 'is no study: AttributeError'),
         ('import nowhere_to_be_found', 'is no study: ModuleNotFoundError'),
         ("title = 't'\nvariants = " + '[' * 10_000, 'is no study: '),
-        ("title = 't'\nvariants = {'a b': {}, 'a_b': {}}", 'share a folder'),
-        ("title = 't'\nvariant = {}\nvariants = {'a': {}}", "unknown name 'variant'"),
-        ("title = 't'\nvariants = {'a': {}}\npaper = dict(numbers={'b': 1})", "'b' is neither"),
+        ("title = 't'\nvariants = {'a b': {}, 'a_b': {}}", 'each has a folder'),
+        ("title = 't'\nvariant = {}\nvariants = {'a': {}}", "unexpected keyword argument 'variant'"),
+        ("title = 't'\nvariants = {'a': {}}\npaper = dict(numbers={'b': 1})", "'b' is no variant"),
     ],
 )
 def test_bad_study(study_file, text, message):

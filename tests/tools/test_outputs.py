@@ -216,7 +216,7 @@ def test_a_study_that_is_ended_leaves_no_trainer(tmp_path, sign):
 def test_a_variant_without_a_name_for_its_folder(run_tool, tmp_path, name):
     (tmp_path / 'study.py').write_text(f"title = 't'\nvariants = {{{name!r}: {{}}}}")
     code, text = run_tool('ablate', tmp_path / 'study.py', '--base', TINY, '--work-dir', tmp_path / 'work')
-    assert code == 1 and 'its folder needs a letter or a digit' in only_line(text)
+    assert code == 1 and 'names differ in letters or digits' in only_line(text)
 
 
 def test_a_name_with_escapes_is_printed_with_escapes(run_tool, tmp_path, checkpoint, config, digits):
