@@ -45,19 +45,19 @@ def by_convolution(x, weights, stride, groups):
 
 @every_convolution
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
-@pytest.mark.parametrize('plane', [(7, 9), (8, 6), (9, 4), (2, 3), (1, 5), (1, 1)], ids=str)
-def test_statistics_are_those_of_the_convolutions(convolution, plane, memory_format):
-    x, *rest = make(convolution, plane, batch=3)
-    _, statistics = batch_statistics(x.contiguous(memory_format=memory_format), *rest)
-    expected = by_convolution(x, *rest)
-    for found, value in zip(statistics, expected):
-        torch.testing.assert_close(found, value, rtol=1e-12, atol=1e-13)
-    height, width = (-(-side // rest[1]) for side in plane)
-    assert statistics.count == 3 * height * width
+def test_statistics_are_those_of_the_convolutions(convolution, memory_format):
+    for plane in ((7, 9), (8, 6), (9, 4), (2, 3), (1, 5), (1, 1)):
+        x, *rest = make(convolution, plane, batch=3)
+        _, statistics = batch_statistics(x.contiguous(memory_format=memory_format), *rest)
+        expected = by_convolution(x, *rest)
+        for result, value in zip(statistics, expected):
+            torch.testing.assert_close(result, value, rtol=1e-12, atol=1e-13)
+        height, width = (-(-side // rest[1]) for side in plane)
+        assert statistics.count == 3 * height * width
 
 
 @every_convolution
-@pytest.mark.parametrize('plane', [(5, 4), (4, 5), (2, 1), (1, 1)], ids=str)
+@pytest.mark.parametrize('plane', [(5, 4), (1, 1)], ids=str)
 def test_gradients(convolution, plane):
     x, weights, stride, groups = make(convolution, plane)
 
@@ -65,7 +65,7 @@ def test_gradients(convolution, plane):
         same, found = batch_statistics(x, weights, stride, groups)
         return (same * torch.linspace(-1, 1, same.numel(), dtype=same.dtype).view_as(same), *found[:4])
 
-    assert gradcheck(statistics, (x.requires_grad_(), weights.requires_grad_()))
+    assert gradcheck(statistics, (x.requires_grad_(), weights.requires_grad_()), fast_mode=True)
 
 
 @every_convolution
