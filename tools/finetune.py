@@ -67,7 +67,7 @@ def main():
         for note in plan.photos.notes:
             print(note)
         print(finetune.summary(plan))
-        print(f'config: {finetune.write_plan(plan, options)}')
+        print(f'config: {finetune.write_plan(plan)}')
     if dry_run:
         print(f'recipe: {finetune.draw_recipe(options.folder)}')
         return

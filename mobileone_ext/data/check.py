@@ -69,13 +69,14 @@ def read_by_files(dataset: dict, count: int | None = None) -> None:
             does not take over a data set that is bound to as many others.
     """
     kind = dataset_class(dataset)
-    if not (isinstance(kind, type) and issubclass(kind, MmpretrainDataset)) or issubclass(kind, CustomDataset):
+    if not (isinstance(kind, type) and issubclass(kind, MmpretrainDataset)):
         return
-    bound = getattr(kind, 'METAINFO', {}).get('classes')
-    if bound and len(bound) == count and bound is not ImageNet.METAINFO['classes']:
+    bound = kind.METAINFO.get('classes')
+    fits, imagenet = bool(bound) and len(bound) == count, bound is ImageNet.METAINFO['classes']
+    if (fits and not imagenet) or (issubclass(kind, CustomDataset) and (fits or not imagenet)):
         return
     listed, split = annotation_file(dataset), dataset.pop('split', '')
-    dataset['type'] = f'mobileone_ext.{"ImageNet" if bound and len(bound) == count else "CustomDataset"}'
+    dataset['type'] = f'mobileone_ext.{"ImageNet" if fits else "CustomDataset"}'
     if split:
         dataset['data_prefix'] = dataset.get('data_prefix') or split
     if listed and not dataset.get('ann_file'):
@@ -156,8 +157,14 @@ def check_loaders(loaders: dict[str, DataLoader], config: Config) -> None:
         check_same(names, reference, name, source)
         if names and reference is None:
             reference, source = names, name
-        for part in innermost(dataset):
+        parts = list(innermost(dataset))
+        for part in parts:
             _check_part(part, name, count)
+        if name == 'train' and all(isinstance(part, CustomDataset) for part in parts):
+            empty = [label for label in parts[0].empty if all(label in part.empty for part in parts)]
+            if empty:
+                places = ', '.join(str(Path(part.img_prefix)) for part in parts)
+                raise ValueError(f'{places}: no images of {quoted(empty)}: a class that is trained needs some')
 
 
 def _check_part(dataset, name: str, count: int | None) -> None:
@@ -166,8 +173,6 @@ def _check_part(dataset, name: str, count: int | None) -> None:
         empty = [f'no images of {quoted(dataset.empty)}'] if dataset.empty else []
         for note in (*dataset.notes, *empty):
             say(f'{Path(dataset.img_prefix)}: {note}')
-        if hint and dataset.empty:
-            raise ValueError(f'{Path(dataset.img_prefix)}: {empty[0]}: a class that is trained needs some')
     if isinstance(dataset, MmpretrainDataset) and not dataset.ann_file:
         if count and dataset.CLASSES and len(dataset.CLASSES) != count:
             raise ValueError(

@@ -8,10 +8,8 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from .. import cli
 from ..checkpoints.load import load_weights
@@ -24,61 +22,12 @@ from .finetuning import photos as reading
 from .finetuning import recipe as numbers
 from .finetuning import report as reporting
 from .finetuning.photos import Photos
+from .finetuning.plan import RANDOM, Options, Plan
 from .finetuning.scores import score_photos
 from .test import evaluate
 
 CONFIG, OPTIONS, FUSED, RECIPE = 'config.py', 'options.json', 'fused.pth', 'recipe.png'
 VAL_FRACTION = 0.2
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a person may choose.
-
-    Attributes:
-        photos: class folders, a folder with train and val, or a CSV file.
-        weights: file, name or address to start from, or ``none``; None is Apple's fused network of ``arch``.
-        arch: None is that of ``weights``, or s0.
-        size: of the images in pixels.
-        batch_size, lr: None follows from the number of photos.
-        val: a folder or CSV file to measure on, or the fraction of ``photos`` to set aside.
-        seed: of the split, the head and the order.
-        freeze: stages that stay as they are: 0 the stem, i also stages 1 .. i; -1 none.
-        work_dir: None is work_dirs/finetune_NAME.
-        branches: give fused weights their branches before training.
-        balance: show photos of rare classes more often.
-        early_stop: epochs without a better one before the run ends; None goes to the end.
-    """
-
-    photos: str
-    weights: str | None = None
-    arch: str | None = None
-    epochs: int = 20
-    size: int = 224
-    batch_size: int | None = None
-    lr: float | None = None
-    val: str | None = None
-    seed: int = 0
-    freeze: int = -1
-    work_dir: str | None = None
-    branches: bool = False
-    balance: bool = False
-    early_stop: int | None = None
-
-    @property
-    def folder(self) -> Path:
-        """Where everything of this run goes."""
-        name = os.path.basename(os.path.abspath(self.photos))
-        return Path(self.work_dir or Path('work_dirs', f'finetune_{name}')).absolute()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run, all of it checked and nothing of it written."""
-
-    photos: Photos
-    recipe: numbers.Recipe
-    choices: writing.Choices
 
 
 def make_plan(options: Options, command: str = 'tools/finetune.py') -> Plan:
@@ -98,21 +47,10 @@ def make_plan(options: Options, command: str = 'tools/finetune.py') -> Plan:
     shown = len(photos.train.photos)
     if threshold:
         shown = numbers.balanced_count([counts[name] for name in photos.classes], threshold)
-    recipe = numbers.make_recipe(shown, options.epochs, options.batch_size, options.lr, weights is None)
-    choices = writing.Choices(
-        command=command,
-        arch=arch,
-        weights=weights,
-        form=form,
-        size=options.size,
-        seed=options.seed,
-        freeze=options.freeze,
-        balance=threshold and float(f'{threshold:.3g}'),
-        patience=options.early_stop,
-        workers=fitting_workers(shown),
-        gpu=torch.cuda.is_available(),
-    )
-    return Plan(photos, recipe, choices)
+    recipe = numbers.make_recipe(shown, options.epochs, options.batch_size, options.lr, weights == RANDOM)
+    options = replace(options, arch=arch, weights=weights, batch_size=recipe.batch_size, lr=recipe.lr)
+    threshold = threshold and float(f'{threshold:.3g}')
+    return Plan(photos, recipe, options, form, threshold, fitting_workers(shown), command)
 
 
 def check_folder(options: Options) -> None:
@@ -126,16 +64,16 @@ def check_folder(options: Options) -> None:
         raise ValueError(f'{folder}: is not empty; --resume goes on with the run in it, --work-dir names another')
 
 
-def choose_weights(options: Options) -> tuple[str, str | None, str]:
-    """The arch, what to start from (None: random weights) and the form to train in.
+def choose_weights(options: Options) -> tuple[str, str, str]:
+    """The arch, what to start from and the form to train in.
 
     Raises:
         OSError, ValueError: for weights that cannot be read or are of another arch.
     """
-    if options.weights == 'none':
+    if options.weights == RANDOM:
         if options.freeze >= 0:
             raise ValueError(f'--freeze {options.freeze} with --weights none: random weights must be trained')
-        return options.arch or 's0', None, 'branched'
+        return options.arch or 's0', RANDOM, 'branched'
     source = options.weights or f'apple/mobileone_{options.arch or "s0"}-fused'
     weights = load_weights(source)
     arch = weights.structure.variant
@@ -187,19 +125,19 @@ def fitting_workers(num_photos: int) -> int:
     return 0 if num_photos < 100 else min(4, os.cpu_count() or 1)
 
 
-def write_plan(plan: Plan, options: Options) -> Path:
+def write_plan(plan: Plan) -> Path:
     """Write config, lists of photos and options into the run's folder; the config's path."""
-    folder = options.folder
+    folder = plan.options.folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in writing.annotation_files(plan.photos).items():
         write_text(text, folder / name)
-    started = dict(as_started(plan, options), notes=plan.photos.notes)
+    started = dict(as_started(plan), notes=plan.photos.notes)
     write_text(json.dumps(started, indent=2) + '\n', folder / OPTIONS)
-    for name, text in writing.base_files(plan.choices.arch).items():
+    for name, text in writing.base_files(plan.options.arch).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_text(text, folder / name)
     path = folder / CONFIG
-    write_text(writing.config_text(plan.photos, plan.recipe, plan.choices, folder), path)
+    write_text(writing.config_text(plan), path)
     return path
 
 
@@ -211,17 +149,11 @@ def draw_recipe(folder: Path) -> Path:
     return folder / RECIPE
 
 
-def as_started(plan: Plan, options: Options) -> dict:
+def as_started(plan: Plan) -> dict:
     """The options, each with the value that it came to, given or not."""
-    set_aside = plan.photos.val.root == plan.photos.train.root
-    chosen = dict(
-        weights=plan.choices.weights or 'none',
-        arch=plan.choices.arch,
-        batch_size=plan.recipe.batch_size,
-        lr=plan.recipe.lr,
-        val=options.val or (VAL_FRACTION if set_aside else str(plan.photos.val.root)),
-    )
-    return {name: resolved(name, value) for name, value in {**dataclasses.asdict(options), **chosen}.items()}
+    photos = plan.photos
+    val = plan.options.val or (VAL_FRACTION if photos.val.root == photos.train.root else str(photos.val.root))
+    return {name: resolved(name, value) for name, value in dataclasses.asdict(replace(plan.options, val=val)).items()}
 
 
 def resolved(name: str, value):
@@ -288,12 +220,13 @@ def _for_testing(path: str):
 
 def summary(plan: Plan) -> str:
     """What will be trained on what, on a line."""
-    photos, recipe, choices = plan.photos, plan.recipe, plan.choices
+    photos, recipe, options = plan.photos, plan.recipe, plan.options
     measured = ' and '.join(f'{len(part.photos)} {name}' for name, part in photos.lists().items())
+    weights = 'random weights' if options.weights == RANDOM else options.weights
     return (
-        f'{len(photos.classes)} classes, {measured} photos; MobileOne-{choices.arch.upper()} '
-        f'({choices.form}) from {choices.weights or "random weights"}; {recipe.epochs} epochs of '
-        f'{recipe.steps_per_epoch} steps of {recipe.batch_size} at {choices.size} px, lr {recipe.lr:g}'
+        f'{len(photos.classes)} classes, {measured} photos; MobileOne-{options.arch.upper()} ({plan.form}) from '
+        f'{weights}; {recipe.epochs} epochs of {recipe.steps_per_epoch} steps of {recipe.batch_size} at '
+        f'{options.size} px, lr {recipe.lr:g}'
     )
 
 

@@ -63,8 +63,7 @@ def run_arm(options: Options, arm: str, seed: int, out: Path, test_photos: Path 
     plan = make_plan(options, test_photos)
     if arm == 'from scratch':
         plan = replace(plan, recipe=make_recipe(len(plan.photos.train.photos), options.epochs, from_scratch=True))
-    plan = replace(plan, choices=replace(plan.choices, seed=seed, workers=0))
-    finetune.write_plan(plan, options)
+    finetune.write_plan(replace(plan, options=replace(plan.options, seed=seed), workers=0))
     wall, cpu = time.perf_counter(), time.process_time()
     report = finetune.run(options.folder)
     return dict(
@@ -87,7 +86,7 @@ def try_lr(options: Options, lr: float, out: Path, test_photos: Path | None) -> 
     train, val = (PhotoList(found.root, [found.photos[index] for index in part]) for part in parts)
     recipe = make_recipe(len(train.photos), options.epochs, lr=lr)
     photos = replace(plan.photos, train=train, val=val)
-    finetune.write_plan(replace(plan, photos=photos, recipe=recipe), options)
+    finetune.write_plan(replace(plan, photos=photos, recipe=recipe))
     report = finetune.run(options.folder)
     return dict(lr=f'{lr:g}', top1=f'{report["right_after"]:.2f}', num_images=report['num_images'])
 
@@ -107,7 +106,7 @@ def regress(options: Options, out: Path, test_photos: Path | None) -> dict:
     from sklearn.preprocessing import StandardScaler
 
     options = replace(options, work_dir=str(out / 'regression'))
-    finetune.write_plan(make_plan(options, test_photos), options)
+    finetune.write_plan(make_plan(options, test_photos))
     config = cli.load_config(str(options.folder / CONFIG))
     wall, cpu = time.perf_counter(), time.process_time()
     train, train_labels = features(config, config.train_dataloader.dataset.ann_file)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mobileone_ext import cli
-from mobileone_ext.data.check import check_loaders, leave_out_last_of_one, prepare_data
+from mobileone_ext.data.check import check_loaders, leave_out_last_of_one, prepare_data, read_by_files
 from mobileone_ext.data.classes import classes_in
 from mobileone_ext.data.dataset import CustomDataset
 from mobileone_ext.engine.runner import Runner
@@ -74,6 +74,28 @@ def test_an_empty_class_is_refused_in_training_and_said_in_validation(tmp_path, 
     (tmp_path / 'train' / 'b' / '2.jpg').unlink()
     with pytest.raises(ValueError, match=r"train: no images of 'b': a class that is trained needs some"):
         check(config_of(tmp_path), 'train_dataloader')
+
+
+def test_folders_that_are_joined_hold_the_classes_together(tmp_path):
+    write_photos(tmp_path, 'p/train/a/1.jpg', 'p/train/b/2.jpg', 'q/a/3.jpg')
+    (tmp_path / 'p' / 'train' / 'c').mkdir()
+    inner = [dict(type='CustomDataset', data_root=str(tmp_path / name), pipeline=[]) for name in ('p/train', 'q')]
+    config = config_of(tmp_path, classes=3)
+    config.train_dataloader.dataset = dict(type='ConcatDataset', datasets=inner)
+    with pytest.raises(ValueError, match=f"{tmp_path}/p/train, {tmp_path}/q: no images of 'c'"):
+        check(config, 'train_dataloader')
+    write_photos(tmp_path, 'q/c/4.jpg')
+    (built,) = check(config, 'train_dataloader')
+    assert [built.get_data_info(i)['gt_label'] for i in range(4)] == [0, 1, 0, 2]
+
+
+def test_the_names_of_imagenet_are_those_of_a_head_of_as_many():
+    """Also where an earlier run wrote the config, whose data set is ours."""
+    for kind in ('ImageNet', 'mobileone_ext.ImageNet'):
+        for count, expected in ((1000, 'ImageNet'), (5, 'CustomDataset'), (None, 'CustomDataset')):
+            dataset = dict(type=kind, data_root='x')
+            read_by_files(dataset, count)
+            assert dataset['type'] == f'mobileone_ext.{expected}'
 
 
 def test_the_parts_of_a_split_are_no_classes_to_train(tmp_path):

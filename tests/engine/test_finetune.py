@@ -21,7 +21,6 @@ from mobileone_ext.backbone import MobileOne
 from mobileone_ext.data.dataset import CustomDataset
 from mobileone_ext.deploy.quantization.quantize import calibration_files
 from mobileone_ext.engine import finetune
-from mobileone_ext.engine.finetuning import config as writing
 from mobileone_ext.engine.finetuning import photos as reading
 from mobileone_ext.engine.finetuning import recipe as numbers
 from mobileone_ext.engine.finetuning.scores import Scores, by_class, confusion, score_photos, worst
@@ -77,7 +76,7 @@ def finished(weights, tmp_path_factory) -> tuple[Path, Path]:
     options = finetune.Options(str(photos), str(weights), epochs=1, size=32, seed=3, work_dir=str(root / 'work dir'))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, 'argv', [str(ROOT / 'tools' / 'finetune.py')])  # where the report's commands lie
-        finetune.write_plan(finetune.make_plan(options), options)
+        finetune.write_plan(finetune.make_plan(options))
         finetune.run(options.folder)
     return photos, options.folder
 
@@ -271,7 +270,7 @@ def test_names_in_every_script_are_learned(tmp_path):
     options = finetune.Options(str(tmp_path / 'p'), weights='none', work_dir=str(tmp_path / 'w'))
     plan = finetune.make_plan(options)
     assert plan.photos.notes == ()
-    config, paths = cli.load_config(str(finetune.write_plan(plan, options))), []
+    config, paths = cli.load_config(str(finetune.write_plan(plan))), []
     for dataset in (config.train_dataloader.dataset, config.val_dataloader.dataset):
         found = CustomDataset(dataset.data_root, ann_file=dataset.ann_file, metainfo=dataset.metainfo, pipeline=[])
         for info in map(found.get_data_info, range(len(found))):
@@ -713,9 +712,9 @@ def test_configs_names_need_no_care(tmp_path, name):
         reading.PhotoList(folder, [reading.Photo(f'{i}.png', (name,)) for i, name in enumerate(NAMES)]),
         reading.PhotoList(folder, [reading.Photo('x.png', (name,))]),
     )
-    choices = writing.Choices(f'finetune """ \\ \n {{x}} {name}', 's1', None, 'branched', 64, 0, gpu=True)
-    plan = finetune.Plan(photos, numbers.make_recipe(6, 2), choices)
-    path = finetune.write_plan(plan, finetune.Options('photos', work_dir=str(folder)))
+    options = finetune.Options('photos', 'none', 's1', size=64, work_dir=str(folder))
+    plan = finetune.Plan(photos, numbers.make_recipe(6, 2), options, 'branched', command=f'a """ \\ \n {{x}} {name}')
+    path = finetune.write_plan(plan)
     config = cli.load_config(str(path))
     assert tuple(config.val_dataloader.dataset.metainfo.classes) == tuple(sorted(NAMES))
     assert config.train_dataloader.dataset.data_root == str(folder)

@@ -1,14 +1,15 @@
 """The config of a fine-tuning run as text: short, over our bases, with every value that follows from the choices."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ...arch import resolve_arch, stage_widths
 from ...files import home
 from .photos import PhotoList, Photos
-from .recipe import Recipe
+from .plan import RANDOM, Plan
 
 BASES = ('models/mobileone_{arch}.py', 'datasets/photos.py', 'schedules/finetune_20e.py', 'default_runtime.py')
 BASE_FOLDER = '_base_'  # of a run: copies of the bases, so that it depends on no other folder
@@ -16,56 +17,30 @@ WIDTH = 110  # characters of a line
 SIZE, CROPS = 224, (0.35, 1.0)  # of the bases: pixels, and the share of a photo that is seen
 
 
-@dataclass(frozen=True)
-class Choices:
-    """What the config is written from, beside the photos and the recipe.
-
-    Attributes:
-        command: the line that wrote it, for the reader.
-        weights: a file or name to start from; None for random weights.
-        form: ``'fused'`` or ``'branched'``: the network that is trained.
-        size: of the images in pixels.
-        freeze: as ``frozen_stages``; -1 for none.
-        balance: the threshold of ``ClassBalancedDataset``; None without it.
-        patience: validations without a better one before the run stops; None to go to the end.
-    """
-
-    command: str
-    arch: str
-    weights: str | None
-    form: str
-    size: int
-    seed: int
-    freeze: int = -1
-    balance: float | None = None
-    patience: int | None = None
-    workers: int = 2
-    gpu: bool = False
-
-
 class Code(str):
     """Python that stands in a config as it is."""
 
 
-def config_text(photos: Photos, recipe: Recipe, choices: Choices, work_dir: Path) -> str:
-    """The config as a Python file; ``work_dir`` (absolute) has the annotation files and will have ``run``."""
-    lists = {name: _loader(name, photos, part, recipe, choices, work_dir) for name, part in photos.lists().items()}
+def config_text(plan: Plan) -> str:
+    """The config as a Python file; the folder of ``plan`` has the annotation files and will have ``run``."""
+    photos, options = plan.photos, plan.options
+    lists = {name: _loader(name, part, plan) for name, part in photos.lists().items()}
     settings = dict(
         classes=list(photos.classes),
-        model=_model(photos, choices),
+        model=_model(plan),
         train_dataloader=lists['train'],
         val_dataloader=lists['val'],
         test_dataloader=lists.get('test', Code('val_dataloader')),
         **_evaluators(photos),
-        **_schedule(recipe, choices),
-        **_hooks(photos, recipe, choices),
-        load_from=choices.weights,
-        randomness=dict(seed=choices.seed),
-        work_dir=_beside(work_dir, 'run'),
+        **_schedule(plan),
+        **_hooks(plan),
+        load_from=None if options.weights == RANDOM else options.weights,
+        randomness=dict(seed=options.seed),
+        work_dir=_beside(options.folder, 'run'),
     )
-    bases = [f'{BASE_FOLDER}/{base.format(arch=choices.arch)}' for base in BASES]
+    bases = [f'{BASE_FOLDER}/{base.format(arch=options.arch)}' for base in BASES]
     lines = (f'{name} = {as_python(value)}\n' for name, value in dict(_base_=bases, **settings).items())
-    return _docstring(photos, choices, work_dir / 'config.py') + '\n' + ''.join(lines)
+    return _docstring(plan) + '\n' + ''.join(lines)
 
 
 def as_python(value: Any, column: int = 0) -> str:
@@ -123,13 +98,14 @@ def top_ks(num_classes: int) -> tuple[int, ...]:
     return (1, 5) if num_classes > 5 else (1,)
 
 
-def _docstring(photos: Photos, choices: Choices, path: Path) -> str:
+def _docstring(plan: Plan) -> str:
+    photos = plan.photos
     measured = photos.test or photos.val
     text = (
-        f'MobileOne-{choices.arch.upper()} on {len(photos.train.photos)} photos of {len(photos.classes)} classes; '
+        f'MobileOne-{plan.options.arch.upper()} on {len(photos.train.photos)} photos of {len(photos.classes)} classes; '
         f'measured on {len(measured.photos)} others.\n\n'
-        f'Written by: {choices.command}\n'
-        f'Train by it: python tools/train.py {path}\n'
+        f'Written by: {plan.command}\n'
+        f'Train by it: python tools/train.py {plan.options.folder / "config.py"}\n'
     )
     return '"""' + _plain(text.replace('\\', '\\\\').replace('"""', "'''")) + '"""\n'
 
@@ -146,48 +122,48 @@ def _beside(folder: Path, name: str) -> str:
     return Code(f'r"""{{{{ fileDirname }}}}/{name}"""')
 
 
-def _model(photos: Photos, choices: Choices) -> dict:
-    count, backbone = len(photos.classes), {}
-    if choices.form == 'fused':
+def _model(plan: Plan) -> dict:
+    count, backbone = len(plan.photos.classes), {}
+    if plan.form == 'fused':
         backbone['deploy'] = True
-    if choices.freeze >= 0:
-        backbone['frozen_stages'] = choices.freeze
+    if plan.options.freeze >= 0:
+        backbone['frozen_stages'] = plan.options.freeze
     model = dict(backbone=backbone) if backbone else {}
-    if not photos.multi_label:
+    if not plan.photos.multi_label:
         head = dict(num_classes=count, topk=top_ks(count))
         return dict(model, data_preprocessor=dict(num_classes=count), head=head)
     head = dict(
         _delete_=True,
         type='MultiLabelLinearClsHead',
         num_classes=count,
-        in_channels=stage_widths(resolve_arch(choices.arch))[-1],
+        in_channels=stage_widths(resolve_arch(plan.options.arch))[-1],
         loss=dict(type='CrossEntropyLoss', use_sigmoid=True),
     )
     return dict(model, data_preprocessor=dict(num_classes=count, to_onehot=True), head=head)
 
 
-def _loader(name: str, photos: Photos, part: PhotoList, recipe: Recipe, choices: Choices, work_dir: Path) -> dict:
-    train = name == 'train'
+def _loader(name: str, part: PhotoList, plan: Plan) -> dict:
+    photos, recipe, size, train = plan.photos, plan.recipe, plan.options.size, name == 'train'
     dataset = dict(type='MultiLabelDataset') if photos.multi_label else {}
     dataset.update(
         data_root=str(part.root),
-        ann_file=_beside(work_dir, annotation_name(name, photos.multi_label)),
+        ann_file=_beside(plan.options.folder, annotation_name(name, photos.multi_label)),
         metainfo=Code('dict(classes=classes)'),
     )
-    balanced = train and choices.balance
-    if choices.size != SIZE or balanced:
-        dataset['pipeline'] = _pipeline(choices.size, train)
+    balanced = train and plan.threshold
+    if size != SIZE or balanced:
+        dataset['pipeline'] = _pipeline(size, train)
     if balanced:
         dataset = dict(
             _delete_=True,
             type='ClassBalancedDataset',
-            oversample_thr=choices.balance,
+            oversample_thr=plan.threshold,
             dataset={'type': 'CustomDataset', **dataset},
         )
-    loader = dict(batch_size=recipe.batch_size if train else max(recipe.batch_size, 32), num_workers=choices.workers)
-    if not choices.workers:
+    loader = dict(batch_size=recipe.batch_size if train else max(recipe.batch_size, 32), num_workers=plan.workers)
+    if not plan.workers:
         loader['persistent_workers'] = False
-    if choices.gpu:
+    if torch.cuda.is_available():
         loader['pin_memory'] = True
     if train and recipe.drop_last:  # the last batch would be a single photo
         loader['drop_last'] = True
@@ -221,13 +197,13 @@ def _evaluators(photos: Photos) -> dict:
     return dict(val_evaluator=metrics, test_evaluator=Code('val_evaluator'))
 
 
-def _schedule(recipe: Recipe, choices: Choices) -> dict:
-    epochs, warm_up = recipe.epochs, recipe.warm_up
+def _schedule(plan: Plan) -> dict:
+    epochs, warm_up = plan.recipe.epochs, plan.recipe.warm_up
     steps = dict(by_epoch=True, convert_to_iter_based=True)
     cosine = dict(type='CosineAnnealingLR', T_max=round(epochs - warm_up, 5), begin=warm_up, end=epochs, **steps)
     linear = dict(type='LinearLR', start_factor=0.001, begin=0, end=warm_up, **steps)
-    optimizer = dict(optimizer=dict(lr=recipe.lr))
-    if choices.weights is None:
+    optimizer = dict(optimizer=dict(lr=plan.recipe.lr))
+    if plan.options.weights == RANDOM:
         optimizer['paramwise_cfg'] = Code("dict(custom_keys={'head.': dict(lr_mult=1.0)})")
     return dict(
         optim_wrapper=optimizer,
@@ -236,8 +212,9 @@ def _schedule(recipe: Recipe, choices: Choices) -> dict:
     )
 
 
-def _hooks(photos: Photos, recipe: Recipe, choices: Choices) -> dict:
-    best = 'multi-label/mAP' if photos.multi_label else 'accuracy/top1'
+def _hooks(plan: Plan) -> dict:
+    recipe, patience = plan.recipe, plan.options.early_stop
+    best = 'multi-label/mAP' if plan.photos.multi_label else 'accuracy/top1'
     default_hooks = dict(
         logger=dict(interval=max(1, min(50, recipe.steps_per_epoch // 4))),
         checkpoint=dict(save_best=best, rule='greater', max_keep_ckpts=1),
@@ -245,6 +222,6 @@ def _hooks(photos: Photos, recipe: Recipe, choices: Choices) -> dict:
     hooks = []
     if recipe.ema_momentum:
         hooks.append(dict(type='EMAHook', momentum=recipe.ema_momentum, update_buffers=True, priority='ABOVE_NORMAL'))
-    if choices.patience is not None:
-        hooks.append(dict(type='EarlyStoppingHook', monitor=best, rule='greater', patience=choices.patience))
+    if patience is not None:
+        hooks.append(dict(type='EarlyStoppingHook', monitor=best, rule='greater', patience=patience))
     return dict(default_hooks=default_hooks, **(dict(custom_hooks=hooks) if hooks else {}))

@@ -1,0 +1,72 @@
+"""What a person chooses of a fine-tuning run, and what follows from that and the photos."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .photos import Photos
+from .recipe import Recipe
+
+RANDOM = 'none'  # the name of random weights
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person may choose.
+
+    Attributes:
+        photos: class folders, a folder with train and val, or a CSV file.
+        weights: file, name or address to start from, or ``none``; None is Apple's fused network of ``arch``.
+        arch: None is that of ``weights``, or s0.
+        size: of the images in pixels.
+        batch_size, lr: None follows from the number of photos.
+        val: a folder or CSV file to measure on, or the fraction of ``photos`` to set aside.
+        seed: of the split, the head and the order.
+        freeze: stages that stay as they are: 0 the stem, i also stages 1 .. i; -1 none.
+        work_dir: None is work_dirs/finetune_NAME.
+        branches: give fused weights their branches before training.
+        balance: show photos of rare classes more often.
+        early_stop: epochs without a better one before the run ends; None goes to the end.
+    """
+
+    photos: str
+    weights: str | None = None
+    arch: str | None = None
+    epochs: int = 20
+    size: int = 224
+    batch_size: int | None = None
+    lr: float | None = None
+    val: str | None = None
+    seed: int = 0
+    freeze: int = -1
+    work_dir: str | None = None
+    branches: bool = False
+    balance: bool = False
+    early_stop: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this run goes."""
+        name = os.path.basename(os.path.abspath(self.photos))
+        return Path(self.work_dir or Path('work_dirs', f'finetune_{name}')).absolute()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, all of it checked and nothing of it written.
+
+    Attributes:
+        options: with the values that those came to that were not given.
+        form: ``'fused'`` or ``'branched'``: the network that is trained.
+        threshold: of ``ClassBalancedDataset``; None without it.
+        workers: processes that load photos.
+        command: the line that wrote it, for the config's reader.
+    """
+
+    photos: Photos
+    recipe: Recipe
+    options: Options
+    form: str
+    threshold: float | None = None
+    workers: int = 2
+    command: str = 'tools/finetune.py'
