@@ -59,6 +59,7 @@ def main():
     }
     config = cli.load_config(args.config, {**args.cfg_options, **{k: v for k, v in plain.items() if v is not None}})
     from mobileone_ext.engine import train as training
+    from mobileone_ext.recipe.schedule import misfits
 
     if args.lr and config.get('auto_scale_lr'):
         config.auto_scale_lr.enable = False
@@ -85,6 +86,8 @@ def main():
         config.randomness.seed = args.seed
     if args.deterministic:
         config.randomness.deterministic = True
+    for phrase in misfits(config):
+        print(f'note: {phrase}; --epochs N scales a schedule')
     if args.dry_run:
         from mobileone_ext.engine.dry_run import describe, dry_run
 

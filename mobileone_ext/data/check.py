@@ -6,6 +6,7 @@ classes by name, top-k of more classes than there are.
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from mmengine.config import Config
@@ -45,13 +46,6 @@ def prepare_data(config: Config, *loaders: str, classes: Sequence[str] | None = 
         OSError, ValueError: naming the data that is not there or whose classes are others, and the option that sets it.
     """
     count = num_classes(config)
-    for dataset, _ in datasets_of(config, *LOADERS):
-        read_by_files(dataset, count)
-    train = next((names_of(dataset) for dataset, _ in datasets_of(config, 'train_dataloader')), None)
-    reference = (classes, 'the checkpoint') if classes else (train, 'the training set')
-    for dataset, option in datasets_of(config, *loaders):
-        _look_for_data(dataset, option)
-        _label_by_name(dataset, option, *reference)
     for name in loaders:
         if name == 'train_dataloader':
             continue
@@ -59,6 +53,14 @@ def prepare_data(config: Config, *loaders: str, classes: Sequence[str] | None = 
             config[name]['drop_last'] = False
             say(f'{name}.drop_last=True would leave images out of the figures: it is ignored')
         fit_metrics(config, name.replace('dataloader', 'evaluator'), count)
+    datasets = {name: [*datasets_of(config, name)] for name in LOADERS}
+    for dataset, _ in chain(*datasets.values()):
+        read_by_files(dataset, count)
+    train = next((names_of(dataset) for dataset, _ in datasets['train_dataloader']), None)
+    reference = (classes, 'the checkpoint') if classes else (train, 'the training set')
+    for dataset, option in chain(*(datasets[name] for name in loaders)):
+        _look_for_data(dataset, option)
+        _label_by_name(dataset, option, *reference)
 
 
 def read_by_files(dataset: dict, count: int | None = None) -> None:

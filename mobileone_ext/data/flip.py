@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import torch
 from mmcv.transforms import RandomFlip
-from mmengine.config import Config
 from mmpretrain.models import ClsDataPreprocessor
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..registry import MODELS, TRANSFORMS
-from ..text import type_name
+from .nested import innermost
 
 ON_DEVICE = 'horizontal_on_device'  # a flip_direction, which mmpretrain's PackInputs takes along
 
@@ -55,10 +55,10 @@ def flipped(images: Tensor | Sequence[Tensor], flips: Sequence[bool]) -> Tensor 
     return [image.flip(-1) if flip else image for image, flip in zip(images, flips)]
 
 
-def check_flips(config: Config) -> None:
-    """Raise ValueError for flips that are drawn and that nothing carries out."""
-    drawn = 'DrawFlip' in str(config.get('train_dataloader'))
-    if drawn and type_name(config.model.get('data_preprocessor')) != 'FlippingDataPreprocessor':
+def check_flips(loader: DataLoader, model: nn.Module) -> None:
+    """Raise ValueError for flips that ``loader`` draws and that ``model`` does not carry out."""
+    drawn = any(DrawFlip.__name__ in repr(getattr(dataset, 'pipeline', '')) for dataset in innermost(loader.dataset))
+    if drawn and not isinstance(getattr(model, 'data_preprocessor', None), FlippingDataPreprocessor):
         raise ValueError(
             'train_dataloader draws flips by DrawFlip, and nothing carries them out: set '
             'model.data_preprocessor.type=mobileone_ext.FlippingDataPreprocessor'

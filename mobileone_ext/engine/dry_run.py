@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, Dataset
 from ..config import building, require_data
 from ..data.check import check_loaders, prepare_data
 from ..data.classes import LOADERS, is_multi_label
-from ..data.flip import check_flips
 from ..data.nested import innermost
 from ..recipe.checkpointing import check_saving
 from ..recipe.run import unwrap
@@ -128,7 +127,6 @@ def dry_run(config: Config, name: str, data: bool = False, step: bool = False) -
         ValueError: naming what does not build, or what a checkpoint could not hold.
     """
     require_data(config, 'train_dataloader')
-    check_flips(config)
     config = copy.deepcopy(config)
     if data:
         prepare_data(config, *(name for name in LOADERS if config.get(name)))

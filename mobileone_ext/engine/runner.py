@@ -25,6 +25,7 @@ from ..checkpoints.training import check_fits_run, is_sealed, read_training_chec
 from ..config import building
 from ..data.check import check_loaders, leave_out_last_of_one
 from ..data.classes import check_same
+from ..data.flip import check_flips
 from ..recipe.checkpointing import described_run
 from ..recipe.memory import Memory
 from ..recipe.resuming import changed_step, expected_checkpoint
@@ -183,6 +184,7 @@ class Runner(_Runner):
             with building('train_dataloader'):
                 self._train_dataloader = self.build_dataloader(self._train_dataloader, self.seed, different)
             leave_out_last_of_one(self._train_dataloader, self.model)
+            check_flips(self._train_dataloader, self.model)
             number_draws(self._train_dataloader, self.seed)
         with building('train_cfg'):
             return super().build_train_loop(loop)

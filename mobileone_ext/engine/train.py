@@ -7,18 +7,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 
 from ..checkpoints.training import read_training_checkpoint
 from ..config import building, require_data
 from ..data.check import prepare_data, read_by_files, say
 from ..data.classes import LOADERS, annotation_file, classes_in, scanned_folder
-from ..data.flip import check_flips
 from ..data.nested import datasets_of, innermost
 from ..recipe.progress import ProgressHook
 from ..recipe.run import keeps_average
-from ..recipe.schedule import misfits
 from ..text import abbreviate, printable
 from .processes import end_with_parent, is_first, one_writer
 from .runner import Runner
@@ -27,18 +24,10 @@ from .runner import Runner
 def use_work_dir(config: Config, work_dir: str | None, task: str = '') -> None:
     """Set ``config.work_dir``: the option, else the config's, else ``work_dirs/CONFIG/task``."""
     config.work_dir = work_dir or config.get('work_dir') or str(Path('work_dirs', Path(config.filename).stem, task))
-    if Path(config.work_dir).is_file():
-        raise ValueError(f'work dir {config.work_dir}: is a file; --work-dir names a folder')
 
 
 def use_amp(config: Config) -> None:
-    """Train in mixed precision.
-
-    Raises:
-        ValueError: without a GPU, which mmengine's AMP needs.
-    """
-    if not torch.cuda.is_available():
-        raise ValueError('--amp: mixed precision needs a GPU, and none is visible; leave --amp out')
+    """Train in mixed precision, for which mmengine needs a GPU."""
     config.optim_wrapper.type = 'AmpOptimWrapper'
     config.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
@@ -51,13 +40,7 @@ def use_scaled_lr(config: Config) -> None:
 
 
 def use_accumulation(config: Config, batches: int) -> None:
-    """Step the optimizer once in so many ``batches``; the moving average follows, and so does a scaled lr.
-
-    Raises:
-        ValueError: unless ``batches`` is 1 or more.
-    """
-    if batches < 1:
-        raise ValueError(f'--accumulate {batches}: must be 1 or more')
+    """Step the optimizer once in so many ``batches``; the moving average follows, and so does a scaled lr."""
     config.optim_wrapper.accumulative_counts = batches
     for hook in [*(config.get('custom_hooks') or []), *(config.get('default_hooks') or {}).values()]:
         if keeps_average(hook):
@@ -179,37 +162,31 @@ def train(
     if launcher == 'pytorch':
         end_with_parent()
     with one_writer(config.work_dir, 'tools/train.py') if is_first(launcher) else nullcontext():
-        return _train(config, progress, resume, without_digest)
-
-
-def _train(config: Config, progress: str | Path | None, resume: str | Path | bool, without_digest: bool) -> Runner:
-    require_data(config, 'train_dataloader')
-    check_flips(config)
-    prepare_data(config, 'train_dataloader', 'val_dataloader')
-    if not resume and config.get('resume'):
-        resume = config.get('load_from') or True
-    checkpoint = _resume(config, resume, without_digest) if resume else None
-    if checkpoint is None and next(saved_checkpoints(config.work_dir), None):
-        raise ValueError(
-            f'{config.work_dir}: holds checkpoints of an earlier run; '
-            '--resume goes on with it, --work-dir names another folder'
-        )
-    for phrase in misfits(config):
-        print(f'note: {phrase}; --epochs N scales a schedule')
-    with building(config.filename or 'the config'):
-        runner = Runner.from_cfg(config)
-    runner.checkpoint = checkpoint
-    if progress:
-        runner.register_hook(ProgressHook(progress))
-    runner.train()
-    return runner
+        require_data(config, 'train_dataloader')
+        prepare_data(config, 'train_dataloader', 'val_dataloader')
+        checkpoint = _resume(config, resume, without_digest)
+        with building(config.filename or 'the config'):
+            runner = Runner.from_cfg(config)
+        runner.checkpoint = checkpoint
+        if progress:
+            runner.register_hook(ProgressHook(progress))
+        runner.train()
+        return runner
 
 
 def _resume(config: Config, source: str | Path | bool, without_digest: bool) -> dict | None:
     """Let ``config`` go on from ``source`` (see :func:`train`), with its seed unless it sets one; what is in there.
 
-    mmengine adopts the seed too late for the data order.
+    None where it starts anew, in a work dir without checkpoints. mmengine adopts the seed too late for the data order.
     """
+    source = source or (config.get('resume') and (config.get('load_from') or True))
+    if not source:
+        if next(saved_checkpoints(config.work_dir), None):
+            raise ValueError(
+                f'{config.work_dir}: holds checkpoints of an earlier run; '
+                '--resume goes on with it, --work-dir names another folder'
+            )
+        return None
     if source is True:
         source, checkpoint = latest_checkpoint(config.work_dir, without_digest) or (None, None)
     else:
