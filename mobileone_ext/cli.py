@@ -174,6 +174,14 @@ def positive_number(text: str) -> float:
     return value
 
 
+def fraction(text: str) -> float:
+    """The type of an option that is a number from 0 to 1."""
+    value = 0.0 if text.strip() in ('0', '0.0') else positive_number(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f'{text!r}: a number from 0 to 1 is needed')
+    return value
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the positional CONFIG and ``--cfg-options``."""
     parser.add_argument('config', help='a config file, e.g. configs/mobileone_s0_8xb32.py')
@@ -229,6 +237,29 @@ def add_input_argument(parser: argparse.ArgumentParser) -> None:
         choices=['normalized', 'pixels'],
         help='what an exported file takes that does not say so: normalized images, or pixels 0..255',
     )
+
+
+def add_images_arguments(
+    parser: argparse.ArgumentParser, purpose: str, count: int = 1300, older: tuple[str, str] | None = None
+) -> None:
+    """Add ``--images DIR`` and ``--num-images N``; ``older`` are other names of the two."""
+    folder, number = older or (None, None)
+    parser.add_argument(*filter(None, ['--images', folder]), dest='images', metavar='DIR', help=purpose)
+    parser.add_argument(
+        *filter(None, ['--num-images', number]),
+        dest='num_images',
+        type=positive,
+        default=count,
+        metavar='N',
+        help=f'how many of them at most, spread evenly ({count})',
+    )
+
+
+def add_evaluate_argument(parser: argparse.ArgumentParser, default: bool, purpose: str, *older: str) -> None:
+    """Add ``--evaluate`` and ``--no-evaluate``; ``older`` are other names of the latter."""
+    parser.add_argument('--evaluate', action=argparse.BooleanOptionalAction, default=default, help=purpose)
+    for name in older:
+        parser.add_argument(name, dest='evaluate', action='store_false', help=argparse.SUPPRESS)
 
 
 def add_launcher_argument(parser: argparse.ArgumentParser) -> None:

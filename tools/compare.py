@@ -48,7 +48,7 @@ def main():
         )
         for found in networks
     ]
-    report = compare_files.compare_files(networks, classifiers, with_progress(paths, 'photos'), skipped)
+    report = compare_files.compare_files(classifiers, with_progress(paths, 'photos'), skipped)
     for message in skipped:
         print(f'skipped {printable(message)}')
     if images.note:

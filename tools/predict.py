@@ -49,9 +49,8 @@ def main():
         Path(args.draw).mkdir(parents=True, exist_ok=True)
 
     skipped: list[str] = []
-    found = predict.predict(network.config, classify, paths, skipped, args.top)
-    results = list(with_progress(found, 'photos', len(paths)))
-    if args.out and results:
+    results = list(with_progress(predict.predict(classify, paths, skipped, args.top), 'photos', len(paths)))
+    if args.out:
         files.write_text(predict.FORMATS[files.suffix_of(args.out)](results), args.out)
     not_drawn = predict.save_drawings(results, Path(args.draw), paths) if args.draw else []
 
@@ -67,8 +66,6 @@ def main():
         print(f'{len(skipped)} of {len(paths)} files are not readable images')
     if paths.note:
         print(paths.note)
-    if not results:
-        raise ValueError('none of the files is a readable image')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,10 @@
 """Static int8 of a trained network, without labels: ``python tools/quantize.py CONFIG CHECKPOINT OUT``."""
 
+from pathlib import Path
+
 from mobileone_ext import cli, deploy
+from mobileone_ext.deploy import quantization
+from mobileone_ext.deploy.formats import FORMAT_OF_SUFFIX
 
 
 def parse_args():
@@ -13,42 +17,46 @@ def parse_args():
         help='the int8 file to write: *.onnx, *.xml (OpenVINO), *.tflite (LiteRT) or *.pte (ExecuTorch); may be left '
         'out with --prepare',
     )
-    parser.add_argument(
-        '--calib', metavar='DIR', help="calibration images, not those to be measured on (the config's training set)"
-    )
-    parser.add_argument(
-        '--num-calib', type=cli.positive, default=200, metavar='N', help='how many of them, spread evenly (200)'
-    )
+    purpose = "calibration images, not those to be measured on (the config's training set)"
+    cli.add_images_arguments(parser, purpose, 200, ('--calib', '--num-calib'))
     parser.add_argument(
         '--weight-bits',
         type=int,
+        choices=quantization.WEIGHT_BITS,
         default=7,
-        metavar='N',
         help='7: two neighboring weights share 8 bits, so that sums of products fit 16 bits and the file computes the '
         'same on every processor; 8: for those that add in 32 bits (x86 with VNNI, Arm) (7)',
     )
     parser.add_argument('--per-tensor', action='store_true', help='one weight scale for each layer, not each channel')
     parser.add_argument('--no-equalize', action='store_true', help='leave the ranges of channels as they are')
-    parser.add_argument('--balance', type=float, default=0.5, help='of equalization: 1 activations .. 0 weights (0.5)')
+    parser.add_argument(
+        '--balance',
+        type=cli.fraction,
+        default=0.5,
+        metavar='X',
+        help='of equalization: 1 activations, 0 weights (0.5)',
+    )
     parser.add_argument('--absorb-bias', action='store_true', help='high-bias absorption')
     parser.add_argument('--no-bias-correction', action='store_true')
     parser.add_argument('--round-to-nearest', action='store_true', help='no least squares, no compensated rounding')
-    parser.add_argument('--ranges', default='mse', help='of activations: minmax, percentile, mse or entropy (mse)')
+    parser.add_argument('--ranges', choices=quantization.RANGES, default='mse', help='of activations (mse)')
     parser.add_argument('--keep', nargs='+', default=[], metavar='LAYER', help='layers that stay in float')
     parser.add_argument('--sensitivity', action='store_true', help='print what each layer costs when it alone is int8')
     parser.add_argument(
         '--prepare', metavar='FILE', help='write a float network (*.pth or *.onnx) that other quantizers are to have'
     )
-    parser.add_argument('--snap', action='store_true', help='put its weights on the int8 grid, with the biases for it')
     parser.add_argument(
+        '--preround', '--snap', action='store_true', help='round its weights to int8 steps, with the biases for it'
+    )
+    parser.add_argument(
+        '--preround-steps',
         '--snap-steps',
         type=float,
-        default=127,
-        metavar='N',
+        choices=quantization.PREROUND_STEPS,
         help="that the next quantizer takes to the largest weight: 127, or 127.5 for torchao's x86 quantizer (127)",
     )
-    deploy.add_file_arguments(parser)
-    parser.add_argument('--evaluate', action='store_true', help="measure float and int8 on the config's test set")
+    deploy.add_file_arguments(parser, quantization.FIRST_OPSET)
+    cli.add_evaluate_argument(parser, False, "measure float and int8 on the config's test set")
     parser.add_argument('--steps', action='store_true', help='measure what each step is worth as well')
     parser.add_argument('--report', metavar='JSON', help='write what was measured to this file')
     return parser.parse_intermixed_args()  # OUT may follow options, or be left out
@@ -57,9 +65,9 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
-    from mobileone_ext.deploy import export
-    from mobileone_ext.deploy.quantization import quantize as pipeline
+    from mobileone_ext.deploy.formats.base import Request
     from mobileone_ext.deploy.quantization.calibrate import Options
+    from mobileone_ext.deploy.quantization.quantize import Job, run
 
     options = Options(
         per_channel=not args.per_tensor,
@@ -72,23 +80,25 @@ def main():
         keep=tuple(args.keep),
         weight_bits=args.weight_bits,
     )
-    pipeline.run(
-        config,
-        args.checkpoint,
-        args.out,
-        args.calib,
-        args.num_calib,
-        options,
-        export.FileOptions(args.size, args.opset, args.normalize, args.softmax),
-        ema=args.ema,
-        trust=args.trust_checkpoint,
-        measure_layers=args.sensitivity,
-        evaluate=args.evaluate or args.steps,
-        measure_steps=args.steps,
-        report_path=args.report,
-        prepare_path=args.prepare,
-        snap=args.snap,
-        snap_steps=args.snap_steps,
+    form = FORMAT_OF_SUFFIX.get(Path(args.out or '').suffix, 'onnx')
+    run(
+        Job(
+            config,
+            args.checkpoint,
+            args.out,
+            Request(form, args.size, args.opset, args.normalize, args.softmax),
+            options,
+            args.images,
+            args.num_images,
+            ema=args.ema,
+            trust=args.trust_checkpoint,
+            sensitivity=args.sensitivity,
+            evaluate=args.evaluate or args.steps,
+            steps=args.steps,
+            report=args.report,
+            prepare=args.prepare,
+            preround=args.preround_steps or (quantization.PREROUND_STEPS[0] if args.preround else None),
+        )
     )
 
 

@@ -9,7 +9,7 @@ def parse_args():
     cli.add_checkpoint_arguments(parser)
     parser.add_argument('out', help='the fused checkpoint to write')
     parser.add_argument('--report', metavar='JSON', help='write the comparison to this file')
-    parser.add_argument('--no-eval', action='store_true', help='fuse without comparing on the test set')
+    cli.add_evaluate_argument(parser, True, 'compare before and after on the test set', '--no-eval')
     parser.add_argument('--max-flips', type=flips, default=0, metavar='N', help='that may change; N or any (0)')
     return parser.parse_args()
 
@@ -31,7 +31,7 @@ def main():
         ema=args.ema,
         trust=args.trust_checkpoint,
         report_path=args.report,
-        evaluate=not args.no_eval,
+        evaluate=args.evaluate,
         max_flips=args.max_flips,
     )
     conversion.show(report)

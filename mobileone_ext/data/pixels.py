@@ -1,6 +1,7 @@
 """Images on their way into a deployed network: decoded by the config's test pipeline, normalized, in batches."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,69 +19,80 @@ IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Preprocessing:
-    """Mean, standard deviation (one for each channel, in gray levels) and channel order of the config's network."""
+    """How images get into the config's network: built once, handed on.
+
+    Attributes:
+        mean, std: one for each channel, in gray levels.
+        to_rgb: channels in the order RGB.
+        normalize: pixels (N, C, H, W), in the file's channel order -> ``(x - mean) / std``.
+    """
 
     def __init__(self, config: Config):
         settings = config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+        self.config = config
         self.mean: list[float] = list(settings.get('mean') or [0.0])
         self.std: list[float] = list(settings.get('std') or [1.0])
         self.to_rgb: bool = settings.get('to_rgb', False)
+        self.normalize = Normalize(self.mean, self.std)
+
+    @cached_property
+    def pipeline(self) -> list[dict]:
+        """The pipeline config of the test set's images.
+
+        Raises:
+            ValueError: for a config without one.
+        """
+        for dataset, _ in datasets_of(self.config, 'test_dataloader'):
+            if dataset.get('pipeline'):
+                return dataset.pipeline
+        raise ValueError(f'{self.config.filename}: has no test_dataloader whose pipeline says how to prepare an image')
+
+    @cached_property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels that the test pipeline gives an image; None if that depends on the image."""
+        sizes = set()
+        pipeline = Compose([step for step in self.pipeline if 'LoadImage' not in str(step['type'])])
+        for shape in ((300, 400, 3), (500, 350, 3)):
+            blank = torch.zeros(shape, dtype=torch.uint8).numpy()
+            packed = pipeline(dict(img=blank, img_shape=shape[:2], ori_shape=shape[:2], img_path=''))
+            sizes.add(tuple(packed['inputs'].shape[-2:]))
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def read(self, paths: Iterable[Path], skipped: list[str]) -> Iterator[tuple[Path, Tensor]]:
+        """Each readable image and its pixels (C, H, W), 0 .. 255, RGB where the config says ``to_rgb``.
+
+        The config's test pipeline resizes and crops. A file that is not an image
+        adds its message to ``skipped``.
+
+        Raises:
+            ValueError: if none of the files is an image.
+        """
+        pipeline, num_read = Compose(self.pipeline), 0
+        for path in paths:
+            try:
+                _check_file(path)
+                pixels = pipeline(dict(img_path=str(path)))['inputs']
+            except Exception as error:  # a damaged file fails in Pillow, OpenCV or a transform, each in its own way
+                reason = one_line(error).removeprefix(f'{path}: ')
+                unreadable = 'not a readable image'
+                skipped.append(f'{path}: {reason if reason.startswith(unreadable) else f"{unreadable} ({reason})"}')
+            else:
+                num_read += 1
+                yield path, (pixels.flip(0) if self.to_rgb else pixels).float()
+        if not num_read:
+            raise ValueError('; '.join(['none of the files is a readable image', *skipped[:1]]))
 
 
 class Normalize(nn.Module):
-    """``(x - mean) / std`` by the config's data preprocessor; x (N, C, H, W) in the file's channel order."""
+    """``(x - mean) / std`` of x (N, C, H, W)."""
 
-    def __init__(self, config: Config):
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        settings = Preprocessing(config)
-        self.register_buffer('mean', torch.tensor(settings.mean, dtype=torch.float32).reshape(-1, 1, 1))
-        self.register_buffer('std', torch.tensor(settings.std, dtype=torch.float32).reshape(-1, 1, 1))
+        self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
+        self.register_buffer('std', torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
-
-
-def evaluation_pipeline(config: Config) -> list[dict]:
-    """The pipeline config of the test set's images.
-
-    Raises:
-        ValueError: for a config without one.
-    """
-    for dataset, _ in datasets_of(config, 'test_dataloader'):
-        if dataset.get('pipeline'):
-            return dataset.pipeline
-    raise ValueError(f'{config.filename}: has no test_dataloader whose pipeline says how to prepare an image')
-
-
-def image_size(config: Config) -> tuple[int, int] | None:
-    """Height and width in pixels that the test pipeline gives an image; None if that depends on the image."""
-    sizes = set()
-    pipeline = Compose([step for step in evaluation_pipeline(config) if 'LoadImage' not in str(step['type'])])
-    for shape in ((300, 400, 3), (500, 350, 3)):
-        blank = torch.zeros(shape, dtype=torch.uint8).numpy()
-        packed = pipeline(dict(img=blank, img_shape=shape[:2], ori_shape=shape[:2], img_path=''))
-        sizes.add(tuple(packed['inputs'].shape[-2:]))
-    return sizes.pop() if len(sizes) == 1 else None
-
-
-def read_images(config: Config, paths: Sequence[Path], skipped: list[str]) -> Iterator[tuple[Path, Tensor]]:
-    """Each readable image and its pixels (C, H, W), 0 .. 255, RGB where the config says ``to_rgb``.
-
-    The config's test pipeline resizes and crops. A file that is not an image
-    adds its message to ``skipped``.
-    """
-    pipeline = Compose(evaluation_pipeline(config))
-    flip = Preprocessing(config).to_rgb
-    for path in paths:
-        try:
-            _check_file(path)
-            pixels = pipeline(dict(img_path=str(path)))['inputs']
-        except Exception as error:  # a damaged file fails in Pillow, OpenCV or a transform, each in its own way
-            reason = one_line(error).removeprefix(f'{path}: ')
-            known = reason.startswith('not a readable image')
-            skipped.append(f'{path}: {reason if known else f"not a readable image ({reason})"}')
-            continue
-        yield path, (pixels.flip(0) if flip else pixels).float()
 
 
 def _check_file(path: Path) -> None:

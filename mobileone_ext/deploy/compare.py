@@ -12,38 +12,39 @@ from mmpretrain.evaluation import Accuracy
 from mmpretrain.models.heads import MultiLabelClsHead
 from torch import Tensor, nn
 
+FUSION = ('the network before fusion', 'the fused network')
+
 
 @dataclass
 class Difference:
     """How far outputs lie from the expected ones, over all batches that were added.
 
     Attributes:
-        several_labels: an image has each label whose logit is above 0, instead of that of the largest output.
+        multi_label: an image has each label whose logit is above 0, instead of that of the largest output.
         changed_predictions: images whose label or labels are others.
         max_abs_diff, max_rel_diff: largest difference of an output, and of the image's largest absolute output.
     """
 
-    several_labels: bool = False
+    multi_label: bool = False
     num_images: int = 0
     changed_predictions: int = 0
     max_abs_diff: float = 0.0
     max_rel_diff: float = 0.0
 
-    def add(self, expected: Tensor, found: Tensor, names: tuple[str, str] = ('the first', 'the second')) -> None:
+    def add(self, expected: Tensor, actual: Tensor, names: tuple[str, str] = ('the first', 'the second')) -> None:
         """Add a batch of outputs (N, classes) of the networks called ``names``.
 
         Raises:
             ValueError: if an output is NaN or infinite.
         """
-        for outputs, name in zip((expected, found), names):
+        for outputs, name in zip((expected, actual), names):
             check_finite(outputs, name)
-        expected, found = expected.detach().cpu().double(), found.detach().cpu().double()
-        difference = (found - expected).abs().amax(1)
+        expected, actual = expected.detach().cpu().double(), actual.detach().cpu().double()
+        difference = (actual - expected).abs().amax(1)
         largest = expected.abs().amax(1).clamp_min(torch.finfo(torch.float64).tiny)
         self.num_images += len(expected)
-        changed = (
-            ((found > 0) != (expected > 0)).any(1) if self.several_labels else found.argmax(1) != expected.argmax(1)
-        )
+        labels = [(outputs > 0) if self.multi_label else outputs.argmax(1, True) for outputs in (expected, actual)]
+        changed = (labels[0] != labels[1]).any(1)
         self.changed_predictions += int(changed.sum())
         self.max_abs_diff = max(self.max_abs_diff, float(difference.max()))
         self.max_rel_diff = max(self.max_rel_diff, float((difference / largest).max()))
@@ -102,9 +103,9 @@ def relative_difference(backbone: nn.Module, other: nn.Module) -> float:
         ValueError: if an output is not finite.
     """
     images = noise(backbone).double()
-    expected, found = (copy.deepcopy(net).double()(images)[-1].flatten(1) for net in (backbone, other))
+    outputs = (copy.deepcopy(net).double()(images)[-1].flatten(1) for net in (backbone, other))
     difference = Difference()
-    difference.add(expected, found, ('the network before fusion', 'the fused network'))
+    difference.add(*outputs, names=FUSION)
     return difference.max_rel_diff
 
 
@@ -128,11 +129,11 @@ def compare(before: nn.Module, after: nn.Module, batches: Iterable[dict]) -> tup
         batch = before.data_preprocessor(batch)
         logits['before'].append(before(batch['inputs']).cpu())
         logits['after'].append(after(batch['inputs']).cpu())
-        difference.add(logits['before'][-1], logits['after'][-1], ('the network before fusion', 'the fused network'))
+        difference.add(logits['before'][-1], logits['after'][-1], FUSION)
         labels.extend(sample.gt_label.cpu() for sample in batch['data_samples'])
     difference.check(max_flips=None)
     accuracies = {}
-    for name, parts in logits.items() if not difference.several_labels else ():
+    for name, parts in logits.items() if not difference.multi_label else ():
         accuracies[f'top1_{name}'], accuracies[f'top5_{name}'] = top_accuracies(torch.cat(parts), torch.cat(labels))
     return difference, accuracies
 

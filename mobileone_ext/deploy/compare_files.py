@@ -1,17 +1,16 @@
 """What tools/compare.py does: two networks, in files of any kind, on the same photos; no labels."""
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..data.classes import check_same, labels
-from ..data.pixels import Preprocessing, evaluation_pipeline, image_size, in_batches, read_images
+from ..data.pixels import in_batches
 from ..text import as_text, printable, quoted
 from .compare import Difference
-from .described import Described
 from .predict import Classifier
 
 WORST = 5  # photos that are named
@@ -19,9 +18,7 @@ BATCH = 16
 
 
 @torch.no_grad()
-def compare_files(
-    networks: Sequence[Described], classifiers: Sequence[Classifier], paths: Sequence[Path], skipped: list[str]
-) -> dict:
+def compare_files(classifiers: Sequence[Classifier], paths: Iterable[Path], skipped: list[str]) -> dict:
     """How far the outputs of two classifiers lie apart; each gets the photos as its own config prepares them.
 
     Args:
@@ -36,30 +33,29 @@ def compare_files(
     Raises:
         ValueError: for networks of other classes or another input, outputs that are not finite, or no images.
     """
-    (first, second), names = classifiers, tuple(found.path for found in networks)
-    check_inputs(networks, classifiers)
-    difference, total, count, worst = Difference(first.several_labels), 0.0, 0, []
+    first, second = classifiers
+    check_alike(first, second)
+    difference, total, count, worst = Difference(first.multi_label), 0.0, 0, []
     order, known = None, []
-    for files, pixels in pairs_of_batches(networks, paths, skipped):
+    for files, *pixels in pairs_of_batches(first, second, paths, skipped):
         outputs = [classifier.outputs(images).float().cpu() for classifier, images in zip(classifiers, pixels)]
         if order is None:
-            order = common_order(names, classifiers, outputs)
+            order = common_order(first, second, outputs)
             known = labels(first.classes or second.classes, outputs[0].shape[1])
         outputs[1] = outputs[1][:, order]
-        scores = [classifier.scores(found) for classifier, found in zip(classifiers, outputs)]
+        scores = [classifier.scores(values) for classifier, values in zip(classifiers, outputs)]
         logits = first.gives_logits and second.gives_logits
-        expected, found = outputs if logits else scores
-        difference.add(expected, found, names)
-        apart = (found.double() - expected.double()).abs()
+        expected, other = outputs if logits else scores
+        difference.add(expected, other, (first.path, second.path))
+        apart = (other.double() - expected.double()).abs()
         total, count = total + float(apart.sum()), count + apart.numel()
         for number, file in enumerate(files):
             best = [dict(label=as_text(known[int(s[number].argmax())]), score=float(s[number].max())) for s in scores]
             entry = dict(image=as_text(file), difference=float(apart[number].max()), first=best[0], second=best[1])
             worst = heapq.nlargest(WORST, [*worst, entry], key=lambda entry: entry['difference'])
-    difference.check(max_flips=None)
     return dict(
-        first=names[0],
-        second=names[1],
+        first=first.path,
+        second=second.path,
         num_images=difference.num_images,
         changed_predictions=difference.changed_predictions,
         outputs='logits' if logits else 'probabilities',
@@ -70,47 +66,41 @@ def compare_files(
     )
 
 
-def check_inputs(networks: Sequence[Described], classifiers: Sequence[Classifier]) -> None:
+def check_alike(first: Classifier, second: Classifier) -> None:
     """Raise ValueError for two networks that take images of other sizes, or tell labels in another way."""
-    first, second = networks
-    sizes = [image_size(found.config) for found in networks]
+    sizes = [classifier.preprocessing.image_size for classifier in (first, second)]
     if None not in sizes and sizes[0] != sizes[1]:
         taken = [' x '.join(map(str, size)) for size in sizes]
         raise ValueError(f'{first.path}: takes images of {taken[0]} pixels, {second.path} of {taken[1]}')
-    if classifiers[0].several_labels != classifiers[1].several_labels:
-        several = first if classifiers[0].several_labels else second
+    if first.multi_label != second.multi_label:
+        several = first if first.multi_label else second
         raise ValueError(f'{several.path}: gives an image several labels, the other network one')
 
 
-def common_order(names: Sequence[str], classifiers: Sequence[Classifier], outputs: Sequence[Tensor]) -> list[int]:
+def common_order(first: Classifier, second: Classifier, outputs: Sequence[Tensor]) -> list[int]:
     """Where the second network has the classes of the first; by name where both know names.
 
     Raises:
         ValueError: if they have other classes.
     """
-    first, second = (classifier.classes for classifier in classifiers)
     counts = [output.shape[1] for output in outputs]
     if counts[0] != counts[1]:
-        known = [f' ({quoted(one)})' if one else '' for one in (first, second)]
-        raise ValueError(f'{names[0]}: has {counts[0]} classes{known[0]}, {names[1]} has {counts[1]}{known[1]}')
-    if first and second and sorted(first) == sorted(second):
-        return [list(second).index(name) for name in first]
-    check_same(second, first, names[1], names[0])
+        known = [f' ({quoted(one.classes)})' if one.classes else '' for one in (first, second)]
+        raise ValueError(f'{first.path}: has {counts[0]} classes{known[0]}, {second.path} has {counts[1]}{known[1]}')
+    if first.classes and second.classes and sorted(first.classes) == sorted(second.classes):
+        return [list(second.classes).index(name) for name in first.classes]
+    check_same(second.classes, first.classes, second.path, first.path)
     return list(range(counts[0]))
 
 
 def pairs_of_batches(
-    networks: Sequence[Described], paths: Sequence[Path], skipped: list[str]
-) -> Iterator[tuple[list[Path], list[Tensor]]]:
+    first: Classifier, second: Classifier, paths: Iterable[Path], skipped: list[str]
+) -> Iterator[tuple[list[Path], Tensor, Tensor]]:
     """Files, and their pixels as each of two networks takes them."""
-    first, second = (found.config for found in networks)
-    are_alike = evaluation_pipeline(first) == evaluation_pipeline(second)
-    are_alike = are_alike and Preprocessing(first).to_rgb == Preprocessing(second).to_rgb
-    for files, pixels in in_batches(read_images(first, paths, skipped), BATCH):
-        if are_alike:
-            yield files, [pixels, pixels]
-        else:
-            yield files, [pixels, torch.stack([image for _, image in read_images(second, files, [])])]
+    one, other = first.preprocessing, second.preprocessing
+    are_alike = one.pipeline == other.pipeline and one.to_rgb == other.to_rgb
+    for files, pixels in in_batches(one.read(paths, skipped), BATCH):
+        yield files, pixels, pixels if are_alike else torch.stack([image for _, image in other.read(files, [])])
 
 
 def describe(report: dict) -> str:

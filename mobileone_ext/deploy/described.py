@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 from ..checkpoints.load import read_checkpoint
 from ..checkpoints.names import PUBLISHED
 from ..config import DATA_SUFFIXES, completed, find_file, load_config, resolved_config
-from ..data.pixels import evaluation_pipeline, image_size
+from ..data.pixels import Preprocessing
 from ..files import suffix_of
 from .exported import stored_labels
 from .runtime import is_exported, open_network
@@ -167,7 +167,7 @@ def _config_of_file(path: str, options: dict | None) -> tuple[Config, str] | Non
         steps = list(_steps(json.loads(metadata.get('preprocessing', _UNSAID))))
         dataset, note = config.test_dataloader.dataset, 'by its metadata'
         dataset.pipeline = steps
-        if not steps or (size and image_size(config) not in (None, tuple(size))):
+        if not steps or (size and Preprocessing(config).image_size not in (None, tuple(size))):
             height, width = size
             edge = round(min(height, width) / _CROP)
             dataset.pipeline = [
@@ -182,10 +182,10 @@ def _config_of_file(path: str, options: dict | None) -> tuple[Config, str] | Non
     return completed(config, options=options), note
 
 
-def preprocessing(config: Config) -> str:
-    """The config's test pipeline for an exported file's metadata, which do not tell of steps that they may not name."""
+def preprocessing_of(preprocessing: Preprocessing) -> str:
+    """The test pipeline for an exported file's metadata, which do not tell of steps that they may not name."""
     try:
-        return json.dumps(list(_steps(evaluation_pipeline(config))))
+        return json.dumps(list(_steps(preprocessing.pipeline)))
     except ValueError:
         return _UNSAID
 

@@ -10,7 +10,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ..data.classes import check_same, class_names, is_multi_label, labels, num_classes
-from ..data.pixels import Normalize
+from ..data.pixels import Preprocessing
 from .compare import Difference, check_finite
 from .runtime import Network, open_network
 
@@ -52,7 +52,7 @@ class ExportedClassifier(BaseModel):
         self.path, self.network = path, open_network(path, threads)
         self.takes, self.assumed = _input_of(self.network, path, takes)
         self.probabilities = self.network.metadata.get('output') == 'probabilities'
-        self.normalize = Normalize(config)
+        self.preprocessing = Preprocessing(config)
         self.num_classes = num_classes(config) or self.network.num_classes
         self.head = MODELS.build(config.model.get('head') or dict(type='ClsHead'))
         self.reference, self.difference = reference, Difference(is_multi_label(config))
@@ -76,7 +76,7 @@ class ExportedClassifier(BaseModel):
 
     def logits(self, pixels: Tensor) -> Tensor:
         """What the file says of pixels (N, C, H, W); the logarithm of probabilities."""
-        images = pixels if self.takes == 'pixels' else self.normalize(pixels)
+        images = pixels if self.takes == 'pixels' else self.preprocessing.normalize(pixels)
         try:
             output = torch.from_numpy(self.network(images.float().numpy()))
         except ValueError as error:
@@ -86,7 +86,7 @@ class ExportedClassifier(BaseModel):
         return output.clamp_min(torch.finfo(output.dtype).tiny).log() if self.probabilities else output
 
     def _expected(self, pixels: Tensor) -> Tensor:
-        expected = self.reference(self.normalize(pixels))
+        expected = self.reference(self.preprocessing.normalize(pixels))
         return expected.log_softmax(1) if self.probabilities else expected
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.classes import is_multi_label, labels
 from ..data.decode import read_rgb
-from ..data.pixels import Normalize, in_batches, read_images
+from ..data.pixels import Preprocessing, in_batches
 from ..files import check_distinct, csv_text, json_text, suffix_of, write_atomically
 from ..pictures import Line, write_on
 from ..text import as_text, printable
@@ -26,23 +26,31 @@ class Classifier:
     """Call it with pixels (N, C, H, W), 0 .. 255, to get scores (N, classes).
 
     Args:
+        path: of its file.
+        preprocessing: of the photos.
         outputs: of pixels, the logits (N, classes); the logarithm of scores where a network gives no others.
         classes: names, None if nothing tells them.
-        several_labels: each score is of its own, so that an image may have several labels.
 
     Attributes:
         gives_logits: whether they were logits so far.
+        multi_label: each score is of its own, so that an image may have several labels.
     """
 
-    def __init__(self, outputs: Callable[[Tensor], Tensor], classes: Sequence[str] | None, several_labels: bool):
-        self.outputs, self.classes, self.several_labels = outputs, classes, several_labels
-        self.gives_logits = True
+    def __init__(
+        self,
+        path: str,
+        preprocessing: Preprocessing,
+        outputs: Callable[[Tensor], Tensor],
+        classes: Sequence[str] | None,
+    ):
+        self.path, self.preprocessing, self.outputs, self.classes = path, preprocessing, outputs, classes
+        self.gives_logits, self.multi_label = True, is_multi_label(preprocessing.config)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         return self.scores(self.outputs(pixels))
 
     def scores(self, outputs: Tensor) -> Tensor:
-        return outputs.sigmoid() if self.several_labels else outputs.softmax(1)
+        return outputs.sigmoid() if self.multi_label else outputs.softmax(1)
 
 
 def open_classifier(
@@ -59,33 +67,32 @@ def open_classifier(
     """
     if is_exported(path):
         exported = ExportedClassifier(config, path, takes)
-        found = Classifier(exported.logits, exported.classes, is_multi_label(config))
-        found.gives_logits = not exported.probabilities
-        return found
-    normalize = Normalize(config)
+        classifier = Classifier(path, exported.preprocessing, exported.logits, exported.classes)
+        classifier.gives_logits = not exported.probabilities
+        return classifier
+    preprocessing = Preprocessing(config)
     model = fuse.load_model(config, fuse.read_weights(config, path, ema, trust))
 
     def outputs(pixels: Tensor) -> Tensor:
-        logits = model(normalize(pixels))
+        images = preprocessing.normalize(pixels)
+        logits = model(images)
         if isinstance(logits, Tensor):
             return logits
-        found.gives_logits = False  # a head of several outputs knows what to make of them
-        scores = torch.stack([sample.pred_score for sample in model(normalize(pixels), mode='predict')])
+        classifier.gives_logits = False  # a head of several outputs knows what to make of them
+        scores = torch.stack([sample.pred_score for sample in model(images, mode='predict')])
         return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
 
-    found = Classifier(outputs, model.classes, is_multi_label(config))
-    return found
+    classifier = Classifier(path, preprocessing, outputs, model.classes)
+    return classifier
 
 
 @torch.no_grad()
-def predict(
-    config: Config, classify: Classifier, paths: Iterable[Path], skipped: list[str], top: int = 5
-) -> Iterator[dict]:
+def predict(classify: Classifier, paths: Iterable[Path], skipped: list[str], top: int = 5) -> Iterator[dict]:
     """For each readable image ``dict(image=path, predictions=[dict(label, index, score), ...])``, best first.
 
     Unreadable files add a message to ``skipped``.
     """
-    for files, pixels in in_batches(read_images(config, list(paths), skipped), 16):
+    for files, pixels in in_batches(classify.preprocessing.read(paths, skipped), 16):
         probabilities = classify(pixels)
         check_finite(probabilities, 'the network')  # topk takes NaN for the largest
         names = labels(classify.classes, probabilities.shape[1])

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..config import require_data
 from ..data.check import check_loaders, prepare_data
-from ..data.pixels import image_size
+from ..data.pixels import Preprocessing
 from ..files import check_distinct, check_writable, write_atomically, write_json
 from ..text import make_console, with_progress
 from . import DEFAULT_SIZE, compare, cost, fuse
@@ -105,7 +105,7 @@ def _size(height: int, width: int) -> int | list[int]:
 def _pipeline_size(config: Config) -> int | list[int]:
     """What the config's test pipeline makes of any image, or else ``DEFAULT_SIZE``."""
     try:
-        found = image_size(config)
+        found = Preprocessing(config).image_size
     except ValueError:
         found = None
     return _size(*found) if found else DEFAULT_SIZE

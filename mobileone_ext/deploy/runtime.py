@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..files import suffix_of
-from .formats import torchscript
-from .formats.base import FORMAT_OF_SUFFIX, MissingPackage, Network, first_line, load_format
+from .formats import FORMAT_OF_SUFFIX, torchscript
+from .formats.base import Network, load_format, using
 
 __all__ = ['Network', 'is_exported', 'open_network']
 
@@ -35,11 +35,7 @@ def open_network(path: str | Path, threads: int | None = None, batch: int | None
     if suffix_of(path) not in FORMAT_OF_SUFFIX:
         raise ValueError(f'{path}: cannot be run here; files of {", ".join(FORMAT_OF_SUFFIX)} can')
     name = FORMAT_OF_SUFFIX[suffix_of(path)]
-    if not (path.is_dir() if name == 'coreml' else path.is_file()):
-        raise FileNotFoundError(f'{path}: no such {"package" if name == "coreml" else "file"}')
-    try:
+    if not path.exists():
+        raise FileNotFoundError(f'{path}: no such file')
+    with using(name, f'{path}: not a network that the runtime reads'):
         return load_format(name).open_file(path, threads, batch)
-    except MissingPackage as error:
-        raise MissingPackage(f'{path}: {error}') from error
-    except Exception as error:
-        raise ValueError(f'{path}: not a network that the runtime reads ({first_line(error)})') from error

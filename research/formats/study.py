@@ -13,10 +13,11 @@ import numpy as np
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import DEFAULT_SIZE, export
 from mobileone_ext.deploy.exported import ExportedClassifier
-from mobileone_ext.deploy.formats.base import FORMAT_OF_SUFFIX, Network
-from mobileone_ext.deploy.runtime import open_network
+from mobileone_ext.deploy.formats import FORMAT_OF_SUFFIX
+from mobileone_ext.deploy.formats.base import Network
 from mobileone_ext.engine.test import evaluate_file
 from mobileone_ext.files import csv_text, write_text
 from mobileone_ext.text import code, markdown_table
@@ -78,14 +79,7 @@ def measure(
 ) -> dict:
     """Export the fused ``model`` of the file ``weights`` and measure the file against ``reference``, the same net."""
     form, path = FORMAT_OF_SUFFIX[suffix], out / f'{"half" if half else "float"}{suffix.replace(".", "_")}{suffix}'
-    net = export.DeployNet(model)
-    metadata = export.file_metadata(config, weights, False, False, model.classes)
-    metadata.update(export.facts(form, size, half))
-
-    def check(part: Path) -> None:
-        export.compare_on_noise(net, open_network(part), size, half)
-
-    export.export(net, path, form, size, metadata=metadata, check=check, half=half)
+    export.export_classifier(model, path, export.Request(form, size, half=half), Preprocessing(config), weights)
     classifier = ExportedClassifier(config, path, reference=reference, threads=1)
     classifier.network = Timed(classifier.network)
     found = evaluate_file(config, classifier)

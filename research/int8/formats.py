@@ -15,7 +15,7 @@ def parse_args():
     parser.add_argument('weights')
     parser.add_argument('photos', help='folder of calibration photos')
     parser.add_argument('out', type=Path)
-    parser.add_argument('--num-calib', type=int, default=100)
+    parser.add_argument('--num-images', '--num-calib', dest='num_images', type=int, default=100)
     return parser.parse_args()
 
 
@@ -23,6 +23,7 @@ def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext.deploy import export
+    from mobileone_ext.deploy.formats import FORMAT_OF_SUFFIX
     from mobileone_ext.deploy.quantization import quantize as pipeline
     from mobileone_ext.deploy.quantization.calibrate import Options, quantize
     from mobileone_ext.deploy.runtime import open_network
@@ -30,17 +31,18 @@ def main():
     from mobileone_ext.text import markdown_table
 
     args.out.mkdir(parents=True, exist_ok=True)
-    model = export.load_fused(config, args.weights)
-    images, _ = pipeline.read_calibration(config, args.photos, args.num_calib)
-    int8 = quantize(model, images, Options())
+    job = pipeline.Job(config, args.weights, images=args.photos, num_images=args.num_images)
+    images = pipeline.read_photos(job)
+    int8 = quantize(job.model, images, Options())
     networks, sizes = {'simulation': lambda x: int8(pipeline.torch.from_numpy(x)).numpy()}, {}
-    for suffix in pipeline.FORM_OF_SUFFIX:
+    for suffix in pipeline.INT8_SUFFIXES:
         path = args.out / f'int8{suffix}'
-        pipeline.write(config, args.weights, int8, path, export.FileOptions())
+        request = export.Request(FORMAT_OF_SUFFIX[suffix])
+        pipeline.write(pipeline.Job(config, args.weights, request=request), int8, path)
         networks[suffix] = open_network(path, threads=1)
         sizes[suffix] = sum(name.stat().st_size for name in (path, *export.companions(path))) / 1e6
         print(path, 'written', flush=True)
-    rows = pipeline.measure_accuracy(config, model, networks)
+    rows = pipeline.measure_accuracy(job.preprocessing, job.model, networks)
     lines = []
     for row in rows:
         size = f'{sizes[row["name"]]:.1f}' if row['name'] in sizes else ''

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mobileone_ext.data.images import find_images
-from mobileone_ext.data.pixels import Normalize, read_images
-from mobileone_ext.deploy.export import FileOptions
+from mobileone_ext.data.pixels import Preprocessing
+from mobileone_ext.deploy.formats.base import Request
 from mobileone_ext.deploy.quantization.calibrate import Options, quantize
-from mobileone_ext.deploy.quantization.quantize import measure_accuracy, write
+from mobileone_ext.deploy.quantization.quantize import Job, measure_accuracy, write
 from mobileone_ext.text import markdown_table
 from research.sessions import in_exact_integers
 
@@ -73,8 +73,8 @@ def _textures(files: list[Path], scratch: Path) -> Iterator[Path]:
 
 def calibration_images(config: Config, files: list[Path]) -> Tensor:
     """Normalized images (N, C, H, W)."""
-    pixels = [image for _, image in read_images(config, files, [])]
-    return Normalize(config)(torch.stack(pixels))
+    preprocessing = Preprocessing(config)
+    return preprocessing.normalize(torch.stack([image for _, image in preprocessing.read(files, [])]))
 
 
 def quantize_all(
@@ -88,7 +88,8 @@ def quantize_all(
             scratch = out / 'textures'
             scratch.mkdir(exist_ok=True)
             images = calibration_images(config, draw(SETS[name], own, outside, scratch))
-            write(config, weights, quantize(model, images, options), files[name], FileOptions(size=images.shape[-1]))
+            job = Job(config, weights, request=Request(size=images.shape[-1]))
+            write(job, quantize(model, images, options), files[name])
             print(f'{files[name]}: written', flush=True)
     return files
 
@@ -96,7 +97,7 @@ def quantize_all(
 def table(config: Config, model: nn.Module, files: dict[str, Path]) -> str:
     """Markdown: top-1, what it loses, and flips on the config's test set, a line a set."""
     networks = {name: in_exact_integers(path.read_bytes()) for name, path in files.items()}
-    reference, *rows = measure_accuracy(config, model, networks)
+    reference, *rows = measure_accuracy(Preprocessing(config), model, networks)
     lines = [('float', f'{reference["top1"]:.2f}', '', f'of {reference["num_images"]}')]
     lines += [
         (row['name'], f'{row["top1"]:.2f}', f'{reference["top1"] - row["top1"]:.2f}', row['flips']) for row in rows

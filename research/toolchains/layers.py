@@ -23,12 +23,12 @@ def costs(model: nn.Module, photos: Tensor, held_out: Tensor) -> list[dict]:
     Weights have a scale for each channel; activations behind the layer, one for all, min-max over ``photos``.
     """
     expected = in_chunks(Int8(model), held_out).log_softmax(1)
-    grids = quantize(model, photos, PLAIN).grids
+    qparams = quantize(model, photos, PLAIN).qparams
     rows = []
     for index, layer in enumerate(layers_of(model)):
         rounded = copy.deepcopy(model)
         round_weights([layers_of(rounded)[index]], per_channel=True)
-        coarse = Int8(model, grids={name: grid for name, grid in grids.items() if name == layer.name})
+        coarse = Int8(model, qparams={name: own for name, own in qparams.items() if name == layer.name})
         divergences = (
             float(F.kl_div(in_chunks(one, held_out).log_softmax(1), expected, log_target=True, reduction='batchmean'))
             for one in (Int8(rounded), coarse)

@@ -36,7 +36,7 @@ def _save_onnx(model: nn.Module, photos: Tensor, folder: Path) -> Path:
     import onnx
 
     path = folder / 'float.onnx'
-    onnx.save(onnx_proto(DeployNet(model), photos[:2], 17, dynamic_batch=True), path)
+    onnx.save(onnx_proto(DeployNet(model), photos[:2]), path)
     return path
 
 
@@ -104,7 +104,7 @@ def executorch_xnnpack(model: nn.Module, photos: Tensor, per_channel: bool, fold
     )
 
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=per_channel))
-    executorch.write(_pt2e(model, photos, quantizer, 1), folder / 'int8.pte', Request(photos[:1], format='executorch'))
+    executorch.write(_pt2e(model, photos, quantizer, 1), photos[:1], folder / 'int8.pte', Request('executorch'))
     return _run(folder / 'int8.pte')
 
 
@@ -114,7 +114,7 @@ def litert_ai_edge(model: nn.Module, photos: Tensor, per_channel: bool, folder: 
     from ai_edge_quantizer import qtyping, quantizer, recipe
 
     source, out = folder / 'float.tflite', folder / 'int8.tflite'
-    litert.write(DeployNet(model), source, Request(photos[:1], format='litert'))
+    litert.write(DeployNet(model), photos[:1], source, Request('litert', photos.shape[-1]))
     rules = copy.deepcopy(recipe.static_wi8_ai8())
     if not per_channel:
         for rule in rules:
@@ -159,8 +159,8 @@ def activations_alone(ranges: str) -> Callable[[nn.Module, Tensor, bool, Path], 
 
     def build(model: nn.Module, photos: Tensor, per_channel: bool, folder: Path) -> Predict:
         plain = dict(equalize=False, compensate=False, correct_bias=False)
-        grids = calibrate.quantize(model, photos, calibrate.Options(ranges=ranges, **plain)).grids
-        return calibrate.Int8(copy.deepcopy(model), grids=grids)
+        qparams = calibrate.quantize(model, photos, calibrate.Options(ranges=ranges, **plain)).qparams
+        return calibrate.Int8(copy.deepcopy(model), qparams=qparams)
 
     return build
 

@@ -14,12 +14,12 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mobileone_ext.data.pixels import Normalize, Preprocessing
+from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy.compare import Difference, top_accuracies
-from mobileone_ext.deploy.export import load_fused
 from mobileone_ext.deploy.quantization.calibrate import Options
 from mobileone_ext.deploy.quantization.prepare import prepare
-from mobileone_ext.deploy.quantization.quantize import read_calibration
+from mobileone_ext.deploy.quantization.quantize import Job, read_photos
+from mobileone_ext.deploy.quantization.rounding import LEVELS
 from mobileone_ext.files import csv_text, write_text
 from mobileone_ext.text import markdown_table
 from research.training import read_rows
@@ -59,12 +59,12 @@ class TestSet:
     """The config's test set in memory: ``pixels`` uint8 (N, C, H, W), ``labels`` (N,), the float outputs."""
 
     def __init__(self, config: Config, model: nn.Module):
-        self.normalize = Normalize(config)
-        flip = Preprocessing(config).to_rgb
+        preprocessing = Preprocessing(config)
+        self.normalize = preprocessing.normalize
         pixels, labels = [], []
         for batch in Runner.build_dataloader(config.test_dataloader):
             images = torch.stack(list(batch['inputs']))
-            pixels.append(images.flip(1) if flip else images)
+            pixels.append(images.flip(1) if preprocessing.to_rgb else images)
             labels.extend(sample.gt_label for sample in batch['data_samples'])
         self.pixels, self.labels = torch.cat(pixels), torch.cat(labels)
         self.expected = self.outputs(model)
@@ -103,8 +103,8 @@ def run(config: Config, weights: str, folder: str, count: int, todo: Iterable[Ar
     if not todo:
         return rows
     torch.set_num_threads(1)
-    model = load_fused(config, weights)
-    photos, _ = read_calibration(config, folder, count)
+    job = Job(config, weights, images=folder, num_images=count)
+    model, photos = job.model, read_photos(job)
     test = TestSet(config, model)
 
     def add(arm: Arm, predict: Predict, version: str) -> None:
@@ -121,7 +121,7 @@ def run(config: Config, weights: str, folder: str, count: int, todo: Iterable[Ar
         key = network, scales, quantizer.steps
         if network != 'raw' and key not in networks:
             options = Options(per_channel=scales != 'tensor')
-            networks[key] = prepare(model, photos, options, network == 'snapped', quantizer.steps)[0]
+            networks[key] = prepare(model, photos, options, quantizer.steps if network == 'snapped' else None)[0]
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 predict = build(quantizer, name, networks.get(key, model), photos, scales, Path(scratch))
@@ -138,10 +138,11 @@ def run(config: Config, weights: str, folder: str, count: int, todo: Iterable[Ar
 def show_layers(config: Config, weights: str, folder: str, count: int, networks: Sequence[str]) -> None:
     """Print what each layer of ``networks`` costs alone: every other photo calibrates, the rest measure."""
     torch.set_num_threads(1)
-    model = load_fused(config, weights)
-    photos, _ = read_calibration(config, folder, count)
+    job = Job(config, weights, images=folder, num_images=count)
+    model, photos = job.model, read_photos(job)
     for network in networks:
-        ready = model if network == 'raw' else prepare(model, photos[::2], Options(), snap=network == 'snapped')[0]
+        steps = LEVELS if network == 'snapped' else None
+        ready = model if network == 'raw' else prepare(model, photos[::2], Options(), steps)[0]
         print(f'{network}:\n\n{layers.table(layers.costs(ready, photos[::2], photos[1::2]))}\n', flush=True)
 
 

@@ -115,7 +115,7 @@ def test_own_files_are_timed(tmp_path):
     from mobileone_ext.deploy.formats.base import Request, load_format
 
     net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 5)).eval()
-    load_format('onnx').write(net, tmp_path / 'mine.onnx', Request(torch.zeros(2, 3, 48, 40)))
+    load_format('onnx').write(net, torch.zeros(2, 3, 48, 40), tmp_path / 'mine.onnx', Request())
     arguments = ('--turns', 1, '--seconds', 0, '--batches', 1, '--threads', 1, '--out', tmp_path)
     run('--files', tmp_path / 'mine.onnx', *arguments)
     (row,) = csv.DictReader((tmp_path / 'latency.csv').open())
@@ -130,7 +130,7 @@ def test_forms_that_cannot_hold_a_network_are_left_out(tmp_path, monkeypatch, ca
 
     from mobileone_ext.deploy.formats.base import load_format
 
-    def refuse(net, path, request):
+    def refuse(net, image, path, request):
         raise RuntimeError('no layer for it\nand pages more')
 
     class Other(torch.nn.Module):
@@ -143,7 +143,7 @@ def test_forms_that_cannot_hold_a_network_are_left_out(tmp_path, monkeypatch, ca
     assert set(infer.prepare('peer', ['torchscript'], tmp_path)) == {'torchscript'}
     for write, message in (
         (refuse, 'peer: not timed as torchscript, which cannot hold it: no layer for it\n'),
-        (lambda net, path, request: torchscript(Other().eval(), path, request), 'outputs differ by'),
+        (lambda net, *rest: torchscript(Other().eval(), *rest), 'outputs differ by'),
     ):
         monkeypatch.setattr(load_format('torchscript'), 'write', write)
         assert infer.prepare('peer', ['torchscript'], tmp_path) == {}

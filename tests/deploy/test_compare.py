@@ -30,8 +30,8 @@ def test_differences_of_two_batches():
 def test_predictions_of_several_labels_are_those_above_0():
     expected = torch.tensor([[3.0, 1.0, -1.0], [3.0, 1.0, -1.0], [-3.0, -1.0, -2.0]])
     found = torch.tensor([[1.0, 3.0, -1.0], [3.0, 1.0, 0.5], [-3.0, -2.0, -1.0]])
-    for several_labels, changed in ((True, 1), (False, 2)):
-        difference = Difference(several_labels)
+    for multi_label, changed in ((True, 1), (False, 2)):
+        difference = Difference(multi_label)
         difference.add(expected, found)
         assert difference.changed_predictions == changed
 

@@ -10,9 +10,9 @@ from conftest import TINY, data_options, only_line
 from PIL import Image
 
 from mobileone_ext import cli
+from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import export, fuse
 from mobileone_ext.deploy.compare_files import compare_files
-from mobileone_ext.deploy.described import Described
 from mobileone_ext.deploy.predict import Classifier
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -37,15 +37,14 @@ def number_of(pixels):
     return (pixels[:, 0, 0, 0] / 10).round().long()
 
 
-def compared(config, photos, outputs, classes=(None, None), several=False, kinds=(True, True)):
-    classifiers = []
-    for table, names, logits in zip(outputs, classes, kinds):
-        classifier = Classifier(lambda pixels, table=table: table[number_of(pixels)], names, several)
-        classifier.gives_logits = logits
+def compared(config, photos, outputs, classes=(None, None), multi_label=False, kinds=(True, True)):
+    classifiers, preprocessing = [], Preprocessing(config)
+    for path, table, names, logits in zip(('a.pth', 'b.onnx'), outputs, classes, kinds):
+        classifier = Classifier(path, preprocessing, lambda pixels, table=table: table[number_of(pixels)], names)
+        classifier.gives_logits, classifier.multi_label = logits, multi_label
         classifiers.append(classifier)
-    networks = Described(config, 'a.pth'), Described(config, 'b.onnx')
     skipped = []
-    report = compare_files(networks, classifiers, sorted(photos.iterdir()), skipped)
+    report = compare_files(classifiers, sorted(photos.iterdir()), skipped)
     assert len(skipped) == 1 and 'broken.png' in skipped[0]
     return report
 
@@ -95,7 +94,7 @@ def test_several_labels_change_one_by_one(config, photos):
     table = random_outputs()[0].abs()
     other = table.clone()
     other[3, 1] *= -1
-    report = compared(config, photos, [table, other], several=True)
+    report = compared(config, photos, [table, other], multi_label=True)
     assert report['changed_predictions'] == 1 and report['worst'][0]['image'].endswith('03.png')
 
 
@@ -121,9 +120,8 @@ def files(tiny_run, digits, tmp_path_factory):
     fuse.save_fused(model, folder / 'fused.pth', config, checkpoint, weights.source)
     torch.save(model.state_dict(), folder / 'bare.pth')
     for size in (32, 64):
-        net = export.DeployNet(model, export.Normalize(config), softmax=True)
-        metadata = export.file_metadata(config, checkpoint, True, True, model.classes) | export.facts('onnx', size)
-        export.export(net, folder / f'{size}.onnx', 'onnx', size=size, metadata=metadata)
+        request = export.Request(size=size, normalize=True, softmax=True)
+        export.export_classifier(model, folder / f'{size}.onnx', request, Preprocessing(config), checkpoint)
     return folder
 
 

@@ -9,7 +9,7 @@ from conftest import TINY, data_options, only_line
 
 from mobileone_ext import cli
 from mobileone_ext.config import resolved_config
-from mobileone_ext.data.pixels import evaluation_pipeline
+from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import described, export, fuse
 from mobileone_ext.deploy.formats.base import load_format
 
@@ -33,10 +33,8 @@ def files(tiny_run, digits, tmp_path_factory):
     (folder / 'tuned').mkdir()
     fuse.save_fused(model, folder / 'tuned' / 'fused.pth', config, checkpoint, weights.source)
     for name, inside in (('normalized', False), ('pixels', True)):
-        net = export.DeployNet(model, export.Normalize(config) if inside else None, softmax=inside)
-        metadata = export.file_metadata(config, checkpoint, inside, inside, model.classes)
-        metadata.update(export.facts('onnx', 32))
-        export.export(net, folder / f'{name}.onnx', 'onnx', size=32, metadata=metadata)
+        request = export.Request(size=32, normalize=inside, softmax=inside)
+        export.export_classifier(model, folder / f'{name}.onnx', request, Preprocessing(config), checkpoint)
     torch.save(dict(state_dict=model.state_dict()), folder / 'bare.pth')
     return folder
 
@@ -175,9 +173,10 @@ def test_files_that_tell_their_size_alone(exported, photos, run_tool):
 def test_steps_are_the_configs(files):
     found, _ = described._config_of_file(str(files / 'pixels.onnx'), None)
     expected = [
-        dict(step, type=step['type'].removeprefix('mmpretrain.')) for step in evaluation_pipeline(cli.load_config(TINY))
+        dict(step, type=step['type'].removeprefix('mmpretrain.'))
+        for step in Preprocessing(cli.load_config(TINY)).pipeline
     ]
-    assert [dict(step) for step in evaluation_pipeline(found)] == expected
+    assert [dict(step) for step in Preprocessing(found).pipeline] == expected
 
 
 def test_what_is_a_config():

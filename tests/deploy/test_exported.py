@@ -9,7 +9,7 @@ from conftest import data_options, only_line
 from PIL import Image
 
 from mobileone_ext import cli
-from mobileone_ext.data.pixels import Normalize
+from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import export
 from mobileone_ext.deploy.exported import ExportedClassifier
 from mobileone_ext.deploy.formats.base import FORMATS, quiet
@@ -38,10 +38,11 @@ def write(trained, form, out, inside=False, metadata=True, **options):
         pytest.importorskip(PACKAGES[form], reason=f'format {form} is not installed')
     config = cli.load_config(TINY)
     model = export.load_fused(config, str(trained[0]), 'off')
-    net = export.DeployNet(model, Normalize(config) if inside else None, softmax=inside)
-    told = export.file_metadata(config, str(trained[0]), inside, inside, model.classes) if metadata else {}
-    told.update(export.facts(form, SIZE) if metadata else {})
-    export.export(net, out, form, SIZE, metadata=told, **options)
+    preprocessing = Preprocessing(config)
+    net = export.DeployNet(model, preprocessing.normalize if inside else None, softmax=inside)
+    request = export.Request(form, SIZE, normalize=inside, softmax=inside, **options)
+    told = export.described(request, preprocessing, str(trained[0]), model.classes) if metadata else request
+    export.export(net, out, told)
     return out
 
 
@@ -116,7 +117,7 @@ def test_file_of_another_class_count_or_size_is_refused(trained, form, tmp_path)
     assert exported.logits(torch.zeros(1, 3, SIZE, SIZE)).shape == (1, 10)
     if form != 'torchscript':  # which takes any size
         with pytest.raises(
-            ValueError, match=r'net\.\w+: the network takes images of 32 x 32 pixels, these have 40 x 40'
+            ValueError, match=r'net\.\w+: the network takes images of 3 x 32 x 32 pixels, these have 3 x 40 x 40'
         ):
             exported.logits(torch.zeros(1, 3, 40, 40))
     config.model.head.num_classes = 7
@@ -166,19 +167,22 @@ def test_mistakes_are_one_line(trained, run_tool, tmp_path):
     int8 = write(trained, 'onnx', tmp_path / 'int8.onnx', metadata=False)
     with_int8_operators(int8)
     torch.save(dict(a=1), tmp_path / 'weights.pt')
-    (tmp_path / 'text.tflite').write_text('no flatbuffer')
+    (tmp_path / 'text.ort').write_text('no flatbuffer')
     (tmp_path / 'mac.mlpackage').mkdir()
     other = write(trained, 'onnx', tmp_path / 'size.onnx')
     cases = [
         ((int8,), 'int8 file without metadata; --input'),
         ((good, '--input', 'pixels'), 'takes normalized images, as its metadata say, not pixels'),
         ((tmp_path / 'none.pte',), 'none.pte: no such file'),
-        ((tmp_path / 'text.tflite',), 'text.tflite'),
+        ((tmp_path / 'text.ort',), 'text.ort'),
         ((tmp_path / 'mac.mlpackage',), 'CoreML runs on macOS alone'),
         ((good, '--launcher', 'pytorch'), 'exported file is measured in one process'),
         ((trained[0], '--against', trained[0]), 'for exported files'),
         ((good, 'model.head.num_classes=7'), 'has 10 classes, the config has 7'),
-        ((other, 'test_dataloader.dataset.pipeline.1.scale=(40,40)'), 'takes images of 32 x 32 pixels, these have 40'),
+        (
+            (other, 'test_dataloader.dataset.pipeline.1.scale=(40,40)'),
+            'takes images of 3 x 32 x 32 pixels, these',
+        ),
     ]
     for (file, *arguments), message in cases:
         options = [*trained[1], *(argument for argument in arguments if '=' in str(argument))]

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from onnx import load, numpy_helper
+from onnx import numpy_helper
 from test_int8_formats import PACKAGES, written
 from test_quantization import SE_BLOCKS, images, int8_file, small_classifier
 
-from mobileone_ext.deploy.formats.openvino import write_proto
+from mobileone_ext.deploy.formats import FORMATS
 from mobileone_ext.deploy.quantization.calibrate import INPUT, POOLED, Options, quantize
 from mobileone_ext.deploy.quantization.chain import layers_of
 from mobileone_ext.deploy.runtime import open_network
@@ -46,12 +46,9 @@ def broken_classifier(weight, bias=0.5, every=3, layers=None, se_blocks=(0, 0, 0
 def opened(form, int8, folder):
     if form in PACKAGES:
         return open_network(written(form, int8, folder), threads=1)
-    int8_file(None, int8, folder / 'int8.onnx')
-    if form == 'openvino':
-        pytest.importorskip('openvino')
-        write_proto(load(folder / 'int8.onnx'), folder / 'int8.xml', {'precision': 'int8'})
-        return open_network(folder / 'int8.xml')
-    return open_network(folder / 'int8.onnx')
+    path = folder / f'int8{FORMATS[form].suffixes[0]}'
+    int8_file(None, int8, path)
+    return open_network(path)
 
 
 def sources(int8):
@@ -60,7 +57,7 @@ def sources(int8):
     names = [INPUT, *(layer.name for layer in convolutions[:-1]), POOLED]
     for layer, name in zip([*convolutions, head], names):
         if layer.name in int8.weight_scales:
-            yield layer, np.float64(int8.grids[name].scale)
+            yield layer, np.float64(int8.qparams[name].scale)
 
 
 @torch.no_grad()

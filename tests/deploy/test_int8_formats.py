@@ -11,12 +11,11 @@ from test_quantization import SE_BLOCKS, images, small_classifier
 
 from mobileone_ext import cli
 from mobileone_ext.deploy import fuse
-from mobileone_ext.deploy.formats import base
-from mobileone_ext.deploy.formats.base import FORMATS, Request, load_format
+from mobileone_ext.deploy.formats import FORMATS, base
+from mobileone_ext.deploy.formats.base import Request, load_format
 from mobileone_ext.deploy.quantization.calibrate import Options, quantize
 from mobileone_ext.deploy.quantization.chain import layers_of
 from mobileone_ext.deploy.quantization.qdq_torch import qdq_net
-from mobileone_ext.deploy.quantization.quantize import PAIRS
 from mobileone_ext.deploy.runtime import open_network
 
 PACKAGES = dict(litert='litert_torch', executorch='executorch')
@@ -29,9 +28,8 @@ def written(form, int8, folder):
     pytest.importorskip(PACKAGES[form], reason=f'format {form} is not installed')
     path = folder / f'int8{FORMATS[form].suffixes[0]}'
     scales = int8.weight_scales['head.fc']
-    request = Request(images(1), False, metadata=dict(precision='int8'), format=form, int8=True)
-    request.classifier_scales = scales
-    load_format(form).write(qdq_net(int8, None, False, **PAIRS[form]), path, request)
+    request = Request(form, 64, metadata=dict(precision='int8'), int8=True, classifier_scales=scales)
+    load_format(form).write(qdq_net(int8, None, False, **FORMATS[form].pairs), images(1), path, request)
     return path
 
 
@@ -95,15 +93,15 @@ def test_litert_holds_our_integers_and_grids(per_channel, tmp_path):
 
     source = 'input'
     for layer, (image, weight, bias, output) in zip(convolutions, layers):
-        scales, grid = int8.weight_scales[layer.name], int8.grids[layer.name]
+        scales, grid = int8.weight_scales[layer.name], int8.qparams[layer.name]
         assert {tensor.type for tensor in (image, weight, output)} == {schema.TensorType.INT8}
         assert (output.quantization.scale[0], output.quantization.zeroPoint[0]) == (grid.scale, grid.zero_point - 128)
-        assert image.quantization.scale[0] == np.float32(int8.grids[source].scale)
+        assert image.quantization.scale[0] == np.float32(int8.qparams[source].scale)
         assert np.array_equal(np.broadcast_to(weight.quantization.scale, scales.shape), scales.numpy())
         stored = integers(weight).reshape(weight.shape)
         stored = stored.reshape(-1, len(scales)).T if layer.is_depthwise else stored.reshape(len(scales), -1)
         assert np.array_equal(stored, stored_integers(layer, scales)), layer.name
-        expected = layer.linear.bias.double() / (np.float64(int8.grids[source].scale) * scales.double())
+        expected = layer.linear.bias.double() / (np.float64(int8.qparams[source].scale) * scales.double())
         assert np.abs(integers(bias, np.int32) - expected.detach().numpy()).max() <= 0.51
         source = layer.name
     scales = int8.weight_scales[head.name]
@@ -139,7 +137,7 @@ def test_executorch_holds_our_integers_and_grids(per_channel, tmp_path):
         integers = stored_integers(layer, scales)
         integers = integers.T.copy() if layer.is_depthwise else integers
         assert scales.numpy().tobytes() in content and integers.tobytes() in content, layer.name
-    for name, grid in int8.grids.items():
+    for name, grid in int8.qparams.items():
         if name != 'pooled':
             # The graph as text has six places; the four bytes stand in the file.
             assert (round(grid.scale, 6), grid.zero_point - 128) in grids, name

@@ -11,9 +11,9 @@ from conftest import ROOT, randomize_norms
 from PIL import Image, ImageOps
 
 from mobileone_ext import cli
-from mobileone_ext.data.pixels import Normalize, read_images
+from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import export, fuse
-from mobileone_ext.deploy.formats.base import OUTPUT_NAME
+from mobileone_ext.deploy.formats import OUTPUT_NAME
 
 S0 = 'configs/mobileone_s0_8xb32.py'
 ARCH = dict(num_blocks=[1, 1, 1, 1], width_factor=[0.125, 0.125, 0.0625, 0.0625], num_conv_branches=[1, 1, 1, 1])
@@ -33,7 +33,7 @@ def phone(tmp_path_factory):
         features = model.backbone(torch.randn(4, 3, 224, 224))[-1].mean((2, 3))
         model.head.fc.weight.normal_(std=6).div_(features.norm(dim=1).max())
     torch.save(model.state_dict(), folder / 'net.pth')
-    net = export.DeployNet(fuse.fuse(model), Normalize(config), softmax=True)
+    net = export.DeployNet(fuse.fuse(model), Preprocessing(config).normalize, softmax=True)
 
     spots = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
     upright = Image.fromarray(spots).resize((400, 300), Image.Resampling.BICUBIC)  # so smooth that all scalers agree
@@ -46,9 +46,8 @@ def phone(tmp_path_factory):
 
 def write(phone, name, form):
     config, net, _, folder = phone
-    metadata = export.file_metadata(config, str(folder / 'net.pth'), True, True)
-    metadata.update(export.facts(form))
-    export.export(net, folder / name, form, dynamic_batch=False, metadata=metadata)
+    request = export.Request(form, normalize=True, softmax=True, dynamic_batch=False)
+    export.export(net, folder / name, export.described(request, Preprocessing(config), str(folder / 'net.pth'), None))
     return folder / name
 
 
@@ -71,7 +70,7 @@ def probabilities(phone) -> np.ndarray:
     config, net, photo, _ = phone
     turned = photo.with_name('turned.png')
     upright_pixels(photo).save(turned)
-    ((_, pixels),) = read_images(config, [turned], [])
+    ((_, pixels),) = Preprocessing(config).read([turned], [])
     with torch.no_grad():
         return net(pixels[None])[0].numpy()
 

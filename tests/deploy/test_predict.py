@@ -11,7 +11,7 @@ from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from PIL import Image
 
 from mobileone_ext import cli
-from mobileone_ext.data.pixels import in_batches, read_images
+from mobileone_ext.data.pixels import Preprocessing, in_batches
 from mobileone_ext.deploy import export, fuse, predict
 
 S0 = 'configs/mobileone_s0_8xb32.py'
@@ -34,9 +34,10 @@ def files(tmp_path_factory):
         model.head.fc.weight.normal_().div_(features.norm())
     torch.save(model.state_dict(), folder / 'net.pth')
     for name, inside in (('normalized', False), ('pixels', True)):
-        net = export.DeployNet(model, export.Normalize(config) if inside else None, softmax=inside)
-        metadata = export.file_metadata(config, str(folder / 'net.pth'), inside, inside)
-        export.export(net, folder / f'{name}.onnx', 'onnx', metadata=metadata)
+        request = export.Request(normalize=inside, softmax=inside)
+        export.export_classifier(
+            model, folder / f'{name}.onnx', request, Preprocessing(config), str(folder / 'net.pth')
+        )
     (folder / 'images').mkdir()
     rng = np.random.default_rng(0)
     for number in range(2):
@@ -56,7 +57,7 @@ def test_every_kind_of_file_predicts_the_same(files, run_tool, tmp_path):
         assert '1 of 3 files' in text
         results.append(json.loads(out.read_text()))
     config = cli.load_config(S0)
-    ((_, pixels),) = read_images(config, [folder / 'images' / '0.jpg'], [])
+    ((_, pixels),) = Preprocessing(config).read([folder / 'images' / '0.jpg'], [])
     mean, std = (torch.tensor(config.model.data_preprocessor[key])[:, None, None] for key in ('mean', 'std'))
     with torch.no_grad():
         best = int(model((pixels[None] - mean) / std).argmax())
@@ -72,11 +73,11 @@ def test_every_kind_of_file_predicts_the_same(files, run_tool, tmp_path):
 def test_networks_see_colors_in_their_order(tmp_path):
     Image.new('RGB', (300, 260), (200, 30, 10)).save(tmp_path / 'red.png')
     config = cli.load_config(S0)
-    ((_, pixels),) = read_images(config, [tmp_path / 'red.png'], [])
+    ((_, pixels),) = Preprocessing(config).read([tmp_path / 'red.png'], [])
     assert pixels.shape == (3, 224, 224)
     assert [channel.unique().tolist() for channel in pixels] == [[200], [30], [10]]
     config.model.data_preprocessor.to_rgb = False
-    ((_, pixels),) = read_images(config, [tmp_path / 'red.png'], [])
+    ((_, pixels),) = Preprocessing(config).read([tmp_path / 'red.png'], [])
     assert pixels[:, 0, 0].tolist() == [10, 30, 200]
 
 
@@ -157,5 +158,5 @@ def test_sizes_of_images_may_differ(tmp_path):
         Image.new('RGB', size).save(tmp_path / f'{number}.png')
     config = cli.load_config(S0)
     config.test_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
-    found = [images.shape for _, images in in_batches(read_images(config, sorted(tmp_path.iterdir()), []), 16)]
+    found = [images.shape for _, images in in_batches(Preprocessing(config).read(sorted(tmp_path.iterdir()), []), 16)]
     assert found == [(1, 3, 40, 30), (1, 3, 30, 40), (2, 3, 40, 30)]

@@ -12,7 +12,7 @@ from mobileone_ext.block import MobileOneBlock
 from mobileone_ext.deploy import fuse
 from mobileone_ext.deploy.quantization.calibrate import Options, _at_random_pixels
 from mobileone_ext.deploy.quantization.chain import layers_of
-from mobileone_ext.deploy.quantization.photos import check_photos
+from mobileone_ext.deploy.quantization.photos import warnings_about
 from mobileone_ext.deploy.quantization.prepare import prepare
 from mobileone_ext.deploy.runtime import open_network
 
@@ -30,7 +30,7 @@ def test_prepared_network_is_the_same_function(se_blocks):
 @torch.no_grad()
 def test_snapped_weights_survive_a_quantizer_of_symmetric_weights():
     model, x = small_classifier(), images()
-    prepared, difference = prepare(model, x, Options(), snap=True)
+    prepared, difference = prepare(model, x, Options(), 127)
     assert 0 < difference.max_rel_diff < 0.1
     changes = {}
     for name, network in (('raw', model), ('prepared', prepared)):
@@ -47,7 +47,7 @@ def test_snapped_weights_survive_a_quantizer_of_symmetric_weights():
 @pytest.mark.parametrize('per_channel', [True, False])
 def test_snapped_weights_survive_torchaos_scale(per_channel):
     """PerChannelMinMaxObserver with -128 .. 127: scale = largest / 127.5."""
-    prepared, _ = prepare(small_classifier(), images(), Options(per_channel=per_channel), True, 127.5)
+    prepared, _ = prepare(small_classifier(), images(), Options(per_channel=per_channel), 127.5)
     for layer in layers_of(prepared):
         weight = layer.linear.weight.flatten(1 if per_channel else 0)
         weight = weight.reshape(-1, weight.shape[-1])
@@ -115,20 +115,21 @@ def test_tool_writes_an_ordinary_checkpoint_and_onnx(digits, run_tool, tmp_path)
 @pytest.mark.parametrize(
     ('arguments', 'backbone', 'message'),
     [
-        (['--prepare', 'out.xml'], {}, r'out.xml: a float network is written to *.pth or *.onnx'),
+        (['--prepare', 'out.xml'], {}, r'out.xml: a float network is written to .pth or .onnx'),
         (['--prepare', 'no/out.pth'], {}, 'no such folder'),
         ([], {}, 'nothing to write'),
         (['out.onnx', '--prepare', 'out.onnx'], {}, 'each file needs a name of its own'),
-        (['out.onnx', '--snap'], {}, '--snap belongs to --prepare'),
-        (['--prepare', 'out.pth', '--evaluate'], {}, '--evaluate measures the int8 file'),
-        (['--prepare', 'out.pth', '--num-calib', '100000'], {}, '--num-calib asks for 100000'),
+        (['out.onnx', '--snap'], {}, '--preround belongs to --prepare'),
+        (['--prepare', 'out.pth', '--evaluate'], {}, 'the int8 file, which --evaluate measures'),
+        (['--prepare', 'out.pth', '--num-images', '100000'], {}, '--num-images asks for 100000'),
         (['--prepare', 'out.pth', '--size', '64'], {}, 'images of 32 x 32 pixels'),
         (['out.onnx', '--keep', 'stage9'], {}, "keep: no layer 'stage9'"),
-        (['out.onnx', '--weight-bits', '4'], {}, 'allowed are 7, 8'),
+        (['out.onnx', '--weight-bits', '4'], {}, '--weight-bits: invalid choice: 4'),
+        (['out.onnx', '--ranges', 'kl'], {}, "invalid choice: 'kl'"),
+        (['out.onnx', '--balance', '2'], {}, "'2': a number from 0 to 1 is needed"),
         (['--prepare', 'net.pth'], {}, 'is what is read'),
-        (['--prepare', 'out.pth', '--snap', '--snap-steps', '128'], {}, '128: allowed are 127 and 127.5'),
-        (['--prepare', 'out.pth', '--snap-steps', '127.5'], {}, '--snap-steps belongs to --snap'),
-        (['--prepare', 'out.pt'], {}, 'out.pt: a float network is written to *.pth or *.onnx'),
+        (['--prepare', 'out.pth', '--snap', '--snap-steps', '128'], {}, 'invalid choice: 128'),
+        (['--prepare', 'out.pt'], {}, 'out.pt: a float network is written to .pth or .onnx'),
         (['--prepare', 'out.pth'], dict(act_cfg=dict(type='GELU')), 'has the activation GELU; int8 knows ReLU'),
     ],
 )
@@ -152,17 +153,17 @@ def test_photos_that_cannot_calibrate_or_hardly():
     draw = torch.Generator().manual_seed(0)
     photos = 255 * torch.rand(10, 3, 8, 8, generator=draw)
     sure = torch.eye(10) * 0.9 + 0.01
-    assert check_photos(photos, sure, 'x') == [] == check_photos(photos, None, 'x')
+    assert warnings_about(photos, sure, 'x') == [] == warnings_about(photos, None, 'x')
     with pytest.raises(ValueError, match='^x: each of 10 photos is of one color'):
-        check_photos(torch.full((10, 3, 8, 8), 128.0) + torch.arange(3).reshape(3, 1, 1), sure, 'x')
-    (gray,) = check_photos(photos.mean(1, keepdim=True).expand(-1, 3, -1, -1), sure, 'x')
+        warnings_about(torch.full((10, 3, 8, 8), 128.0) + torch.arange(3).reshape(3, 1, 1), sure, 'x')
+    (gray,) = warnings_about(photos.mean(1, keepdim=True).expand(-1, 3, -1, -1), sure, 'x')
     assert gray == 'x: all photos are gray; ranges for color need photos in color'
-    (unsure,) = check_photos(photos, torch.eye(10) * 0.1 + 0.09, 'x')
+    (unsure,) = warnings_about(photos, torch.eye(10) * 0.1 + 0.09, 'x')
     assert unsure.startswith('x: the network is unsure of these photos (mean probability of the best class 0.19)')
-    (one_sided,) = check_photos(photos, sure[[0] * 6 + [1, 2, 3, 4]], 'x')
+    (one_sided,) = warnings_about(photos, sure[[0] * 6 + [1, 2, 3, 4]], 'x')
     assert one_sided.startswith('x: 60% of the photos are predicted as one class')
-    assert check_photos(photos, sure[[0] * 5 + [1, 2, 3, 4, 5]], 'x') == []
-    assert check_photos(photos, torch.tensor([[0.9, 0.1]] * 10), 'x') == []  # of two classes
+    assert warnings_about(photos, sure[[0] * 5 + [1, 2, 3, 4, 5]], 'x') == []
+    assert warnings_about(photos, torch.tensor([[0.9, 0.1]] * 10), 'x') == []  # of two classes
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -208,7 +209,7 @@ def test_dilation_is_prepared_and_snapped():
             found = inputs @ layer.grouped_weight().transpose(1, 2) + layer.linear.bias[:, None, None]
             torch.testing.assert_close(found, outputs, rtol=1e-4, atol=1e-4)
     assert prepare(model, x, Options())[1].max_rel_diff < 1e-4
-    assert prepare(model, x, Options(), snap=True)[1].max_rel_diff < 0.1
+    assert prepare(model, x, Options(), 127)[1].max_rel_diff < 0.1
 
 
 @pytest.mark.filterwarnings('ignore')

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_quantization import SE_BLOCKS, chosen_scales, images, int8_file, small_classifier
 
-from mobileone_ext.deploy.export import FileOptions
+from mobileone_ext.deploy.formats.base import Request
 from mobileone_ext.deploy.quantization import agreement, rounding
 from mobileone_ext.deploy.quantization.calibrate import Options, quantize
 from mobileone_ext.deploy.quantization.chain import layers_of
@@ -59,20 +59,20 @@ def test_weights_in_pairs_cannot_saturate(per_channel, compensate):
     if compensate:
         rounded = rounding.round_with_compensation(weight, second, scales, in_pairs=True)
     else:
-        rounded = rounding.to_grid(weight, scales, in_pairs=True)
+        rounded = rounding.to_steps(weight, scales, in_pairs=True)
     integers = rounded / scales[..., None]
     torch.testing.assert_close(integers, integers.round())
     assert 100 < neighbors_sum(integers.round()).max() <= 128
     scales = chosen_scales(weight, second, per_channel)
-    assert neighbors_sum(rounding.to_grid(weight, scales) / scales[..., None]).max() > 128
+    assert neighbors_sum(rounding.to_steps(weight, scales) / scales[..., None]).max() > 128
 
 
 def test_weights_that_fit_are_rounded_to_nearest():
     weight = torch.tensor([[[1.4, -127.0, 100.2, 28.4, 60.0]]], dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
-    torch.testing.assert_close(rounding.to_grid(weight, one, in_pairs=True), weight.round())
+    torch.testing.assert_close(rounding.to_steps(weight, one, in_pairs=True), weight.round())
     crowded = torch.tensor([[[127.0, 100.0, -90.0, -90.0]]], dtype=torch.float64)
-    assert rounding.to_grid(crowded, one, in_pairs=True).tolist() == [[[127, 1, -90, -38]]]
+    assert rounding.to_steps(crowded, one, in_pairs=True).tolist() == [[[127, 1, -90, -38]]]
 
 
 @torch.no_grad()
@@ -101,7 +101,7 @@ def test_a_dense_layer_saturates_as_integers_do(quantized):
     _, by_bits, x = quantized
     int8 = dataclasses.replace(by_bits[8], saturates=True)
     stem, head = layers_of(int8.model)[0], layers_of(int8.model)[-1]
-    grid = int8.grids['input']
+    grid = int8.qparams['input']
     rounded = grid.apply(x[:1])
     q = (rounded / grid.scale).round() + grid.zero_point
     padded = torch.nn.functional.pad(q, (1, 1, 1, 1), value=grid.zero_point)
@@ -117,7 +117,7 @@ def test_a_dense_layer_saturates_as_integers_do(quantized):
         expected = expected * grid.scale * int8.weight_scales[stem.name].numpy() + stem.linear.bias.numpy()
         np.testing.assert_allclose(found[0, :, row, column], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
-    grid = int8.grids['pooled']
+    grid = int8.qparams['pooled']
     features = grid.apply(torch.rand(2, 64, generator=torch.Generator().manual_seed(0)) * grid.scale * 255)
     weight = head.linear.weight / int8.weight_scales['head.fc'][:, None]
     total = saturated_sum((features / grid.scale).round().numpy() + grid.zero_point, weight.round().numpy())
@@ -191,13 +191,13 @@ def test_a_file_that_computes_something_else_is_told(quantized, tmp_path):
             return saturating(torch.from_numpy(chunk)).numpy()
 
     identity = torch.nn.Identity()
-    found = agreement.measure(model, by_bits[8], Saturating(), x, identity, FileOptions())
+    found = agreement.measure(model, by_bits[8], Saturating(), x, identity, Request())
     assert found['file'] == pytest.approx(found['saturating'])
     text = agreement.describe(found)
     assert 'WARNING: on this machine the file does not compute' in text and 'it is another network' in text
 
     int8_file(model, by_bits[7], tmp_path / 'int8.onnx')
-    found = agreement.measure(model, by_bits[7], open_network(tmp_path / 'int8.onnx'), x, identity, FileOptions())
+    found = agreement.measure(model, by_bits[7], open_network(tmp_path / 'int8.onnx'), x, identity, Request())
     assert found['saturating'] == dict(flips=0, divergence=0)
     assert agreement.describe(found).startswith('on this machine the file computes what was calibrated')
     assert agreement.SUMS_FIT in agreement.describe(found)

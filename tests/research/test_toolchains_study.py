@@ -52,7 +52,7 @@ def test_activations_alone_leave_the_weights(tmp_path):
     simulated = quantizers.activations_alone('minmax')(model, images(4), True, tmp_path)
     for ours, theirs in zip(layers_of(simulated.model), layers_of(model)):
         torch.testing.assert_close(ours.linear.weight, theirs.linear.weight, rtol=0, atol=0)
-    assert len(simulated.grids) == len(layers_of(model)) + 1  # the image, each map, the pooled one
+    assert len(simulated.qparams) == len(layers_of(model)) + 1  # the image, each map, the pooled one
     assert 0 < (simulated(images(4)) - model(images(4))).abs().max() < 0.3 * model(images(4)).abs().max()
 
 
@@ -106,12 +106,14 @@ def test_rows_are_kept_and_the_table_has_them(digits, run_tool, tmp_path):
 
 @pytest.mark.filterwarnings('ignore')
 def test_other_integers_are_the_same_numbers():
-    from mobileone_ext.deploy import export
+    from mobileone_ext.deploy.export import DeployNet
+    from mobileone_ext.deploy.formats.base import Request
+    from mobileone_ext.deploy.formats.onnx import onnx_proto
     from mobileone_ext.deploy.quantization.calibrate import Options, quantize
 
     int8 = quantize(small_classifier(), images(8), Options())
-    net = export.DeployNet(int8.model)
-    proto = insert_qdq(export.onnx_proto(net, torch.zeros(2, 3, 64, 64), 19, dynamic_batch=True), int8)
+    net = DeployNet(int8.model)
+    proto = insert_qdq(onnx_proto(net, torch.zeros(2, 3, 64, 64), Request(opset=19)), int8)
     unsigned, signed = integers.with_unsigned_weights(proto), integers.with_signed_activations(proto)
 
     def types(content):

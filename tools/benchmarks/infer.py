@@ -27,14 +27,8 @@ from torch import Tensor, nn
 
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.deploy.compare import Difference
-from mobileone_ext.deploy.formats.base import (
-    FORMAT_OF_SUFFIX,
-    FORMATS,
-    MissingPackage,
-    Request,
-    first_line,
-    load_format,
-)
+from mobileone_ext.deploy.formats import FORMAT_OF_SUFFIX, FORMATS
+from mobileone_ext.deploy.formats.base import MissingPackage, Request, first_line, load_format
 from mobileone_ext.deploy.formats.onnx import onnx_proto, write_onnx
 from mobileone_ext.deploy.runtime import open_network
 from mobileone_ext.files import check_writable, csv_text, suffix_of, write_text
@@ -239,7 +233,7 @@ def prepare(name: str, forms: Sequence[str], folder: Path) -> dict[str, Callable
     size = PIXELS.get(name, SIZE)
     onnx_file = folder / f'{name}.onnx'
     if 'onnx' in forms or 'openvino' in forms:
-        write_onnx(onnx_proto(net, torch.zeros(2, 3, size, size), 17, True), onnx_file, {})
+        write_onnx(onnx_proto(net, torch.zeros(2, 3, size, size)), onnx_file, {})
     if 'onnx' in forms:
         openers['onnx'] = functools.partial(open_network, onnx_file)
     if 'int8' in forms and own:
@@ -256,7 +250,7 @@ def prepare(name: str, forms: Sequence[str], folder: Path) -> dict[str, Callable
         file = folder / f'{name}_{form}{FORMATS[form].suffixes[0]}'
         try:
             _write_checked(net.to(memory_format=torch.contiguous_format), file, form, size)
-        except MissingPackage:
+        except (MissingPackage, ImportError):
             raise
         except Exception as error:
             print(f'{name}: not timed as {form}, which cannot hold it: {first_line(error)}', flush=True)
@@ -271,7 +265,7 @@ def _write_checked(net: nn.Module, file: Path, form: str, size: int) -> None:
     image = torch.zeros(1 if form in PHONE else 2, 3, size, size)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        load_format(form).write(net, file, Request(image, format=form))
+        load_format(form).write(net, image, file, Request(form, size))
     noise, difference = torch.randn(1, 3, size, size), Difference()
     difference.add(net(noise), torch.from_numpy(open_network(file, 1)(noise.numpy())))
     difference.check(None, 1e-2)
@@ -309,7 +303,7 @@ def fold(name: str, net: nn.Module) -> nn.Module:
 
 
 def _export_int8(net: nn.Module, path: Path) -> None:
-    from mobileone_ext.deploy import export
+    from mobileone_ext.deploy.export import DeployNet
     from mobileone_ext.deploy.quantization.calibrate import Options, quantize
     from mobileone_ext.deploy.quantization.qdq import insert_qdq
 
@@ -317,8 +311,8 @@ def _export_int8(net: nn.Module, path: Path) -> None:
     int8 = quantize(net, torch.randn(2, 3, SIZE, SIZE), Options(equalize=False, compensate=False, ranges='minmax'))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        proto = export.onnx_proto(export.DeployNet(int8.model), torch.zeros(2, 3, SIZE, SIZE), 17, True)
-    export.write_onnx(insert_qdq(proto, int8), path, {})
+        proto = onnx_proto(DeployNet(int8.model), torch.zeros(2, 3, SIZE, SIZE))
+    write_onnx(insert_qdq(proto, int8), path, {})
 
 
 def _torch_call(net: nn.Module, threads: int, batch: int) -> Callable[[np.ndarray], Tensor]:

@@ -1,58 +1,29 @@
-"""What all formats share: their table, the opened network, and how a format's own packages are called.
+"""What all formats share: what is asked of a file, the opened network, and how libraries are called.
 
 A module of this folder has the format's name and two functions; its packages are imported in them, not before:
 
-    write(net, path, request)               the file(s) of ``net`` at ``path``
+    write(net, image, path, request)        the file(s) of ``net`` at ``path``; image (N, C, H, W) is an example
     open_file(path, threads, batch)         a :class:`Network`
 """
 
+import copy
 import importlib
-import importlib.util
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-
-class Format(NamedTuple):
-    """Where a format's code is and what it needs.
-
-    Attributes:
-        suffixes: of its files; the first is the one that is written.
-        module: of this folder.
-        extra: of the project, which installs what it needs.
-        companions: suffixes of the files that belong to the first one, in the order in which they take their places.
-        half: it has a float16 form.
-        packages: what writing and running it imports beside torch.
-    """
-
-    suffixes: tuple[str, ...]
-    module: str
-    extra: str
-    companions: tuple[str, ...] = ()
-    half: bool = True
-    packages: tuple[str, ...] = ()
-
-
-FORMATS = {
-    'onnx': Format(('.onnx',), 'onnx', 'deploy', packages=('onnx', 'onnxruntime')),
-    'torchscript': Format(('.pt', '.pt2'), 'torchscript', 'deploy'),
-    'openvino': Format(('.xml',), 'openvino', 'deploy', companions=('.bin',), packages=('onnx', 'openvino')),
-    'coreml': Format(('.mlpackage',), 'coreml', 'coreml'),
-    'litert': Format(('.tflite',), 'litert', 'litert', packages=('litert_torch', 'ai_edge_litert')),
-    'executorch': Format(('.pte',), 'executorch', 'executorch', packages=('executorch',)),
-    'ncnn': Format(('.param',), 'ncnn', 'ncnn', companions=('.bin', '.json'), packages=('pnnx', 'ncnn')),
-    'mnn': Format(('.mnn',), 'mnn', 'mnn', packages=('MNN',)),
-    'ort': Format(('.ort',), 'onnx', 'deploy'),
-}
-FORMAT_OF_SUFFIX = {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
+from ...provenance import sha256
+from .. import DEFAULT_OPSET, DEFAULT_SIZE
+from . import FORMATS
 
 
 class MissingPackage(ValueError):
@@ -65,11 +36,12 @@ def load_format(name: str):
 
 
 @contextmanager
-def needed_for(name: str) -> Iterator[None]:
-    """Around a format's imports: one line with the remedy if a package is missing.
+def using(name: str, what: str) -> Iterator[None]:
+    """Around a format's own libraries: what they raise is one line, and a package that is missing has its remedy.
 
     Raises:
         MissingPackage: naming the package and the command that installs it.
+        ValueError: ``what``, and what the library says.
     """
     try:
         yield
@@ -78,44 +50,52 @@ def needed_for(name: str) -> Iterator[None]:
         raise MissingPackage(
             f"format {name} needs a package that is not installed ({error}): pip install 'mobileone_ext[{extra}]'"
         ) from error
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f'{what}: {first_line(error)}') from error
 
 
-def check_installed(name: str) -> None:
-    """Raise :class:`MissingPackage` unless a format's packages are there; called before work that ends in its file."""
-    with needed_for(name):
+def import_packages(name: str) -> None:
+    """Import a format's packages before the work that ends in its file; as in :func:`using`."""
+    with using(name, f'format {name}'), quiet():
         for package in FORMATS[name].packages:
-            if importlib.util.find_spec(package) is None:
-                raise ModuleNotFoundError(f'No module named {package!r}')
+            importlib.import_module(package)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Request:
-    """How a file is to be written.
+    """What file is wanted.
 
     Attributes:
-        image: an example of the input (N, C, H, W); N is 1 where the batch is fixed.
-        dynamic_batch: any number of images at a time, where the format has that.
+        format: the name in ``FORMATS``.
+        size: height and width of the images in pixels.
         opset: of ONNX.
+        normalize: it takes pixels 0 .. 255, normalization inside.
+        softmax: it returns probabilities instead of logits.
         half: float16 inside; input and output stay float32.
+        dynamic_batch: any number of images at a time instead of one, where the format has that.
         input_name: where the format names inputs.
         metadata: strings by name.
-        format: the name in ``FORMATS``.
+        rewrite: what is done to the ONNX graph, where the format is made from one.
         int8: the network has pairs of quantize and dequantize, which are to become integer kernels.
         classifier_scales: (O,) of its int8 weights, where a format has to be told.
+        channels: of the images; None takes those of the network's first convolution.
     """
 
-    image: Tensor
-    dynamic_batch: bool = True
-    opset: int = 17
-    half: bool = False
-    input_name: str = 'image'
-    metadata: dict[str, str] = field(default_factory=dict)
     format: str = 'onnx'
+    size: int = DEFAULT_SIZE
+    opset: int = DEFAULT_OPSET
+    normalize: bool = False
+    softmax: bool = False
+    half: bool = False
+    dynamic_batch: bool = True
+    input_name: str = 'image'
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    rewrite: Callable[[Any], Any] | None = None
     int8: bool = False
     classifier_scales: Tensor | None = None
-
-
-OUTPUT_NAME = 'output'
+    channels: int | None = None
 
 
 class Network:
@@ -149,9 +129,8 @@ class Network:
         if len(shape) != 4 or not (fixed_batch or shape[0] is None):
             raise ValueError(f'its input is {shape}; one image or any number of them (N, C, H, W) is needed')
         self.channels_last = shape[1] not in (1, 3) and shape[3] in (1, 3)
-        self.in_channels = shape[3 if self.channels_last else 1]
-        height, width = shape[1:3] if self.channels_last else shape[2:]
-        self.size = (height, width) if height and width else None
+        self.in_channels, *sides = (shape[3], *shape[1:3]) if self.channels_last else shape[1:]
+        self.size = tuple(sides) if all(sides) else None
 
     @property
     def takes_pixels(self) -> bool | None:
@@ -160,7 +139,15 @@ class Network:
         return text.startswith('pixels') if text else None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        self._check(images)
+        # Some runtimes take images of any size, and give something.
+        channels, size = images.shape[1], images.shape[2:]
+        taken, given = (self.in_channels or channels, self.size or size), (channels, size)
+        if taken != given:
+            made, found = (f'{each[0]} x {" x ".join(map(str, each[1]))}' for each in (taken, given))
+            raise ValueError(
+                f'the network takes images of {made} pixels, these have {found}: '
+                "the config's test pipeline or the --image-size of the export has to change"
+            )
         if self.channels_last:
             images = images.transpose(0, 2, 3, 1)
         batches = np.split(images, len(images)) if self.fixed_batch else [images]
@@ -171,17 +158,6 @@ class Network:
                 f'the runtime fails on images {" x ".join(map(str, images.shape[1:]))} ({first_line(error)})'
             ) from error
         return np.concatenate([output.reshape(len(output), -1) for output in outputs])
-
-    def _check(self, images: np.ndarray) -> None:
-        channels, size = images.shape[1], images.shape[2:]
-        if self.in_channels and channels != self.in_channels:
-            raise ValueError(f'the network takes images of {self.in_channels} channels, these have {channels}')
-        if self.size and size != self.size:
-            made, given = (' x '.join(map(str, each)) for each in (self.size, size))
-            raise ValueError(
-                f'the network takes images of {made} pixels, these have {given}: '
-                "the config's test pipeline or the --size of the export has to change"
-            )
 
 
 class Half(nn.Module):
@@ -197,8 +173,6 @@ class Half(nn.Module):
 
 def half_precision(net: nn.Module) -> nn.Module:
     """A copy of ``net`` that computes in float16; mean and standard deviation are applied before, in float32."""
-    import copy
-
     net = copy.deepcopy(net)
     normalize, net.normalize = net.normalize, nn.Identity()
     return nn.Sequential(normalize, Half(net.half())).eval()
@@ -222,8 +196,6 @@ def quiet() -> Iterator[None]:
         os.dup2(sink.fileno(), 2)
         try:
             yield
-        except MissingPackage:
-            raise
         except Exception as error:
             sys.stdout.flush()
             sink.seek(0)
@@ -239,22 +211,26 @@ def quiet() -> Iterator[None]:
                 os.close(descriptor)
 
 
-def sha256_beside(path: Path) -> str:
-    """Hash of a graph's weights file, which tells whether the two are of one export."""
-    import hashlib
+def only(inputs: Sequence) -> Any:
+    """The one of a network's inputs that there should be."""
+    if len(inputs) != 1:
+        raise ValueError(f'it has {len(inputs)} inputs, not one image')
+    return inputs[0]
 
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+def described_shape(metadata: Mapping[str, str]) -> tuple:
+    """Channels, height and width of the images by the file's metadata, where the graph does not say; None for open."""
+    channels = len(json.loads(metadata['mean'])) if 'mean' in metadata else None
+    return (channels, *(json.loads(metadata['size']) if 'size' in metadata else (None, None)))
 
 
 def beside(path: Path, suffix: str) -> Path:
     """The file that goes with ``path``, its ``suffix`` in capitals where it is there so."""
-    found = path.with_suffix(suffix.upper())
-    return found if found.exists() else path.with_suffix(suffix)
+    capitals = path.with_suffix(suffix.upper())
+    return capitals if capitals.exists() else path.with_suffix(suffix)
 
 
 def check_pair(path: Path, weights: Path, expected: str | None) -> None:
-    """Raise ValueError unless ``weights`` is the file that was written with the graph ``path``."""
-    if not weights.is_file():
-        raise ValueError(f'{weights.name} is missing: it holds the weights of {path.name}')
-    if expected and sha256_beside(weights) != expected:
+    """Raise ValueError unless ``weights``, whose sha256 the graph ``path`` says, was written with it."""
+    if expected and sha256(weights) != expected:
         raise ValueError(f'{weights.name} is of another export than {path.name} (a write that was cut off?)')

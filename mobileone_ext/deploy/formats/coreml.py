@@ -7,26 +7,27 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .base import OUTPUT_NAME, Network, Request, needed_for
+from . import OUTPUT_NAME
+from .base import Network, Request, only
 
 
 def _import():
     logging.getLogger('coremltools').setLevel(logging.CRITICAL)  # it misses its macOS library at import
-    with needed_for('coreml'):
-        import coremltools
+    import coremltools
+
     return coremltools
 
 
-def write(net: nn.Module, path: Path, request: Request) -> None:
+def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
     """In float16, with ``--half`` or without: the Neural Engine computes in nothing else."""
     coremltools = _import()
     batch = coremltools.RangeDim(1, 64) if request.dynamic_batch else 1
     with redirect_stderr(io.StringIO()):  # its progress bars
         converted = coremltools.convert(
-            torch.jit.trace(net, request.image),
-            inputs=[coremltools.TensorType(request.input_name, (batch, *request.image.shape[1:]))],
+            torch.jit.trace(net, image),
+            inputs=[coremltools.TensorType(request.input_name, (batch, *image.shape[1:]))],
             outputs=[coremltools.TensorType(OUTPUT_NAME)],
             convert_to='mlprogram',
             compute_precision=coremltools.precision.FLOAT16,
@@ -40,8 +41,8 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
         raise ValueError('CoreML runs on macOS alone')
     coremltools = _import()
     model = coremltools.models.MLModel(str(path))
-    (image,) = model.get_spec().description.input
-    (output,) = model.get_spec().description.output
+    description = model.get_spec().description
+    image, output = only(description.input), description.output[0]
     array = image.type.multiArrayType
     fixed_batch = not array.HasField('shapeRange')
     shape = (1 if fixed_batch else None, *list(array.shape)[1:])

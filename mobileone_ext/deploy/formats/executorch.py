@@ -7,16 +7,16 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .base import Network, Request, half_precision, needed_for, quiet
+from .base import Network, Request, half_precision, only, quiet
 
 _METADATA = 'metadata'  # a method of the program without arguments; it returns a JSON object
 
 
-def write(net: nn.Module, path: Path, request: Request) -> None:
+def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
     logging.getLogger('torch.utils._pytree').setLevel(logging.ERROR)
-    with needed_for('executorch'), quiet():
+    with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
@@ -25,7 +25,7 @@ def write(net: nn.Module, path: Path, request: Request) -> None:
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         program = to_edge_transform_and_lower(
-            torch.export.export(net, (request.image[:1],)),
+            torch.export.export(net, (image[:1],)),
             partitioner=[XnnpackPartitioner()],
             constant_methods={_METADATA: json.dumps(request.metadata)},
         ).to_executorch()
@@ -34,7 +34,7 @@ def write(net: nn.Module, path: Path, request: Request) -> None:
 
 def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
     logging.getLogger('torch.utils._pytree').setLevel(logging.ERROR)
-    with needed_for('executorch'), quiet():
+    with quiet():
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 
@@ -46,9 +46,7 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
         metadata = {}
         if _METADATA in program.method_names:
             metadata = json.loads(program.load_method(_METADATA).execute([])[0])
-    if method.metadata.num_inputs() != 1:
-        raise ValueError(f'it has {method.metadata.num_inputs()} inputs, not one image')
-    shape = tuple(method.metadata.input_tensor_meta(0).sizes())
+    shape = tuple(method.metadata.input_tensor_meta(only(range(method.metadata.num_inputs()))).sizes())
     classes = method.metadata.output_tensor_meta(0).sizes()[-1]
     return Network(
         lambda images: method.execute([torch.from_numpy(images)])[0].numpy(),

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from . import litert_int8
-from .base import OUTPUT_NAME, Network, Request, needed_for, quiet
+from . import OUTPUT_NAME, litert_int8
+from .base import Network, Request, only, quiet
 from .litert_metadata import LABELS_FILE, METADATA_FILE, associated_files, model_metadata
 
 _ENTRY = 'mobileone'  # of the model's metadata: a JSON object
@@ -28,12 +28,12 @@ class ChannelsLast(nn.Module):
         return self.net(image.permute(0, 3, 1, 2))
 
 
-def write(net: nn.Module, path: Path, request: Request) -> None:
+def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    with needed_for('litert'), quiet():
+    with quiet():
         import litert_torch
 
-    image = request.image[:1].permute(0, 2, 3, 1).contiguous()
+    image = image[:1].permute(0, 2, 3, 1).contiguous()
     with quiet():
         quantized = _pairs_to_integers() if request.int8 else None
         model = litert_torch.convert(ChannelsLast(net).eval(), (image,), quant_config=quantized).model_content()
@@ -116,15 +116,13 @@ def read_metadata(model: bytes) -> dict[str, str]:
 
 
 def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
-    with needed_for('litert'), quiet():
+    with quiet():
         from ai_edge_litert.interpreter import Interpreter
 
     with quiet():
         interpreter = Interpreter(str(path), num_threads=threads)
         interpreter.allocate_tensors()
-    if len(interpreter.get_input_details()) != 1:
-        raise ValueError(f'it has {len(interpreter.get_input_details())} inputs, not one image')
-    (image,), output = interpreter.get_input_details(), interpreter.get_output_details()[0]
+    image, output = only(interpreter.get_input_details()), interpreter.get_output_details()[0]
 
     def call(images: np.ndarray) -> np.ndarray:
         interpreter.set_tensor(image['index'], _to_type(images, image))

@@ -10,7 +10,8 @@ import json
 import zipfile
 from collections.abc import Sequence
 
-from .base import OUTPUT_NAME, Request
+from . import OUTPUT_NAME
+from .base import Request
 
 LABELS_FILE, METADATA_FILE = 'labels.txt', 'metadata.json'
 _TENSOR_AXIS_LABELS = 2  # of AssociatedFileType: a line for each class
@@ -25,8 +26,7 @@ def model_metadata(request: Request) -> bytes:
 
     metadata = request.metadata
     builder = flatbuffers.Builder(1024)
-    height, width = request.image.shape[2:]
-    image_size = _table(builder, [('Uint32', width, 0), ('Uint32', height, 0)])
+    image_size = _table(builder, [('Uint32', request.size, 0), ('Uint32', request.size, 0)])
     color = _RGB if metadata.get('channels') == 'RGB' else 0
     properties = _table(builder, [('Int8', color, 0), ('offset', image_size)])
     content = _table(builder, [('Uint8', _IMAGE_PROPERTIES, 0), ('offset', properties)])

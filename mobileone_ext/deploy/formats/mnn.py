@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from .base import Network, Request, needed_for, quiet
+from .base import Network, Request, described_shape, only, quiet
 from .onnx import onnx_proto
 
 _DIGEST = 'file_sha256'  # in the metadata: of the file with zeros in the digest's place
@@ -25,8 +25,8 @@ _MARK = re.compile(rb'"file_sha256": "([0-9a-f]{64})"')
 _LOAD = 'import sys, MNN.nn; MNN.nn.load_module_from_file(sys.argv[1], [], [])'
 
 
-def write(net: nn.Module, path: Path, request: Request) -> None:
-    with needed_for('mnn'), quiet():
+def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
+    with quiet():
         # The converter itself: MNN's command of that name reports to its makers and installs a package for it.
         import _tools
         import MNN  # noqa: F401  (the converter without it is some other package)
@@ -35,7 +35,7 @@ def write(net: nn.Module, path: Path, request: Request) -> None:
     net = _rounded(net) if request.half else net
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, 'net.onnx')
-        onnx.save(onnx_proto(net, request.image, request.opset, request.dynamic_batch, request.input_name), source)
+        onnx.save(onnx_proto(net, image, request), source)
         # The one string that a file of MNN has for its user is called bizCode.
         about = json.dumps({**request.metadata, _DIGEST: _ZEROS.decode()})
         command = ['mnnconvert', '-f', 'ONNX', '--modelFile', str(source), '--MNNModel', str(path)]
@@ -73,7 +73,7 @@ def _refuse_damaged(path: Path) -> None:
 
 
 def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
-    with needed_for('mnn'), quiet():
+    with quiet():
         import MNN.expr
         import MNN.nn
 
@@ -86,27 +86,24 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
         except SystemError as error:  # its binding loses the message
             raise ValueError('not a file of MNN') from error
     information = net.get_info()
-    if len(information['inputNames']) != 1:
-        raise ValueError(f'it has {len(information["inputNames"])} inputs, not one image')
+    only(information['inputNames'])
     metadata = _metadata(information['bizCode'])
 
     def call(images: np.ndarray) -> np.ndarray:
         image = MNN.expr.placeholder(list(images.shape), MNN.expr.NCHW)
         image.write(images)
-        (found,) = net.forward([image])
-        return np.array(MNN.expr.convert(found, MNN.expr.NCHW).read()).reshape(len(images), -1)
+        (output,) = net.forward([image])
+        return np.array(MNN.expr.convert(output, MNN.expr.NCHW).read()).reshape(len(images), -1)
 
-    size = json.loads(metadata['size']) if 'size' in metadata else (None, None)
-    channels = len(json.loads(metadata['mean'])) if 'mean' in metadata else None
-    return Network(call, False, None, metadata, (None, channels, *size))
+    return Network(call, False, None, metadata, (None, *described_shape(metadata)))
 
 
 def _metadata(text: str) -> dict[str, str]:
     """What :func:`write` put into the file; empty for a file of another tool."""
     try:
-        found = json.loads(text)
+        metadata = json.loads(text)
     except ValueError:
         return {}
-    found = found if isinstance(found, dict) else {}
-    found.pop(_DIGEST, None)
-    return found
+    metadata = metadata if isinstance(metadata, dict) else {}
+    metadata.pop(_DIGEST, None)
+    return metadata

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .base import OUTPUT_NAME, Network, Request, beside, check_pair, needed_for, sha256_beside
+from ...provenance import sha256
+from . import OUTPUT_NAME
+from .base import Network, Request, beside, check_pair, described_shape, only
 
 _WEIGHTS = 'weights_sha256'
 
 
-def write(net: nn.Module, path: Path, request: Request) -> None:
-    with needed_for('ncnn'):
-        import pnnx
+def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
+    import pnnx
 
-    image = request.image[:1]
+    image = image[:1]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, 'net.pt')
         buffer = io.BytesIO()  # on a full disk torch ends the whole process
@@ -46,7 +47,7 @@ def write(net: nn.Module, path: Path, request: Request) -> None:
     lines = [_renamed(line, names) for line in path.read_text(encoding='utf-8').splitlines()]
     _refuse_unknown_layers(lines)
     path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-    facts = {**request.metadata, _WEIGHTS: sha256_beside(path.with_suffix('.bin'))}
+    facts = {**request.metadata, _WEIGHTS: sha256(path.with_suffix('.bin'))}
     path.with_suffix('.json').write_text(json.dumps(facts, indent=2) + '\n', encoding='utf-8')
 
 
@@ -69,8 +70,7 @@ def _refuse_unknown_layers(lines: list[str]) -> None:
 
 
 def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
-    with needed_for('ncnn'):
-        import ncnn
+    import ncnn
 
     weights, facts = beside(path, '.bin'), beside(path, '.json')
     metadata = json.loads(facts.read_text(encoding='utf-8')) if facts.is_file() else {}
@@ -87,18 +87,14 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
         raise ValueError('not a graph of ncnn')
     if net.load_model(str(weights)):
         raise ValueError(f'{weights.name} does not fit the graph')
-    if len(net.input_names()) != 1:
-        raise ValueError(f'it has {len(net.input_names())} inputs, not one image')
-    (image,), output = net.input_names(), net.output_names()[0]
+    image, output = only(net.input_names()), net.output_names()[0]
 
     def call(images: np.ndarray) -> np.ndarray:
         with net.create_extractor() as extractor:
             extractor.input(image, ncnn.Mat(images[0]).clone())
-            code, found = extractor.extract(output)
+            code, values = extractor.extract(output)
             if code:
                 raise ValueError(f'ncnn failed with code {code}')
-            return np.array(found)[None]
+            return np.array(values)[None]
 
-    size = json.loads(metadata['size']) if 'size' in metadata else (None, None)
-    channels = len(json.loads(metadata['mean'])) if 'mean' in metadata else None
-    return Network(call, True, None, metadata, (1, channels, *size))
+    return Network(call, True, None, metadata, (1, *described_shape(metadata)))

@@ -9,27 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .base import OUTPUT_NAME, Network, Request, half_precision, needed_for
+from . import OUTPUT_NAME
+from .base import Network, Request, half_precision, only
 
-OPSETS = range(10, 22)  # from what vendors' compilers ask for to what the exporter writes
 _TYPES = {'tensor(float)': np.float32, 'tensor(float16)': np.float16}
 
 
-def write(net: nn.Module, path: Path, request: Request) -> None:
+def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
     net = half_precision(net) if request.half else net
-    proto = onnx_proto(net, request.image, request.opset, request.dynamic_batch, request.input_name)
-    if request.format == 'onnx':
-        write_onnx(proto, path, request.metadata)
-    else:
-        write_ort(proto, path, request.metadata)
+    proto = onnx_proto(net, image, request)
+    (write_ort if request.format == 'ort' else write_onnx)(proto, path, request.metadata)
 
 
-def onnx_proto(net: nn.Module, image: Tensor, opset: int, dynamic_batch: bool, input_name: str = 'image'):
-    """``net`` as an ONNX model with one input and the output ``output``."""
-    with needed_for('onnx'):
-        import onnx
+def onnx_proto(net: nn.Module, image: Tensor, request: Request | None = None):
+    """``net`` as an ONNX model with one input and the output ``output``; image (N, C, H, W) is an example."""
+    import onnx
 
-    buffer = io.BytesIO()
+    request = request or Request()
+    name, buffer = request.input_name, io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporter announces its successor
         # The TorchScript exporter: GlobalAveragePool and Flatten as such, and opsets below 18, which the newer
@@ -38,13 +35,14 @@ def onnx_proto(net: nn.Module, image: Tensor, opset: int, dynamic_batch: bool, i
             net,
             (image,),
             buffer,
-            input_names=[input_name],
+            input_names=[name],
             output_names=[OUTPUT_NAME],
-            opset_version=opset,
+            opset_version=request.opset,
             dynamo=False,
-            dynamic_axes={input_name: {0: 'batch'}, OUTPUT_NAME: {0: 'batch'}} if dynamic_batch else None,
+            dynamic_axes={name: {0: 'batch'}, OUTPUT_NAME: {0: 'batch'}} if request.dynamic_batch else None,
         )
-    return _with_own_initializers(onnx.load_from_string(buffer.getvalue()))
+    proto = _with_own_initializers(onnx.load_from_string(buffer.getvalue()))
+    return request.rewrite(proto) if request.rewrite else proto
 
 
 def _with_own_initializers(proto):
@@ -69,8 +67,7 @@ def write_onnx(proto, path: Path, metadata: dict[str, str]) -> None:
 
 def write_ort(proto, path: Path, metadata: dict[str, str]) -> None:
     """Save an ONNX model in onnxruntime's form, optimized for any processor."""
-    with needed_for('ort'):
-        import onnxruntime
+    import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, 'net.onnx')
@@ -85,8 +82,7 @@ def write_ort(proto, path: Path, metadata: dict[str, str]) -> None:
 
 
 def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
-    with needed_for('onnx'):
-        import onnxruntime
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -95,9 +91,7 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
     if batch:
         options.add_free_dimension_override_by_name('batch', batch)
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    if len(session.get_inputs()) != 1:
-        raise ValueError(f'it has {len(session.get_inputs())} inputs, not one image')
-    image, output = session.get_inputs()[0], session.get_outputs()[0]
+    image, output = only(session.get_inputs()), session.get_outputs()[0]
     if image.type not in _TYPES:
         raise ValueError(f'its input is {image.type}; float images are needed')
     dtype = _TYPES[image.type]

@@ -7,40 +7,34 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from .base import Network, Request, beside, check_pair, needed_for, sha256_beside
+from ...provenance import sha256
+from .base import Network, Request, beside, check_pair, only
 from .onnx import onnx_proto
 
 _SECTION, _WEIGHTS = 'mobileone', 'mobileone_weights'
 
 
-def write(net: nn.Module, path: Path, request: Request) -> None:
-    proto = onnx_proto(net, request.image, request.opset, request.dynamic_batch, request.input_name)
-    write_proto(proto, path, request.metadata, request.half)
-
-
-def write_proto(proto, path: Path, metadata: dict[str, str], half: bool = False) -> None:
-    """An ONNX model, float or with quantization in it, as ``path`` and its weights beside it."""
-    with needed_for('openvino'):
-        import onnx
-        import openvino
+def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
+    import onnx
+    import openvino
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, 'net.onnx')
-        onnx.save(proto, source)
+        onnx.save(onnx_proto(net, image, request), source)
         converted = openvino.convert_model(source)
-    for key, value in metadata.items():
+    for key, value in request.metadata.items():
         converted.set_rt_info(value, [_SECTION, key])
-    openvino.save_model(converted, path, compress_to_fp16=half)
+    openvino.save_model(converted, path, compress_to_fp16=request.half)
     # The weights' hash goes into the graph, so that a pair of two exports is told from a whole one.
     weights = path.with_suffix('.bin')
     text = path.read_text(encoding='utf-8')
-    entry = f'<{_WEIGHTS} value="{sha256_beside(weights)}" />'
+    entry = f'<{_WEIGHTS} value="{sha256(weights)}" />'
     head, mark, tail = text.rpartition('</rt_info>')
     if not mark:
         head, mark, tail = text.rpartition('</net>')
-        entry, mark = f'<rt_info>{entry}</rt_info>', mark
+        entry = f'<rt_info>{entry}</rt_info>'
     path.write_text(f'{head}{entry}{mark}{tail}', encoding='utf-8')
 
 
@@ -69,18 +63,14 @@ def same_signal_stack() -> Iterator[None]:
 
 
 def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
-    with needed_for('openvino'):
-        import openvino
+    import openvino
 
     weights = beside(path, '.bin')
-    check_pair(path, weights, None)
     core = openvino.Core()
     model = core.read_model(path, weights)
     expected = str(model.get_rt_info([_WEIGHTS]).value) if model.has_rt_info([_WEIGHTS]) else None
     check_pair(path, weights, expected)
-    if len(model.inputs) != 1:
-        raise ValueError(f'it has {len(model.inputs)} inputs, not one image')
-    shape = [length.get_length() if length.is_static else None for length in model.input(0).partial_shape]
+    shape = [length.get_length() if length.is_static else None for length in only(model.inputs).partial_shape]
     if batch and shape[0] is None:
         model.reshape([batch, *list(model.input(0).partial_shape)[1:]])
     # The CPU plug-in computes in bfloat16 where the processor has it, unless told.

@@ -6,9 +6,9 @@ import zipfile
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .base import Network, Request, half_precision
+from .base import Network, Request, half_precision, only
 
 _METADATA = 'metadata.json'
 
@@ -20,23 +20,20 @@ def kind_of(path: Path) -> str | None:
     names = [name.partition('/')[2] or name for name in zipfile.ZipFile(path).namelist()]
     if any(name.startswith('code/') for name in names):
         return 'script'
-    return (
-        'program'
-        if any(name.startswith('models/') or 'serialized_exported_program' in name for name in names)
-        else None
-    )
+    is_program = any(name.startswith('models/') or 'serialized_exported_program' in name for name in names)
+    return 'program' if is_program else None
 
 
-def write(net: nn.Module, path: Path, request: Request) -> None:
+def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
     net = half_precision(net) if request.half else net
     extra = {_METADATA: json.dumps(request.metadata)}
     buffer = io.BytesIO()  # on a full disk torch ends the whole process
     if path.suffix == '.pt2':
         batch = {0: torch.export.Dim('batch')} if request.dynamic_batch else None
-        program = torch.export.export(net, (request.image,), dynamic_shapes=(batch,))
+        program = torch.export.export(net, (image,), dynamic_shapes=(batch,))
         torch.export.save(program, buffer, extra_files=extra)
     else:
-        torch.jit.save(torch.jit.freeze(torch.jit.trace(net, request.image)), buffer, _extra_files=extra)
+        torch.jit.save(torch.jit.freeze(torch.jit.trace(net, image)), buffer, _extra_files=extra)
     path.write_bytes(buffer.getvalue())
 
 
@@ -44,7 +41,7 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
     extra, shape, fixed = {_METADATA: ''}, None, False
     if kind_of(path) == 'program':
         program = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra)
-        (name,) = program.graph_signature.user_inputs
+        name = only(program.graph_signature.user_inputs)
         (node,) = (node for node in program.graph.nodes if node.name == name)
         shape = tuple(length if isinstance(length, int) else None for length in node.meta['val'].shape)
         fixed = shape[0] == 1

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compare import Difference, check_finite
-from ..export import FileOptions
+from ..formats.base import Request
 from ..runtime import Network
 from .calibrate import Int8
 from .chain import in_chunks
@@ -23,7 +23,7 @@ SUMS_OVERFLOW = 'for processors that add in 32 bits (x86 with VNNI, Arm)'
 
 @torch.no_grad()
 def measure(
-    model: nn.Module, int8: Int8, network: Network, images: Tensor, normalize: nn.Module, file: FileOptions
+    model: nn.Module, int8: Int8, network: Network, images: Tensor, normalize: nn.Module, request: Request
 ) -> dict:
     """How far the file and a processor that saturates are from the simulation in exact integers.
 
@@ -38,12 +38,12 @@ def measure(
     images = images[:: max(1, len(images) // IMAGES)][:IMAGES]
 
     def run_file(chunk: Tensor) -> Tensor:
-        pixels = chunk * normalize.std + normalize.mean if file.normalize else chunk
+        pixels = chunk * normalize.std + normalize.mean if request.normalize else chunk
         return torch.from_numpy(np.array(network(pixels.numpy())))
 
     exact = in_chunks(int8, images)
-    found = in_chunks(run_file, images)
-    check_finite(found, 'the int8 file')
+    outputs = in_chunks(run_file, images)
+    check_finite(outputs, 'the int8 file')
     saturating = exact
     if not int8.fits_16_bits:
         saturating = in_chunks(dataclasses.replace(int8, saturates=True), images)
@@ -51,7 +51,7 @@ def measure(
         num_images=len(images),
         fits_16_bits=int8.fits_16_bits,
         int8=_apart(in_chunks(model, images).log_softmax(1), exact.log_softmax(1)),
-        file=_apart(exact.log_softmax(1), found.log() if file.softmax else found.log_softmax(1)),
+        file=_apart(exact.log_softmax(1), outputs.log() if request.softmax else outputs.log_softmax(1)),
         saturating=_apart(exact.log_softmax(1), saturating.log_softmax(1)),
     )
 
@@ -65,32 +65,33 @@ def _apart(expected: Tensor, found: Tensor) -> dict:
     return dict(flips=difference.changed_predictions, divergence=float(divergence))
 
 
-def differs(found: dict, name: str) -> bool:
+def sums(int8: Int8) -> str:
+    """On which processors the file computes the same."""
+    return SUMS_FIT if int8.fits_16_bits else SUMS_OVERFLOW
+
+
+def differs(agreement: dict, name: str) -> bool:
     """Whether ``file`` or ``saturating`` of :func:`measure` is another network than the one simulated."""
-    return not found[name]['divergence'] <= max(TOLERATED * found['int8']['divergence'], LEAST_DIVERGENCE)
+    return not agreement[name]['divergence'] <= max(TOLERATED * agreement['int8']['divergence'], LEAST_DIVERGENCE)
 
 
-def describe(found: dict) -> str:
+def describe(agreement: dict) -> str:
     """Lines for the console."""
-    count = found['num_images']
 
     def figures(name: str) -> str:
-        return f'{found[name]["flips"]} of {count} predictions flip, divergence {found[name]["divergence"]:.4f}'
+        flips, divergence = agreement[name]['flips'], agreement[name]['divergence']
+        return f'{flips} of {agreement["num_images"]} predictions flip, divergence {divergence:.4f}'
 
-    lines = []
-    if differs(found, 'file'):
-        lines.append(
+    line = f'on this machine the file computes what was calibrated ({figures("file")})'
+    if differs(agreement, 'file'):
+        line = (
             f'WARNING: on this machine the file does not compute what was calibrated ({figures("file")}; '
-            f'int8 alone: {found["int8"]["divergence"]:.4f})'
+            f'int8 alone: {agreement["int8"]["divergence"]:.4f})'
         )
-    else:
-        lines.append(f'on this machine the file computes what was calibrated ({figures("file")})')
-    if found['fits_16_bits']:
-        lines.append(SUMS_FIT)
-    else:
-        verdict = 'it is another network' if differs(found, 'saturating') else 'it loses little here'
-        lines.append(
-            f'{SUMS_OVERFLOW}: on x86 processors without VNNI {verdict} ({figures("saturating")}); '
-            '--weight-bits 7 is the same on all'
-        )
-    return '\n'.join(lines)
+    if agreement['fits_16_bits']:
+        return f'{line}\n{SUMS_FIT}'
+    verdict = 'it is another network' if differs(agreement, 'saturating') else 'it loses little here'
+    return (
+        f'{line}\n{SUMS_OVERFLOW}: on x86 processors without VNNI {verdict} ({figures("saturating")}); '
+        '--weight-bits 7 is the same on all'
+    )

@@ -16,15 +16,14 @@ from ..compare import check_finite
 from . import rounding
 from .chain import Layer, in_chunks, layers_of
 from .equalization import channel_scales, divide_outputs, incoming_range, multiply_inputs, outgoing_range
-from .ranges import METHODS, Grid, choose_grid
+from .ranges import QParams, choose_qparams
 from .saturation import PAIR_LIMIT, excess, neighbors_sum
 
 # Pixels of each image that a layer's moments are taken at: 12,800 samples of 200 images for at most 1,024 inputs.
 POSITIONS = 64
 # An activation's range is chosen on at most about this many rows and columns: neighbors tell little more.
-GRID_PIXELS = 14
+RANGE_PIXELS = 14
 INPUT, POOLED = 'input', 'pooled'
-WEIGHT_BITS = (7, 8)
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Options:
         absorb_bias: move what a depthwise channel always exceeds into the next layer's bias.
         correct_bias: fit each bias to the means of the float network.
         compensate: least squares and compensated rounding instead of rounding to nearest; fits the bias too.
-        ranges: of activations, one of ``METHODS``.
+        ranges: of activations, one of ``RANGES``.
         ridge: holds least squares to the given weights, see rounding.py.
         weight_bits: 8, or 7 for weights whose sums of products fit 16 bits, see saturation.py.
         keep: names of layers that stay in float.
@@ -55,32 +54,22 @@ class Options:
     weight_bits: int = 7
     keep: tuple[str, ...] = ()
 
-    def __post_init__(self):
-        if self.ranges not in METHODS:
-            raise ValueError(f'ranges={self.ranges!r}: allowed are {", ".join(METHODS)}')
-        if not 0 <= self.balance <= 1:
-            raise ValueError(f'balance={self.balance}: allowed is 0 .. 1')
-        if not 0 < self.floor < float('inf'):
-            raise ValueError(f'floor={self.floor}: allowed is a number above 0')
-        if self.weight_bits not in WEIGHT_BITS:
-            raise ValueError(f'weight_bits={self.weight_bits}: allowed are {", ".join(map(str, WEIGHT_BITS))}')
-
 
 @dataclass
 class Int8:
-    """A quantized classifier: float tensors that lie on int8 grids, and the grids.
+    """A quantized classifier: float tensors that int8 holds, and scales and zero points.
 
     Attributes:
         model: the classifier; its weights are multiples of their scales.
         weight_scales: (O,) by the layer's name; a layer that stays in float is absent.
-        grids: of the activations that enter int8 layers: by the name of the layer that
+        qparams: of the activations that enter int8 layers: by the name of the layer that
             makes them, ``input``, ``pooled``, and ``NAME.linear`` for what enters an SE.
         saturates: compute as a processor that adds pairs of products in 16 bits, see saturation.py.
     """
 
     model: nn.Module
     weight_scales: dict[str, Tensor] = field(default_factory=dict)
-    grids: dict[str, Grid] = field(default_factory=dict)
+    qparams: dict[str, QParams] = field(default_factory=dict)
     saturates: bool = False
 
     @torch.no_grad()
@@ -93,7 +82,7 @@ class Int8:
         return self.linear(head, self.rounded(POOLED, x.mean((2, 3))), POOLED)
 
     def block(self, layer: Layer, x: Tensor, source: str) -> Tensor:
-        """What a convolution and all that follows it makes of ``x``, which lies on the grid called ``source``."""
+        """What a convolution and all that follows it makes of ``x``, rounded by the parameters called ``source``."""
         linear = self.rounded(f'{layer.name}.linear', self.linear(layer, x, source))
         return self.rounded(layer.name, layer.finish(linear))
 
@@ -102,10 +91,10 @@ class Int8:
         outputs = layer.linear(x)
         if not self.saturates or layer.is_depthwise or layer.name not in self.weight_scales:
             return outputs
-        grid, scales = self.grids[source], self.weight_scales[layer.name]
-        # Padding is a real zero, which the grid has at its zero point.
-        integers = layer.patches(x / grid.scale).round() + grid.zero_point
-        lost = excess(integers, (layer.grouped_weight()[0] / scales[:, None]).round()) * (grid.scale * scales)
+        qparams, scales = self.qparams[source], self.weight_scales[layer.name]
+        # Padding is a real zero, which stands at its zero point.
+        integers = layer.patches(x / qparams.scale).round() + qparams.zero_point
+        lost = excess(integers, (layer.grouped_weight()[0] / scales[:, None]).round()) * (qparams.scale * scales)
         return outputs - (lost if x.dim() == 2 else lost.unflatten(0, (len(x), *outputs.shape[2:])).movedim(-1, 1))
 
     @property
@@ -119,7 +108,7 @@ class Int8:
         return True
 
     def rounded(self, name: str, x: Tensor) -> Tensor:
-        return self.grids[name].apply(x) if name in self.grids else x
+        return self.qparams[name].apply(x) if name in self.qparams else x
 
 
 @torch.no_grad()
@@ -148,31 +137,31 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
     *int8_convolutions, int8_head = layers_of(result.model)
     following = [*convolutions[1:], head]
     if names[0] not in options.keep:
-        _add_grid(result, INPUT, images, images.new_ones(images.shape[1]), options)
+        _observe(result, INPUT, images, images.new_ones(images.shape[1]), options)
     expected, rounded, source = images, in_chunks(lambda x: result.rounded(INPUT, x), images), INPUT
     for layer, int8_layer, after in zip(convolutions, int8_convolutions, following):
         linear = _finite(in_chunks(layer.linear, expected), layer)
         is_int8 = layer.name not in options.keep
         if is_int8:
             inputs, outputs = _at_random_pixels(int8_layer, rounded, linear)
-            _quantize_layer(result, int8_layer, inputs, outputs, result.grids[source], options)
+            _quantize_layer(result, int8_layer, inputs, outputs, result.qparams[source], options)
         expected = in_chunks(layer.finish, linear)
         if layer.has_se and is_int8:
             gates = in_chunks(int8_layer.linear, rounded)
-            _add_grid(result, f'{layer.name}.linear', gates, gates.new_ones(gates.shape[1]), options)
+            _observe(result, f'{layer.name}.linear', gates, gates.new_ones(gates.shape[1]), options)
         rounded = in_chunks(lambda x: result.block(int8_layer, x, source), rounded)  # noqa: B023
         source = layer.name
         # A map is rounded for the layer that reads it. The last one is read by the pooling, which runs in integers
         # behind an int8 layer whether the classifier stays in float or not.
         is_read_in_int8 = is_int8 if after is head else after.name not in options.keep
         if is_read_in_int8:
-            _add_grid(result, layer.name, rounded, _importance(after), options)
-            rounded = in_chunks(result.grids[layer.name].apply, rounded)
+            _observe(result, layer.name, rounded, _importance(after), options)
+            rounded = in_chunks(result.qparams[layer.name].apply, rounded)
     if head.name not in options.keep:
         expected, rounded = expected.mean((2, 3)), rounded.mean((2, 3))
-        _add_grid(result, POOLED, rounded, _importance(head), options)
-        inputs, outputs = result.grids[POOLED].apply(rounded)[None], _finite(head.linear(expected), head)[None]
-        _quantize_layer(result, int8_head, inputs, outputs, result.grids[POOLED], options)
+        _observe(result, POOLED, rounded, _importance(head), options)
+        inputs, outputs = result.qparams[POOLED].apply(rounded)[None], _finite(head.linear(expected), head)[None]
+        _quantize_layer(result, int8_head, inputs, outputs, result.qparams[POOLED], options)
     return result
 
 
@@ -220,9 +209,11 @@ def absorb_bias(model: nn.Module, images: Tensor) -> None:
             x = x - shift.reshape(1, -1, 1, 1)
 
 
-def _quantize_layer(result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor, grid: Grid, options: Options) -> None:
-    """Put ``layer``'s weights on a grid, given samples of its inputs (G, n, I), which lie on ``grid``, and the expected
-    outputs (G, n, O)."""
+def _quantize_layer(
+    result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor, qparams: QParams, options: Options
+) -> None:
+    """Put ``layer``'s weights on int8 steps, given samples of its inputs (G, n, I), rounded by ``qparams``, and the
+    expected outputs (G, n, O)."""
     stats = rounding.moments(inputs, outputs)
     weight = layer.grouped_weight().double()
     fits_bias = options.correct_bias or options.compensate
@@ -231,11 +222,11 @@ def _quantize_layer(result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor,
     in_pairs = options.weight_bits == 7 and not layer.is_depthwise
     if options.compensate:
         weight = rounding.least_squares(weight, stats, options.ridge)
-    scales = rounding.choose_scales(weight, stats.inputs, offsets, grid.scale, options.per_channel, in_pairs, clips)
+    scales = rounding.choose_scales(weight, stats.inputs, offsets, qparams.scale, options.per_channel, in_pairs, clips)
     if options.compensate:
         weight = rounding.round_with_compensation(weight, stats.inputs, scales, in_pairs)
     else:
-        weight = rounding.to_grid(weight, scales, in_pairs)
+        weight = rounding.to_steps(weight, scales, in_pairs)
     if fits_bias:
         layer.linear.bias.copy_(rounding.fitted_bias(weight, stats))
     layer.load_grouped_weight(weight)
@@ -247,11 +238,11 @@ def _finite(x: Tensor, layer: Layer) -> Tensor:
     return x
 
 
-def _add_grid(result: Int8, name: str, x: Tensor, importance: Tensor, options: Options) -> None:
+def _observe(result: Int8, name: str, x: Tensor, importance: Tensor, options: Options) -> None:
     if x.dim() == 4 and options.ranges != 'minmax':
-        rows, columns = (max(1, size // GRID_PIXELS) for size in x.shape[2:])
+        rows, columns = (max(1, size // RANGE_PIXELS) for size in x.shape[2:])
         x = x[:, :, ::rows, ::columns]
-    result.grids[name] = choose_grid(x, importance, options.ranges)
+    result.qparams[name] = choose_qparams(x, importance, options.ranges)
 
 
 def _importance(layer: Layer) -> Tensor:
@@ -302,7 +293,7 @@ def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Te
     for layer, quantized in zip(layers_of(reference), layers_of(full.model)):
         if layer.name not in full.weight_scales:
             continue
-        alone = Int8(copy.deepcopy(reference), grids={k: v for k, v in full.grids.items() if k == layer.name})
+        alone = Int8(copy.deepcopy(reference), qparams={k: v for k, v in full.qparams.items() if k == layer.name})
         for own in layers_of(alone.model):
             if own.name == layer.name:
                 own.linear.load_state_dict(quantized.linear.state_dict())

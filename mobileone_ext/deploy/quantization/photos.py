@@ -8,7 +8,7 @@ ONE_SIDED = 0.5  # of the photos, predicted as one class
 FEW_CLASSES = 5  # networks of fewer are sure of anything, and may well see one class most of the time
 
 
-def check_photos(pixels: Tensor, probabilities: Tensor | None, folder: str) -> list[str]:
+def warnings_about(pixels: Tensor, probabilities: Tensor | None, folder: str) -> list[str]:
     """Warnings about calibration photos, each a line.
 
     Args:

@@ -12,7 +12,7 @@ from .chain import layers_of
 
 
 def insert_qdq(proto: onnx.ModelProto, int8: Int8) -> onnx.ModelProto:
-    """The exported float graph of ``int8.model`` with quantization at every grid of ``int8``.
+    """The exported float graph of ``int8.model`` with quantization wherever ``int8`` has parameters of it.
 
     Raises:
         ValueError: if the graph is not the model's.
@@ -26,7 +26,7 @@ class _Writer:
         self.initializers = {item.name: item for item in proto.graph.initializer}
         self.nodes: list[onnx.NodeProto] = []
         self.replaced: dict[str, str] = {}  # tensor -> its rounded self
-        self.grid_of: dict[str, str] = {}  # tensor -> name of its grid
+        self.qparams_of: dict[str, str] = {}  # tensor -> name of its parameters
 
     def write(self) -> onnx.ModelProto:
         layers = layers_of(self.int8.model)
@@ -66,7 +66,7 @@ class _Writer:
         return chain
 
     def _ends(self, by_weight) -> dict[str, list[str]]:
-        """Which grid belongs to which tensor: a layer's own output, its activation's, and the pooled map."""
+        """Which parameters belong to which tensor: a layer's own output, its activation's, and the pooled map."""
         ends, last = {}, None
         for node in self.proto.graph.node:
             layer = by_weight.get(node.input[1]) if len(node.input) > 2 else None
@@ -80,15 +80,15 @@ class _Writer:
                 ends[node.output[0]] = [POOLED]
         return ends
 
-    def _round(self, tensor: str, grid_name: str) -> None:
-        if grid_name not in self.int8.grids:
+    def _round(self, tensor: str, name: str) -> None:
+        if name not in self.int8.qparams:
             return
-        grid = self.int8.grids[grid_name]
-        scale = self._constant(f'{tensor}_scale', np.float32(grid.scale))
-        zero_point = self._constant(f'{tensor}_zero_point', np.uint8(grid.zero_point))
+        qparams = self.int8.qparams[name]
+        scale = self._constant(f'{tensor}_scale', np.float32(qparams.scale))
+        zero_point = self._constant(f'{tensor}_zero_point', np.uint8(qparams.zero_point))
         self.nodes.append(helper.make_node('QuantizeLinear', [tensor, scale, zero_point], [f'{tensor}_q']))
         self.nodes.append(helper.make_node('DequantizeLinear', [f'{tensor}_q', scale, zero_point], [f'{tensor}_dq']))
-        self.replaced[tensor], self.grid_of[f'{tensor}_dq'] = f'{tensor}_dq', grid_name
+        self.replaced[tensor], self.qparams_of[f'{tensor}_dq'] = f'{tensor}_dq', name
 
     def _use_rounded(self, node: onnx.NodeProto) -> None:
         for index, name in enumerate(node.input):
@@ -101,14 +101,14 @@ class _Writer:
         if (scales == scales[0]).all():
             scales = scales[0]
         # Flatten stands between the pooled map and the classifier.
-        source = self.grid_of.get(node.input[0], POOLED)
-        bias_scales = np.float64(self.int8.grids[source].scale) * scales
+        source = self.qparams_of.get(node.input[0], POOLED)
+        bias_scales = np.float64(self.int8.qparams[source].scale) * scales
         shape = (-1, *[1] * (weight.ndim - 1)) if np.ndim(scales) else ()
         node.input[1] = self._dequantized(node.input[1], np.round(weight / scales.reshape(shape)), np.int8, scales)
         node.input[2] = self._dequantized(node.input[2], np.round(bias / bias_scales), np.int32, bias_scales)
 
     def _dequantized(self, name: str, integers: np.ndarray, dtype, scales: np.ndarray) -> str:
-        assert np.abs(integers).max() <= np.iinfo(dtype).max, name  # Int8 has grids that hold them
+        assert np.abs(integers).max() <= np.iinfo(dtype).max, name  # the scales are chosen for that
         values = self._constant(f'{name}_q', integers.astype(dtype))
         scale = self._constant(f'{name}_scale', np.asarray(scales, np.float32))
         zero_point = self._constant(f'{name}_zero_point', np.zeros(np.shape(scales), dtype))

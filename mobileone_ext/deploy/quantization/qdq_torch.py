@@ -13,18 +13,18 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the op
 from .. import export
 from .calibrate import INPUT, POOLED, Int8
 from .chain import layers_of
-from .ranges import Grid
+from .ranges import QParams
 from .rounding import LEVELS
 
 OFFSET = 128  # from uint8 to int8
 
 
 class Rounded(nn.Module):
-    """Values on the grid of an activation."""
+    """An activation as int8 holds it."""
 
-    def __init__(self, grid: Grid):
+    def __init__(self, qparams: QParams):
         super().__init__()
-        self.arguments = grid.scale, grid.zero_point - OFFSET, -OFFSET, OFFSET - 1, torch.int8
+        self.arguments = qparams.scale, qparams.zero_point - OFFSET, -OFFSET, OFFSET - 1, torch.int8
 
     def forward(self, x: Tensor) -> Tensor:
         ops = torch.ops.quantized_decomposed
@@ -43,7 +43,7 @@ class RoundedToOwnRange(nn.Module):
 
 
 class Weight(nn.Module):
-    """A weight (O, ...) on the grid of ``scales`` (O,), kept as int8 or, with ``folded=False``, rounded on the way."""
+    """A weight (O, ...) in steps of ``scales`` (O,), kept as int8 or, with ``folded=False``, rounded on the way."""
 
     def __init__(self, weight: Tensor, scales: Tensor, folded: bool):
         super().__init__()
@@ -102,8 +102,8 @@ def qdq_net(
     *convolutions, head = layers_of(model)
     for layer in convolutions:
         block, linear = model.get_submodule(layer.name), layer.linear
-        # Integer kernels return integers: a layer that a float one follows computes in float, its weights on the grid.
-        ends = [grid for grid in (f'{layer.name}.linear', layer.name) if grid in int8.grids]
+        # Integer kernels return integers: a layer that a float one follows computes in float, its weights rounded.
+        ends = [name for name in (f'{layer.name}.linear', layer.name) if name in int8.qparams]
         if layer.name in int8.weight_scales and ends:
             linear = Int8Conv(linear, Weight(linear.weight, int8.weight_scales[layer.name], folded))
         block.branch_reparam = _rounded(linear, int8, f'{layer.name}.linear')
@@ -111,12 +111,12 @@ def qdq_net(
     if head.name in int8.weight_scales:
         weight = Weight(head.linear.weight, int8.weight_scales[head.name], folded)
         # Behind the flattening: an integer kernel is found where the pair stands next to its layer.
-        pooled = RoundedToOwnRange() if own_range else Rounded(int8.grids[POOLED])
+        pooled = RoundedToOwnRange() if own_range else Rounded(int8.qparams[POOLED])
         model.head.fc = nn.Sequential(pooled, Int8Linear(head.linear, weight))
     net = export.DeployNet(model, normalize, softmax)
     net.normalize = _rounded(net.normalize, int8, INPUT)
     return net
 
 
-def _rounded(module: nn.Module, int8: Int8, grid: str) -> nn.Module:
-    return nn.Sequential(module, Rounded(int8.grids[grid])) if grid in int8.grids else module
+def _rounded(module: nn.Module, int8: Int8, name: str) -> nn.Module:
+    return nn.Sequential(module, Rounded(int8.qparams[name])) if name in int8.qparams else module

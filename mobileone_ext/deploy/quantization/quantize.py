@@ -2,7 +2,9 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -10,177 +12,248 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from mmpretrain.models.heads import MultiLabelClsHead
 from mmpretrain.registry import DATASETS
-from rich.table import Table
 from torch import Tensor, nn
 
 from ...data.check import prepare_data
 from ...data.classes import is_multi_label
-from ...data.images import Found, find_images, spread
+from ...data.images import Listing, find_images, spread
 from ...data.nested import datasets_of
-from ...data.pixels import Normalize, Preprocessing, read_images
-from ...files import check_writable, write_atomically, write_json
-from ...text import make_console, printable, with_progress
+from ...data.pixels import Preprocessing
+from ...files import check_writable, suffix_of, write_json
+from ...text import print_table, printable, with_progress
 from .. import export
 from ..compare import Difference, image_channels, top_accuracies
-from ..formats.base import Request, check_installed, load_format
-from ..runtime import Network, open_network
+from ..formats import FORMAT_OF_SUFFIX, FORMATS
+from ..formats.base import Request, import_packages
+from ..runtime import open_network
 from . import agreement
-from .agreement import SUMS_FIT, SUMS_OVERFLOW
 from .calibrate import Int8, Options, quantize, sensitivity
 from .chain import in_chunks, layers_of
-from .photos import check_photos
-from .prepare import SNAP_STEPS, check_prepare, prepare, write_prepared
+from .photos import warnings_about
+from .prepare import SUFFIXES, prepare, write_prepared
 from .qdq import insert_qdq
 from .qdq_torch import qdq_net
 
-MIN_OPSET = 13
-FORM_OF_SUFFIX = {'.onnx': 'onnx', '.xml': 'openvino', '.tflite': 'litert', '.pte': 'executorch'}
-# Why a format of ours is none of int8's, where there is more to say than that it was not built.
-NO_INT8 = {
-    '.param': "ncnn's integers have no zero point: 127 steps above zero where this int8 has 255; write a float network "
-    'with --prepare and --snap for its own quantizer',
-}
-# How pairs are to be written for a format, see qdq_torch.py.
-PAIRS = {'litert': dict(folded=False), 'executorch': dict(own_range=True)}
+INT8_SUFFIXES = [suffix for suffix, name in FORMAT_OF_SUFFIX.items() if FORMATS[name].int8]
+REMEDY = '--images DIR names calibration images'
 
 
-def run(
-    config: Config,
-    checkpoint: str,
-    out: str | None,
-    calib: str | None,
-    num_calib: int,
-    options: Options,
-    file: export.FileOptions,
-    ema: str = 'auto',
-    trust: bool = False,
-    measure_layers: bool = False,
-    evaluate: bool = False,
-    measure_steps: bool = False,
-    report_path: str | None = None,
-    prepare_path: str | None = None,
-    snap: bool = False,
-    snap_steps: float = 127,
-) -> None:
-    """Quantize ``checkpoint`` with ``num_calib`` images from ``calib`` into ``out``, whose suffix tells the format.
+@dataclass(frozen=True)
+class Job:
+    """A network, the photos that calibrate it, the files that are written, and what is measured.
 
-    Args:
-        calib: a folder; None takes the images that the config trains on.
+    Attributes:
+        config, checkpoint: the network.
+        out: the int8 file, whose suffix tells the format; None where only a float network is prepared.
+        request: what that file takes and returns.
+        options: of the quantization.
+        images: a folder of photos; None takes those that the config trains on.
+        num_images: how many of them.
         ema, trust: as in :func:`mobileone_ext.checkpoints.load.load_weights`.
-        measure_layers: what each layer costs alone.
+        sensitivity: measure what each layer costs alone.
         evaluate: measure float and int8 on the config's test set.
-        measure_steps: there, each step from plain quantization to ``options`` as well.
-        report_path: where to write all of it as JSON.
-        prepare_path: where to write the float network that other quantizers are to have; ``out`` may be None then.
-        snap, snap_steps: of that one, see prepare.py.
+        steps: there, each step from plain quantization to ``options`` as well.
+        report: where to write all of it as JSON.
+        prepare: where to write the float network that other quantizers are to have.
+        preround: put its weights on the steps of a quantizer that divides the largest by this, see prepare.py.
+    """
+
+    config: Config
+    checkpoint: str
+    out: str | None = None
+    request: Request = Request()
+    options: Options = Options()
+    images: str | None = None
+    num_images: int = 200
+    ema: str = 'auto'
+    trust: bool = False
+    sensitivity: bool = False
+    evaluate: bool = False
+    steps: bool = False
+    report: str | None = None
+    prepare: str | None = None
+    preround: float | None = None
+
+    @cached_property
+    def photos(self) -> tuple[Listing, str]:
+        """The files of the photos, and where they are, for messages."""
+        return calibration_files(self.config, self.images)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(self.config)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The float classifier, fused."""
+        return export.load_fused(self.config, self.checkpoint, self.ema, self.trust)
+
+
+def run(job: Job) -> None:
+    """Quantize a network, write it and say how good it is.
 
     Raises:
         ValueError, OSError: for what cannot be read, written or quantized; nothing is left half-written.
     """
-    if not (out or prepare_path):
-        raise ValueError('nothing to write: name the int8 file, or --prepare a float one')
-    if not out and (evaluate or measure_steps):
-        raise ValueError('--evaluate measures the int8 file: name it')
-    if snap and not prepare_path:
-        raise ValueError('--snap belongs to --prepare')
-    if snap_steps not in SNAP_STEPS:
-        raise ValueError(f'--snap-steps {snap_steps:g}: allowed are {" and ".join(f"{n:g}" for n in SNAP_STEPS)}')
-    if snap_steps != SNAP_STEPS[0] and not snap:
-        raise ValueError('--snap-steps belongs to --snap')
-    if out:
-        if Path(out).suffix not in FORM_OF_SUFFIX:
-            named = f'{out}: an int8 file is named {" or ".join(f"*{suffix}" for suffix in FORM_OF_SUFFIX)}'
-            raise ValueError('; '.join([named, *filter(None, [NO_INT8.get(Path(out).suffix)])]))
-        export.check_request(out, FORM_OF_SUFFIX[Path(out).suffix], file.opset)
-        check_installed(FORM_OF_SUFFIX[Path(out).suffix])
-        if file.opset < MIN_OPSET:
-            raise ValueError(f'opset {file.opset}: int8 needs {MIN_OPSET} or later: a scale for each channel')
-    if prepare_path:
-        check_prepare(prepare_path)
-    if report_path:
-        check_writable(report_path)
-    photos, place = calibration_files(config, calib)
-    if photos.note:
-        print(f'{place}: {photos.note}')
-    outputs = [path for path in (out, prepare_path, report_path) if path]
+    check(job)
+    images = calibrate(job)
+    report = dict(options=vars(job.options), num_calib=len(images))
+    if job.sensitivity:
+        report['sensitivity'] = sensitivity(job.model, images[::2], job.options, images[1::2])
+        rows = [(name, f'{cost:.5f}') for name, cost in report['sensitivity']]
+        print_table('each layer alone in int8, largest cost first', ('layer', 'divergence'), rows)
+    if job.prepare:
+        prepared, difference = prepare(job.model, images, job.options, job.preround)
+        write_prepared(prepared, job.prepare, job.request, job.preprocessing, job.checkpoint, bool(job.preround))
+        print(
+            f'{job.prepare}: written; on the calibration images {difference.changed_predictions} of '
+            f'{difference.num_images} predictions change, outputs within {difference.max_rel_diff:.1e} of the largest'
+        )
+    if job.out:
+        report['agreement'] = write(job, quantize(job.model, images, job.options), job.out, images)
+        print(f'{job.out}: written')
+        print(agreement.describe(report['agreement']))
+    if job.evaluate:
+        report['accuracy'] = measure(job, images)
+    if job.report:
+        write_json(report, job.report)
+
+
+def check(job: Job) -> None:
+    """Raise ValueError or OSError for what cannot be done, before the work."""
+    if not job.out and (job.evaluate or not job.prepare):
+        raise ValueError('nothing to write: name the int8 file, which --evaluate measures, or --prepare a float one')
+    if job.preround and not job.prepare:
+        raise ValueError('--preround belongs to --prepare')
+    if job.out:
+        if suffix_of(job.out) not in INT8_SUFFIXES:
+            form = FORMATS.get(FORMAT_OF_SUFFIX.get(suffix_of(job.out)))
+            why = f'; {form.why_no_int8}' if form and form.why_no_int8 else ''
+            raise ValueError(f'{job.out}: an int8 file is named {" or ".join(f"*{s}" for s in INT8_SUFFIXES)}{why}')
+        export.check_place(job.out, job.request.format)
+        import_packages(job.request.format)
+    if job.prepare and suffix_of(job.prepare) not in SUFFIXES:
+        raise ValueError(f'--prepare {job.prepare}: a float network is written to {" or ".join(SUFFIXES)}')
+    outputs = [path for path in (job.out, job.prepare, job.report) if path]
     if len({Path(path).resolve() for path in outputs}) < len(outputs):
         raise ValueError(f'{", ".join(outputs)}: each file needs a name of its own')
     for path in outputs:
-        export.check_distinct(path, config.filename, checkpoint, *photos)
-    model = export.load_fused(config, checkpoint, ema, trust)
-    layers_of(model)  # refuses what int8 does not know
-    if evaluate:
-        prepare_data(config, 'test_dataloader', classes=model.classes)
-    images, skipped = read_calibration(config, calib, num_calib)
-    if images.shape[2:] != (file.size, file.size):
+        check_writable(path)
+        export.check_distinct(path, job.config.filename, job.checkpoint, *job.photos[0])
+    layers_of(job.model)  # refuses what int8 does not know
+    if job.evaluate:
+        prepare_data(job.config, 'test_dataloader', classes=job.model.classes)
+
+
+def calibration_files(config: Config, folder: str | None) -> tuple[Listing, str]:
+    """The images in ``folder``, or else those that the config trains on; and where that is, for messages.
+
+    Raises:
+        OSError, ValueError: for a folder without images, or a config whose training images are not there.
+    """
+    if folder is not None:
+        return find_images([folder]), folder
+    if not config.get('train_dataloader'):
+        raise ValueError(f'{config.filename}: has no training set to calibrate on; {REMEDY}')
+    try:
+        prepare_data(config, 'train_dataloader')
+    except (ValueError, OSError) as error:
+        raise ValueError(f'{error}; or {REMEDY}') from error
+    sets = [DATASETS.build({**dataset, 'pipeline': []}) for dataset, _ in datasets_of(config, 'train_dataloader')]
+    listed = dict.fromkeys(part.get_data_info(index).get('img_path') for part in sets for index in range(len(part)))
+    if None in listed:
+        raise ValueError(f'{config.filename}: its training images are no files; {REMEDY}')
+    return Listing(map(Path, listed)), 'the training set'
+
+
+def calibrate(job: Job) -> Tensor:
+    """The normalized calibration images (N, C, H, W); what is odd about them is said.
+
+    Raises:
+        ValueError: if there are fewer readable images than asked for, or they are not of the size that is asked for.
+    """
+    (files, place), skipped = job.photos, []
+    images = read_photos(job, skipped)
+    if images.shape[2:] != (job.request.size, job.request.size):
         height, width = images.shape[2:]
-        raise ValueError(f"--size {file.size}: the config's test pipeline gives images of {height} x {width} pixels")
+        raise ValueError(
+            f"--image-size {job.request.size}: the config's test pipeline gives images of {height} x {width} pixels"
+        )
+    if files.note:
+        print(f'{place}: {files.note}')
     for message in skipped:
         print(f'skipped {printable(message)}')
     print(f'{len(images)} calibration images from {place}, {len(skipped)} skipped')
-    for warning in _check_calibration(config, model, images, place):
+    pixels = images * job.preprocessing.normalize.std + job.preprocessing.normalize.mean
+    with torch.no_grad():
+        probabilities = None if is_multi_label(job.config) else in_chunks(job.model, images).softmax(1)
+    for warning in warnings_about(pixels, probabilities, place):
         print(f'WARNING: {printable(warning)}')
+    return images
 
-    report = dict(options=vars(options), num_calib=len(images))
-    if measure_layers:
-        report['sensitivity'] = sensitivity(model, images[::2], options, images[1::2])
-        show_sensitivity(report['sensitivity'])
-    if prepare_path:
-        prepared, difference = prepare(model, images, options, snap, snap_steps)
-        with write_atomically(prepare_path) as part:
-            write_prepared(config, checkpoint, prepared, part, Path(prepare_path).suffix, file, snap)
-        print(
-            f'{prepare_path}: written; on the calibration images {difference.changed_predictions} of '
-            f'{difference.num_images} predictions change, outputs within {difference.max_rel_diff:.1e} of the largest'
+
+def read_photos(job: Job, skipped: list[str] | None = None) -> Tensor:
+    """``job.num_images`` normalized images (N, C, H, W), spread evenly over the photos, for unreadable ones others.
+
+    Args:
+        skipped: gets a message about each unreadable file.
+    """
+    (files, place), count = job.photos, job.num_images
+    chosen = dict.fromkeys([*spread(files, count), *files])
+    read = job.preprocessing.read(chosen, [] if skipped is None else skipped)
+    pixels = [image for _, image in islice(read, count)]
+    if len(pixels) < count:
+        raise ValueError(
+            f'{place}: {len(pixels)} of {len(files)} files are readable images, --num-images asks for {count}'
         )
-    if out:
-        report.update(
-            _write_and_measure(config, checkpoint, out, model, images, options, file, evaluate, measure_steps)
-        )
-    if report_path:
-        write_json(report, report_path)
+    sizes = {tuple(image.shape[1:]) for image in pixels}
+    if len(sizes) > 1:
+        raise ValueError(f"{place}: the config's test pipeline gives images of several sizes: {sorted(sizes)[:4]}")
+    return job.preprocessing.normalize(torch.stack(pixels))
 
 
-@torch.no_grad()
-def _check_calibration(config: Config, model: nn.Module, images: Tensor, folder: str) -> list[str]:
-    normalize = Normalize(config)
-    probabilities = None
-    if not isinstance(model.head, MultiLabelClsHead):
-        probabilities = in_chunks(model, images).softmax(1)
-    return check_photos(images * normalize.std + normalize.mean, probabilities, folder)
+def write(job: Job, int8: Int8, path: str | Path, images: Tensor | None = None) -> dict | None:
+    """Write the file of ``int8``; what :func:`agreement.measure` says of it on ``images``, if there are any."""
+    form, asked = FORMATS[job.request.format], job.request
+    normalize = job.preprocessing.normalize if asked.normalize else None
+    request = dataclasses.replace(
+        asked,
+        int8=True,
+        metadata=dict(precision='int8', sums=agreement.sums(int8)),
+        channels=image_channels(int8.model),
+    )
+    if form.int8 == 'graph':
+        net = export.DeployNet(int8.model, normalize, asked.softmax)
+        request = dataclasses.replace(request, rewrite=lambda proto: insert_qdq(proto, int8))
+    else:
+        net = qdq_net(int8, normalize, asked.softmax, **form.pairs)
+        scales = int8.weight_scales.get(layers_of(int8.model)[-1].name)
+        request = dataclasses.replace(request, classifier_scales=scales)
+    request = export.described(request, job.preprocessing, job.checkpoint, getattr(int8.model, 'classes', None))
+
+    def agree(part: Path) -> dict:
+        return agreement.measure(job.model, int8, open_network(part), images, job.preprocessing.normalize, request)
+
+    return export.export(net, path, request, agree if images is not None else None)
 
 
-def _write_and_measure(
-    config: Config,
-    checkpoint: str,
-    out: str,
-    model: nn.Module,
-    images: Tensor,
-    options: Options,
-    file: export.FileOptions,
-    evaluate: bool,
-    measure_steps: bool,
-) -> dict:
-    """Quantize ``model`` into ``out``; what the report says of it, as :func:`run` has it."""
-    report = {}
-    int8 = quantize(model, images, options)
-    with export.staged(Path(out), model) as part:
-        write(config, checkpoint, int8, part, file)
-        report['agreement'] = agreement.measure(model, int8, open_network(part), images, Normalize(config), file)
-    print(f'{out}: written')
-    print(agreement.describe(report['agreement']))
-    if evaluate:
-        with tempfile.TemporaryDirectory() as folder:
-            networks = {}
-            for name, partial in steps_to(options) if measure_steps else ():
-                write(config, checkpoint, quantize(model, images, partial), Path(folder, f'{name}.onnx'), file)
-                networks[name] = open_network(Path(folder, f'{name}.onnx'))
-            networks['int8'] = open_network(out)
-            report['accuracy'] = measure_accuracy(config, model, networks, file.normalize)
-        show_accuracy(report['accuracy'])
-    return report
+def measure(job: Job, images: Tensor) -> list[dict]:
+    """Rows of :func:`measure_accuracy`, also of the steps to ``job.options`` where these are asked for; shown."""
+    with tempfile.TemporaryDirectory() as folder:
+        networks = {}
+        for name, options in steps_to(job.options) if job.steps else ():
+            path = Path(folder, f'{name}{suffix_of(job.out)}')
+            write(job, quantize(job.model, images, options), path)
+            networks[name] = open_network(path)
+        networks['int8'] = open_network(job.out)
+        rows = measure_accuracy(job.preprocessing, job.model, networks, job.request.normalize)
+    shown = [
+        (row['name'], *('-' if row[key] is None else f'{row[key]:.2f}' for key in ('top1', 'top5')), row['flips'])
+        for row in rows
+    ]
+    print_table(f'{rows[0]["num_images"]} images', ('', 'top-1', 'top-5', 'flips'), shown)
+    return rows
 
 
 def steps_to(options: Options) -> Iterator[tuple[str, Options]]:
@@ -195,122 +268,31 @@ def steps_to(options: Options) -> Iterator[tuple[str, Options]]:
                 yield f'+ {step}', current
 
 
-def calibration_files(config: Config, folder: str | None) -> tuple[Found, str]:
-    """The images in ``folder``, or else those that the config trains on; and where that is, for messages.
-
-    Raises:
-        OSError, ValueError: for a folder without images, or a config whose training images are not there.
-    """
-    if folder is not None:
-        return find_images([folder]), folder
-    remedy = '--calib DIR names calibration images'
-    if not config.get('train_dataloader'):
-        raise ValueError(f'{config.filename}: has no training set to calibrate on; {remedy}')
-    try:
-        prepare_data(config, 'train_dataloader')
-    except (ValueError, OSError) as error:
-        raise ValueError(f'{error}; or {remedy}') from error
-    sets = [DATASETS.build({**dataset, 'pipeline': []}) for dataset, _ in datasets_of(config, 'train_dataloader')]
-    listed = dict.fromkeys(part.get_data_info(index).get('img_path') for part in sets for index in range(len(part)))
-    if None in listed:
-        raise ValueError(f'{config.filename}: its training images are no files; {remedy}')
-    return Found(map(Path, listed)), 'the training set'
-
-
-def read_calibration(config: Config, folder: str | None, count: int) -> tuple[Tensor, list[str]]:
-    """``count`` normalized images (N, C, H, W), spread evenly over :func:`calibration_files`, and messages about
-    unreadable files, in whose place others are taken.
-
-    Raises:
-        ValueError: if there are fewer readable images than asked for.
-    """
-    if count < 1:
-        raise ValueError(f'--num-calib {count}: at least one image is needed')
-    (files, folder), skipped = calibration_files(config, folder), []
-    if len(files) < count:
-        raise ValueError(f'{folder}: holds {len(files)} images, --num-calib asks for {count}')
-    chosen = dict.fromkeys([*spread(files, count), *files])
-    pixels = [image for _, image in islice(read_images(config, list(chosen), skipped), count)]
-    if len(pixels) < count:
-        raise ValueError(
-            f'{folder}: {len(pixels)} of {len(files)} files are readable images, --num-calib asks for {count}'
-        )
-    sizes = {tuple(image.shape[1:]) for image in pixels}
-    if len(sizes) > 1:
-        raise ValueError(f"{folder}: the config's test pipeline gives images of several sizes: {sorted(sizes)[:4]}")
-    return Normalize(config)(torch.stack(pixels)), skipped
-
-
-def write(config: Config, checkpoint: str, int8: Int8, path: Path, file: export.FileOptions) -> None:
-    """Write the file of ``int8``, made of ``checkpoint``, in the format of ``path``'s suffix."""
-    form = FORM_OF_SUFFIX[path.suffix]
-    metadata = export.file_metadata(
-        config, checkpoint, file.normalize, file.softmax, getattr(int8.model, 'classes', None)
-    )
-    sums = SUMS_FIT if int8.fits_16_bits else SUMS_OVERFLOW
-    metadata.update(export.facts(form, file.size), precision='int8', sums=sums)
-    normalize = Normalize(config) if file.normalize else None
-    image = torch.zeros(2, image_channels(int8.model), file.size, file.size)
-    with export.held_by(form, 'this network in int8'):
-        if form in ('onnx', 'openvino'):
-            net = export.DeployNet(int8.model, normalize, file.softmax)
-            proto = insert_qdq(export.onnx_proto(net, image, file.opset, dynamic_batch=True), int8)
-            if form == 'onnx':
-                export.write_onnx(proto, path, metadata)
-            else:
-                load_format(form).write_proto(proto, path, metadata)
-        else:
-            scales = int8.weight_scales.get(layers_of(int8.model)[-1].name)
-            request = Request(image[:1], False, metadata=metadata, format=form, int8=True, classifier_scales=scales)
-            net = qdq_net(int8, normalize, file.softmax, **PAIRS[form])
-            load_format(form).write(net, path, request)
-
-
 @torch.no_grad()
 def measure_accuracy(
-    config: Config, model: nn.Module, networks: dict[str, Network], normalized_inside: bool = False
+    preprocessing: Preprocessing,
+    model: nn.Module,
+    networks: dict[str, Callable[[np.ndarray], np.ndarray]],
+    takes_pixels: bool = False,
 ) -> list[dict]:
     """Float model and int8 files on the config's test set: rows with ``name``, ``top1``, ``top5`` (percent; None where
     an image may have several labels), ``flips`` (predictions unlike the float model's) and ``num_images``."""
-    normalize = Normalize(config)
-    flip = Preprocessing(config).to_rgb
-    outputs = {'float': [], **{name: [] for name in networks}}
+    outputs: dict[str, list[Tensor]] = {name: [] for name in ('float', *networks)}
     labels = []
-    for batch in with_progress(Runner.build_dataloader(config.test_dataloader), 'evaluate'):
+    for batch in with_progress(Runner.build_dataloader(preprocessing.config.test_dataloader), 'evaluate'):
         pixels = torch.stack(list(batch['inputs'])).float()
-        pixels = pixels.flip(1) if flip else pixels
-        images = normalize(pixels)
+        pixels = pixels.flip(1) if preprocessing.to_rgb else pixels
+        images = preprocessing.normalize(pixels)
         outputs['float'].append(model(images))
         for name, network in networks.items():
-            found = network((pixels if normalized_inside else images).numpy())
-            outputs[name].append(torch.from_numpy(np.array(found)))
+            outputs[name].append(torch.from_numpy(np.array(network((pixels if takes_pixels else images).numpy()))))
         labels.extend(sample.gt_label for sample in batch['data_samples'])
-    several, expected = is_multi_label(config), torch.cat(outputs['float'])
+    multi_label, expected = is_multi_label(preprocessing.config), torch.cat(outputs['float'])
     rows = []
     for name, parts in outputs.items():
-        found = torch.cat(parts)
-        top1, top5 = (None, None) if several else top_accuracies(found, torch.cat(labels))
-        difference = Difference(several)
-        difference.add(expected, found, ('the float network', name))
-        flips = difference.changed_predictions
-        rows.append(dict(name=name, top1=top1, top5=top5, flips=flips, num_images=len(labels)))
+        predicted = torch.cat(parts)
+        top1, top5 = (None, None) if multi_label else top_accuracies(predicted, torch.cat(labels))
+        difference = Difference(multi_label)
+        difference.add(expected, predicted, ('the float network', name))
+        rows.append(dict(name=name, top1=top1, top5=top5, flips=difference.changed_predictions, num_images=len(labels)))
     return rows
-
-
-def show_accuracy(rows: list[dict]) -> None:
-    table = Table(title=f'{rows[0]["num_images"]} images')
-    for column in ('', 'top-1', 'top-5', 'flips'):
-        table.add_column(column, justify='right' if column else 'left')
-    for row in rows:
-        accuracies = ['-' if row[key] is None else f'{row[key]:.2f}' for key in ('top1', 'top5')]
-        table.add_row(row['name'], *accuracies, str(row['flips']))
-    make_console().print(table)
-
-
-def show_sensitivity(costs: list[tuple[str, float]]) -> None:
-    table = Table(title='each layer alone in int8, largest cost first')
-    table.add_column('layer')
-    table.add_column('divergence', justify='right')
-    for name, cost in costs:
-        table.add_row(name, f'{cost:.5f}')
-    make_console().print(table)

@@ -1,4 +1,4 @@
-"""Weights to the int8 grid by closed formulas on the statistics of their inputs.
+"""Weights to int8 steps by closed formulas on the statistics of their inputs.
 
 1. Least squares: weights that make the float network's outputs out of the inputs that the int8 network has.
 2. Rounding column by column, each column's error made up for by the columns still to come (Frantar et al.
@@ -73,7 +73,7 @@ def fitted_bias(weight: Tensor, stats: Moments) -> Tensor:
     return (stats.mean_out - stats.mean_in @ weight.transpose(1, 2)).flatten()
 
 
-def to_grid(weight: Tensor, scales: Tensor, in_pairs: bool = False) -> Tensor:
+def to_steps(weight: Tensor, scales: Tensor, in_pairs: bool = False) -> Tensor:
     """``weight`` rounded to multiples of ``scales`` that int8 holds; in pairs, neighbors share ``PAIR_LIMIT``."""
     rounded, before = torch.empty_like(weight), None
     if not in_pairs:
@@ -109,8 +109,8 @@ def choose_scales(
     Args:
         offsets: (G, O), the biases or, where they are still to be fitted, the outputs' means: the two differ by no more
             than the sum of products.
-        input_scale: of the inputs' grid.
-        in_pairs: as in :func:`to_grid`; what counts is then the largest sum of two neighbors too.
+        input_scale: of the inputs.
+        in_pairs: as in :func:`to_steps`; what counts is then the largest sum of two neighbors too.
     """
     largest = weight.abs().amax(2) / LEVELS
     if in_pairs:
@@ -121,7 +121,7 @@ def choose_scales(
     best_scales, best_error = None, None
     for clip in clips:
         scales = (largest * clip).maximum(least)
-        change = to_grid(weight, scales, in_pairs) - weight
+        change = to_steps(weight, scales, in_pairs) - weight
         error = ((change @ second_moments) * change).sum(2)
         if not per_channel:
             error = error.sum().expand_as(error)
@@ -135,7 +135,7 @@ def choose_scales(
 
 
 def round_with_compensation(weight: Tensor, second_moments: Tensor, scales: Tensor, in_pairs: bool = False) -> Tensor:
-    """``weight`` on the grid of ``scales`` as by :func:`to_grid`, its outputs' squared error kept small by GPTQ."""
+    """``weight`` in steps of ``scales`` as by :func:`to_steps`, its outputs' squared error kept small by GPTQ."""
     factor = torch.linalg.cholesky(damped(second_moments, DAMPING))
     upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
     left, rounded, before = weight.clone(), torch.empty_like(weight), None

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from ... import cli
 from ...checkpoints.load import load_weights
 from ...data.nested import innermost
-from ...data.pixels import image_size
+from ...data.pixels import Preprocessing
 from ...files import write_atomically, write_text
 from ...pictures import legend
 from ...provenance import machine
@@ -44,7 +44,7 @@ def make_report(
         before, after: scores of the trained network and of the file to deploy.
         notes: about the photos.
     """
-    size, _ = image_size(config)
+    size, _ = Preprocessing(config).image_size
     multi_label = after.multi_label
     right = [(result.truth == result.predicted).all(1).mean() * 100 for result in (before, after)]
     dataset = next(innermost(config.train_dataloader.dataset))  # inside ClassBalancedDataset, perhaps
