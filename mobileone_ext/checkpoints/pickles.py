@@ -64,13 +64,8 @@ class _Name:
         self.path = path
 
 
-class _Node:
-    """A container, or what a call gives; ``items`` are what it holds."""
-
-    __slots__ = ('items', 'kind')
-
-    def __init__(self, kind: str, items: list):
-        self.kind, self.items = kind, items
+class _Node(list):
+    """A container, or what a call gives, with what it holds."""
 
 
 @contextmanager
@@ -100,7 +95,8 @@ def check_pickle(stream: IO[bytes], file_size: int) -> bool:
             raise ValueError(f'a pickle of more than {MAX_INSTRUCTIONS:,} instructions')
         if not walk.step(instruction.name, argument):
             return False
-    _check_size(walk.result)
+    if isinstance(walk.result, _Node):
+        _measure(walk.result, {})
     return True
 
 
@@ -124,20 +120,20 @@ class _Walk:
         elif name in ('BINGET', 'LONG_BINGET'):
             stack.append(self.memo[argument])
         elif name in ('EMPTY_TUPLE', 'EMPTY_LIST', 'EMPTY_DICT', 'EMPTY_SET'):
-            stack.append(_Node(name[6:].lower(), []))
+            stack.append(_Node())
         elif name == 'MARK':
             self.marks.append(len(stack))
         elif name in ('TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3'):
             items = self._pop_to_mark() if name == 'TUPLE' else self._pop(int(name[-1]))
-            stack.append(_Node('tuple', items))
+            stack.append(_Node(items))
         elif name in ('APPEND', 'APPENDS'):
             items = self._pop_to_mark() if name == 'APPENDS' else self._pop(1)
-            stack[-1].items.extend(items)
+            stack[-1].extend(items)
         elif name in ('SETITEM', 'SETITEMS'):
             items = self._pop_to_mark() if name == 'SETITEMS' else self._pop(2)
             if any(isinstance(key, (_Node, _Name)) for key in items[::2]):
                 raise ValueError('a dict with keys that are neither text nor numbers')
-            stack[-1].items.extend(items[1::2])
+            stack[-1].extend(items[1::2])
         elif name == 'GLOBAL':
             stack.append(_Name(_modern_name(*argument.rsplit(' ', 1))))
         elif name in ('REDUCE', 'NEWOBJ'):
@@ -145,7 +141,7 @@ class _Walk:
             stack.append(self._call(function, arguments))
         elif name == 'BUILD':
             state = stack.pop()
-            stack[-1].items.append(state)
+            stack[-1].append(state)
         elif name == 'BINPERSID':
             stack.append(self._storage(stack.pop()))
         elif name == 'STOP':
@@ -168,26 +164,25 @@ class _Walk:
     def _call(self, function: Any, arguments: Any) -> _Node:
         if not isinstance(function, _Name):
             raise CostlyPickle('a call of what was built')
-        values = arguments.items
         # What torch's reader does not know it refuses itself, and names it.
         plain = function.path in _PLAIN_CALLS or not function.path.startswith(_KNOWN_MODULES)
         if function.path == 'builtins.set':
-            plain = not any(isinstance(item, _Node) for value in values for item in value.items)
+            plain = not any(isinstance(item, _Node) for value in arguments for item in value)
         elif function.path == '_codecs.encode':  # how protocol 2 writes bytes
-            plain = len(values) == 2 and isinstance(values[0], str) and values[1] in ('latin1', 'latin-1')
+            plain = len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] in ('latin1', 'latin-1')
         if not plain:
             raise CostlyPickle(function.path)
-        return _Node('call', [arguments])
+        return _Node([arguments])
 
     def _storage(self, identity: Any) -> _Node:
         if isinstance(identity, int):
-            return _Node('storage', [])
-        _, kind, key, _, length = identity.items[:5]
+            return _Node()
+        _, kind, key, _, length = identity[:5]
         size = length * _BYTES.get(kind.path.rsplit('.', 1)[-1], 1)
         self.storages[key] = max(size, self.storages.get(key, 0))
         if size > self.file_size or sum(self.storages.values()) > self.file_size:
             raise ValueError('storages larger than the file')
-        return _Node('storage', [])
+        return _Node()
 
 
 def _modern_name(module: str, name: str) -> str:
@@ -197,26 +192,19 @@ def _modern_name(module: str, name: str) -> str:
     return f'{IMPORT_MAPPING.get(module, module)}.{name}'
 
 
-def _check_size(root: Any) -> None:
-    """Refuse what holds itself, is nested too deeply, or is too much once every reference is followed."""
-    sizes, depths, open_nodes = {}, {}, set()
-    pending = [root] if isinstance(root, _Node) else []
-    while pending:
-        node = pending[-1]
-        if id(node) in sizes:
-            pending.pop()
-            continue
-        inner = [item for item in node.items if isinstance(item, _Node)]
-        missing = [item for item in inner if id(item) not in sizes]
-        if missing and id(node) in open_nodes:
-            raise ValueError('something that holds itself')
-        if missing:
-            open_nodes.add(id(node))
-            pending.extend(missing)
-            continue
-        sizes[id(node)] = len(node.items) + sum(sizes[id(item)] for item in inner)
-        depths[id(node)] = 1 + max((depths[id(item)] for item in inner), default=0)
-        open_nodes.discard(id(node))
-        if sizes[id(node)] > MAX_OBJECTS or depths[id(node)] > MAX_DEPTH:
-            raise ValueError(f'more than {MAX_OBJECTS:,} objects, or {MAX_DEPTH} deep, once references are followed')
-        pending.pop()
+def _measure(node: _Node, known: dict[int, tuple[int, int]], above: int = 0) -> tuple[int, int]:
+    """How many objects ``node`` holds once every reference is followed, and how deep; ``above`` is where it lies.
+
+    Raises:
+        ValueError: for too many or too deep, as what holds itself is.
+    """
+    if id(node) not in known and above < MAX_DEPTH:
+        inner = [_measure(item, known, above + 1) for item in node if isinstance(item, _Node)]
+        known[id(node)] = (
+            len(node) + sum(size for size, _ in inner),
+            1 + max((depth for _, depth in inner), default=0),
+        )
+    size, depth = known.get(id(node), (0, 1))
+    if size > MAX_OBJECTS or above + depth > MAX_DEPTH:
+        raise ValueError(f'more than {MAX_OBJECTS:,} objects, or {MAX_DEPTH} deep, once references are followed')
+    return size, depth

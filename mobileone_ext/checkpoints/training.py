@@ -80,21 +80,23 @@ def is_sealed(checkpoint: dict) -> bool:
 def digests(checkpoint: dict) -> dict[str, str]:
     """A hash of the content of each part of a plain checkpoint."""
     meta = {key: value for key, value in checkpoint['meta'].items() if key not in (_DIGEST, 'config')}
-    hashes = {}
-    for part in PARTS:
-        if part in checkpoint:
-            digest = hashlib.sha256()
-            for piece in _pieces(meta if part == 'meta' else checkpoint[part]):
-                digest.update(piece)
-            hashes[part] = digest.hexdigest()
-    return hashes
+    return {part: digest({**checkpoint, 'meta': meta}[part]) for part in PARTS if part in checkpoint}
+
+
+def digest(value: Any) -> str:
+    """A hash of plain data: others of the same hash have the same values, of the same types, bit for bit."""
+    hasher = hashlib.sha256()
+    for piece in _pieces(value):
+        hasher.update(piece)
+    return hasher.hexdigest()
 
 
 def _pieces(value: Any) -> Iterator[bytes | memoryview]:
     """``value`` as bytes that differ where values differ."""
     if isinstance(value, Tensor):
         yield f'{value.dtype}{tuple(value.shape)}'.encode()
-        yield value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        if value.numel():
+            yield value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
     elif isinstance(value, Mapping):
         yield b'{'
         for key, item in value.items():
@@ -171,7 +173,7 @@ def _unlike_optimizer(found: dict, expected: dict, where: str, sealed: bool) -> 
     rest, built_rest = ({key: state[key] for key in state if key != 'state'} for state in (found, expected))
     yield from _unlike(rest, built_rest, where)
     states, where = expected['state'], f'{where}.state'
-    lost = [str(number) for number in states if number not in found['state']]
+    lost = [str(number) for number, built in states.items() if built and not found['state'].get(number)]
     if lost and not sealed:  # in a sealed one these had no gradient
         yield f'{where} has nothing for parameter {abbreviate(lost)}'
     for number, entry in found['state'].items():

@@ -257,13 +257,9 @@ def to_plain(value: Any) -> Any:
 
 def without_functions(states: Any) -> Any:
     """The states of schedulers without functions: the schedulers have those from their config again."""
-    if isinstance(states, dict) and any(isinstance(value, list) and _is_states(value) for value in states.values()):
-        return {key: without_functions(value) for key, value in states.items()}  # of several optimizers
-    return [{key: value for key, value in state.items() if not callable(value)} for state in states]
-
-
-def _is_states(value: list) -> bool:
-    return bool(value) and all(isinstance(state, dict) for state in value)
+    if isinstance(states, dict):
+        return {key: without_functions(value) for key, value in states.items() if not callable(value)}
+    return [without_functions(value) for value in states] if isinstance(states, list) else states
 
 
 def _first_elements(value: Any) -> Any:

@@ -8,6 +8,7 @@ hooks have frozen or let go, and gradients that no step has used yet. A hook tha
 
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmengine.dist import all_gather_object, all_reduce_params, get_rank
 from mmengine.hooks import CheckpointHook, Hook, IterTimerHook, ProfilerHook
 from torch import nn
 
+from ..checkpoints.training import digest
 from .progress import ProgressHook
 
 # Of these the message hub has what a run needs; the rest is of the process, as seconds since it began.
@@ -88,17 +90,7 @@ def unpack(value: Any) -> Any:
 
 def same(one: Any, other: Any) -> bool:
     """Whether packed values are equal, tensors bit for bit, NaN like NaN."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, torch.Tensor):
-        if one.dtype != other.dtype or one.shape != other.shape:
-            return False
-        return one.numel() == 0 or torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (one, other)))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other or (one != one and other != other)
+    return type(one) is type(other) and digest(one) == digest(other)
 
 
 def by_name(hooks: Iterable[Hook]) -> Iterator[tuple[str, Hook]]:
@@ -112,13 +104,11 @@ def by_name(hooks: Iterable[Hook]) -> Iterator[tuple[str, Hook]]:
 
 def attributes(hook: Hook) -> dict:
     """The attributes of ``hook`` that are plain data, packed."""
-    found = {}
+    packed = {}
     for name, value in vars(hook).items():
-        try:
-            found[name] = pack(value)
-        except TypeError:
-            continue
-    return found
+        with suppress(TypeError):
+            packed[name] = pack(value)
+    return packed
 
 
 class Memory:
@@ -135,24 +125,24 @@ class Memory:
         self._save_again: Callable | None = None
 
     def _all(self) -> dict[str, dict]:
-        found = {
+        states = {
             name: {_OWN: pack(hook.state_dict())} if hasattr(hook, 'load_state_dict') else attributes(hook)
             for name, hook in self.hooks.items()
         }
         parameters = dict(self.model.named_parameters())
-        found[_TRAINED] = {name: parameter.requires_grad for name, parameter in parameters.items()}
-        found[_GRADIENTS] = {name: pack(p.grad) for name, p in parameters.items() if p.grad is not None}
-        return found
+        states[_TRAINED] = {name: parameter.requires_grad for name, parameter in parameters.items()}
+        states[_GRADIENTS] = {name: pack(p.grad) for name, p in parameters.items() if p.grad is not None}
+        return states
 
     def changed(self) -> dict[str, dict]:
         """What of it is not as it was in the beginning, packed."""
-        found = {}
+        changed = {}
         for name, state in self._all().items():
             began = self._began[name]
-            found[name] = {
-                key: value for key, value in state.items() if key not in began or not same(value, began[key])
-            }
-        return {name: state for name, state in found.items() if state}
+            new = {key: value for key, value in state.items() if key not in began or not same(value, began[key])}
+            if new:
+                changed[name] = new
+        return changed
 
     def gather(self) -> None:
         """Take down the memory of all processes, for the checkpoint that is to be written; each of them calls this.

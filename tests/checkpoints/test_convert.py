@@ -15,7 +15,7 @@ from mobileone_ext.checkpoints.model_card import num_parameters
 from mobileone_ext.checkpoints.unfuse import unfuse
 from mobileone_ext.data.calibration import calibration_batches
 
-VARIANTS = ('s0', 's1', 's2', 's3', 's4')
+VARIANTS = ('s0', 's4')  # many branches; one branch and squeeze-and-excitation
 FORMS = ('branched', 'fused')
 LAYOUTS = ('mmpretrain', 'apple', 'timm')
 
