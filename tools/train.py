@@ -16,7 +16,9 @@ def parse_args():
         help='the classes are those of the training data (its folders or list), and the head has so many',
     )
     parser.add_argument(
-        '--dry-run', action='store_true', help='build all but the data, save and load a checkpoint in memory, and stop'
+        '--dry-run',
+        action='store_true',
+        help='build all but the images, save and load a checkpoint in memory, stop',
     )
     parser.add_argument('--work-dir', help='where logs and checkpoints go (work_dirs/CONFIG)')
     parser.add_argument(

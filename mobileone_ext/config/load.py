@@ -42,7 +42,7 @@ def find_file(name: str, folder: str = 'configs', what: str = 'config') -> str:
     """The file ``name``, or where there is none, the one that ships: by its path, or by its bare name in ``folder``.
 
     Raises:
-        OSError: if there is neither, naming those that there are.
+        OSError: if there is neither, naming those that ship.
     """
     path, bare = installed(name), name.removesuffix('.py')
     shipped = {file.stem: str(file) for file in sorted((home() / folder).glob('*.py'))}
@@ -50,12 +50,8 @@ def find_file(name: str, folder: str = 'configs', what: str = 'config') -> str:
         return path
     if bare in shipped:
         return shipped[bare]
-    if os.path.isdir(name):
-        raise IsADirectoryError(f'{name}: is a folder, no {what} file')
-    place = os.path.dirname(name) or home() / folder
-    beside = sorted({file.stem for root in (Path(), home()) for file in (root / place).glob('*.py')})
-    close = difflib.get_close_matches(Path(bare).name, {*beside, *shipped}, 3)
-    others = f'did you mean {" or ".join(close)}?' if close else f'there are {", ".join(beside) or "none there"}'
+    close = difflib.get_close_matches(Path(bare).name, shipped, 3)
+    others = f'did you mean {" or ".join(close)}?' if close else f'there are {", ".join(shipped)}'
     raise FileNotFoundError(f'{name}: no such {what} file; {others}')
 
 
@@ -71,9 +67,6 @@ def load_config(path: str, options: dict | None = None) -> Config:
             wrong kind, or an option that does not fit; OSError if there is no such file.
     """
     path = find_file(path)
-    suffix = Path(path).suffix
-    if suffix not in ('.py', *DATA_SUFFIXES):
-        raise ValueError(f'{path}: a config is a .py, .yaml, .yml or .json file')
     register_handler(['yaml', 'yml'])(SafeYamlHandler)
     try:
         files: dict = {}

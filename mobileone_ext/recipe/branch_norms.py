@@ -17,9 +17,6 @@ class BranchNorms:
     """
 
     def __init__(self, skip: float = 1.0, scale: float = 1.0):
-        for name, value in dict(skip=skip, scale=scale).items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float('inf'):
-                raise ValueError(f'BranchNorms: {name}={value!r}: a number is needed')
         self.skip, self.scale = float(skip), float(scale)
 
     def __call__(self, module: nn.Module) -> None:
