@@ -10,7 +10,7 @@ import ast
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -208,13 +208,7 @@ def _line(text: object) -> str:
 
 def markdown_table(headings: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """A table in Markdown; cells are taken as written, but for those that are :class:`Markdown`."""
-    return '\n'.join(_table_lines(headings, rows))
-
-
-def _table_lines(headings: Sequence[object], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    yield _row(headings)
-    yield '|---' * len(headings) + '|'
-    yield from map(_row, rows)
+    return '\n'.join([_row(headings), '|---' * len(headings) + '|', *map(_row, rows)])
 
 
 def _row(cells: Iterable[object]) -> str:

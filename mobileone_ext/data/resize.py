@@ -182,16 +182,9 @@ def find(source: Path, target: Path) -> tuple[Listing, list[str]]:
     Raises:
         ValueError: for a folder without photos, or with a link to ``target``.
     """
-    files = images_below(source, suffixes=('',))
-    photos, annotations = Listing(left_out=files.left_out), []
-    for name in files:
-        suffix = suffix_of(name)
-        if suffix in SUFFIXES:
-            photos.append(name)
-        elif suffix in _ANNOTATIONS:
-            annotations.append(name)
-        else:
-            photos.left_out[suffix or 'without a suffix'] += 1
+    files = images_below(source, (*SUFFIXES, *_ANNOTATIONS))
+    annotations = [name for name in files if suffix_of(name) in _ANNOTATIONS]
+    photos = Listing((name for name in files if suffix_of(name) not in _ANNOTATIONS), files.left_out)
     if not photos:
         raise ValueError(f'{source}: no photos in this folder ({photos.note or "it is empty"})')
     written = Path(os.path.realpath(target))

@@ -238,13 +238,6 @@ def test_everything_that_became_no_class_is_said(tmp_path):
     )
 
 
-@pytest.mark.parametrize('deep', ['dataset', 'a/b'])
-def test_classes_one_folder_down_are_pointed_at(tmp_path, deep):
-    write_photos(tmp_path / deep, red=2, blue=2)
-    with pytest.raises(ValueError, match=rf"one class, .*further down, name {tmp_path / deep} \('blue', 'red'\)"):
-        read(tmp_path)
-
-
 # Persian, French, Hebrew and others; white space at the ends; an unassigned, a tag and a private character.
 SCRIPTS = [
     'می\u200cخواهم',

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ...data.classes import read_text, twins_note
 from ...data.decode import read_pixels
 from ...data.images import class_folders, images_below, left_out_note, photos_by_folder
-from ...data.parts import branches, find_parts
+from ...data.parts import find_parts
 from ...text import fits_a_line, nfc, one_line, printable, quoted, with_progress
 from .split import rarest, stratified_split
 
@@ -85,7 +85,7 @@ def read_photos(path: Path, val: Path | None = None) -> Photos:
     if len(classes) < 2:
         raise ValueError(
             f'{path}: holds {f"one class, {quoted(classes)}" if classes else "no classes"}, and it takes two to tell '
-            f'apart; expected is {path}/CLASS/*.jpg, or a CSV file of file,label{_deeper(parts["train"])}'
+            f'apart; expected is {path}/CLASS/*.jpg, or a CSV file of file,label'
         )
     for name, part in lists.items():
         present = _classes([part])
@@ -148,15 +148,6 @@ def read_class_folders(root: Path) -> tuple[PhotoList, list[str]]:
     photos = [Photo(f'{name}/{file}', (nfc(name),)) for name, files in inside.items() for file in files]
     notes = [note for note in (left_out_note(left_out), twins_note(inside)) if note]
     return PhotoList(root.absolute(), photos), [f'{root}: {note}' for note in notes]
-
-
-def _deeper(root: Path) -> str:
-    """Where the classes lie, if they are in the one folder that was taken for a class."""
-    for folder, files in photos_by_folder(root)[0].items() if root.is_dir() else ():
-        top, names = branches(files)
-        if len(names) > 1:
-            return f'; if the classes lie further down, name {root / folder / top} ({quoted(sorted(names), 3)})'
-    return ''
 
 
 def read_csv(path: Path) -> tuple[PhotoList, list[str]]:
