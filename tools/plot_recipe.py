@@ -27,11 +27,11 @@ def main():
     out = args.out or Path('work_dirs', f'{Path(args.config).stem}_recipe.png')
     check_writable(out)
     check_distinct(out, args.config)
-    found = preview(config)
-    if found.stand_in:
-        print(f'{found.stand_in}: a photograph stands in for the training images')
-    print('\n'.join(summary(found)))
-    draw(found, args.config, out)
+    recipe = preview(config)
+    if recipe.stand_in:
+        print(f'{recipe.stand_in}: a photograph stands in for the training images')
+    print('\n'.join(summary(recipe)))
+    draw(recipe, args.config, out)
     print(out)
 
 

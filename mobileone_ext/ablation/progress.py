@@ -94,10 +94,10 @@ def validations(checkpoint: str | Path, config: Config, metric: str = 'accuracy/
     saved = read_training_checkpoint(checkpoint)
     interval = config.train_cfg.get('val_interval', 1) * saved['meta']['run'].get('steps_per_epoch', 1)
     minutes = list(accumulate(seconds / 60 for seconds in _history(saved, 'train/time')))
-    found = _history(saved, f'val/{metric}')
-    return [(minutes[min(index * interval, len(minutes)) - 1], value) for index, value in enumerate(found, 1)]
+    values = _history(saved, f'val/{metric}')
+    return [(minutes[min(index * interval, len(minutes)) - 1], value) for index, value in enumerate(values, 1)]
 
 
 def _history(checkpoint: dict, name: str) -> list[float]:
-    found = checkpoint['message_hub']['log_scalars'].get(name)
-    return found['history_buffer'].tolist() if found else []
+    history = checkpoint['message_hub']['log_scalars'].get(name)
+    return history['history_buffer'].tolist() if history else []

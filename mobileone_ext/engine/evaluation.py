@@ -43,10 +43,10 @@ def hand_on_logits(model: nn.Module) -> None:
 
 def _with_logits(predict: Callable) -> Callable:
     def with_logits(logits: Tensor, samples: list | None) -> list:
-        found = predict(logits, samples)
-        for sample, own in zip(found, logits):
+        predicted = predict(logits, samples)
+        for sample, own in zip(predicted, logits):
             sample.set_field(own, LOGITS)
-        return found
+        return predicted
 
     setattr(with_logits, LOGITS, True)
     return with_logits
@@ -55,7 +55,7 @@ def _with_logits(predict: Callable) -> Callable:
 def make_literal(metric: BaseMetric) -> None:
     """Let ``metric`` compute, in place, what its name says; one that is not known here stays as it is."""
     if isinstance(metric, MultiTasksMetric):
-        for inner in [one for several in metric._metrics.values() for one in several]:
+        for inner in [one for group in metric._metrics.values() for one in group]:
             make_literal(inner)
     if isinstance(metric, _RETRIEVAL) and not hasattr(np, 'in1d'):  # which NumPy 2.4 took away, and these call
         np.in1d = np.isin
@@ -105,7 +105,7 @@ def average_precisions(pred: Tensor, target: Tensor) -> Tensor:
 
     NaN for a label that no image has. Images of one score count at once, so their order is nothing.
     """
-    found = torch.full((pred.shape[1],), math.nan, dtype=torch.float64)
+    precisions = torch.full((pred.shape[1],), math.nan, dtype=torch.float64)
     for label, (scores, truth) in enumerate(zip(pred.T, target.T)):
         scores, order = scores[truth > -1].sort(descending=True)
         hits = (truth[truth > -1][order] == 1).double().cumsum(0)
@@ -114,15 +114,15 @@ def average_precisions(pred: Tensor, target: Tensor) -> Tensor:
         precision = hits[last] / (1 + last.nonzero()[:, 0])
         gained = hits[last].diff(prepend=hits.new_zeros(1))
         if len(hits) and hits[-1]:
-            found[label] = 100 * (gained * precision).sum() / hits[-1]
-    return found
+            precisions[label] = 100 * (gained * precision).sum() / hits[-1]
+    return precisions
 
 
 def _average_precision(metric: BaseMetric) -> Callable:
     def calculate(pred: Tensor, target: Tensor, average: str | None = 'macro') -> Tensor:
-        found = average_precisions(pred, target)
-        _say_what_is_absent(metric, found.isnan())
-        return found if average is None else found.nanmean()
+        precisions = average_precisions(pred, target)
+        _say_what_is_absent(metric, precisions.isnan())
+        return precisions if average is None else precisions.nanmean()
 
     return calculate
 
@@ -141,11 +141,11 @@ def _over_present(metric: BaseMetric) -> Callable:
             options['thrs'] = _literal(options['thrs'])
         if average == 'micro':
             return calculate(*args, average=average, **options)
-        found = calculate(*args, average=None, **options)
-        several = [of_each(*one) for one in (found if isinstance(found, list) else [found])]
+        metrics = calculate(*args, average=None, **options)
+        results = [of_each(*one) for one in (metrics if isinstance(metrics, list) else [metrics])]
         if average == 'macro':
-            several = [(*(one.nanmean() for one in figures), support.sum()) for *figures, support in several]
-        return several if isinstance(found, list) else several[0]
+            results = [(*(one.nanmean() for one in figures), support.sum()) for *figures, support in results]
+        return results if isinstance(metrics, list) else results[0]
 
     return over_present
 

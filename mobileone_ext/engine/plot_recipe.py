@@ -152,21 +152,21 @@ def _rgb(sample: dict, preprocessor) -> np.ndarray:
     return image[..., ::-1] if preprocessor.to_rgb else image
 
 
-def summary(found: Preview) -> list[str]:
+def summary(recipe: Preview) -> list[str]:
     """A line for each stage: its epochs, image size, strength, learning rate and weight decay from first to last.
 
     Where the highest or lowest value lies between, it stands between.
     """
     lines = []
-    for stage in found.stages:
-        last = found.epochs[stage.last]
-        begin, end = stage.first * found.steps, (stage.last + 1) * found.steps - 1
+    for stage in recipe.stages:
+        last = recipe.epochs[stage.last]
+        begin, end = stage.first * recipe.steps, (stage.last + 1) * recipe.steps - 1
         decay = ', '.join(
             f'{_course(values[begin : end + 1])} of {name.replace("_", " and ")}'
-            for name, values in found.weight_decay.items()
+            for name, values in recipe.weight_decay.items()
         )
         lines.append(
-            f'{stage.epochs}: {stage.name or "own pipeline"}; lr {_course(found.lr[begin : end + 1])}; '
+            f'{stage.epochs}: {stage.name or "own pipeline"}; lr {_course(recipe.lr[begin : end + 1])}; '
             f'weight decay {decay}; EMA decay {"none" if last.ema is None else f"{last.ema:.4f}"}'
         )
     return lines
@@ -180,29 +180,29 @@ def _course(values: Sequence[float]) -> str:
     return ' -> '.join(value for value, before in zip(shown, ['', *shown]) if value != before)
 
 
-def draw(found: Preview, title: str, path: Path) -> None:
+def draw(recipe: Preview, title: str, path: Path) -> None:
     """Curves over the epochs above, a row of augmented images for each stage below; a file at ``path``.
 
     Raises:
         ValueError: for a suffix of a format that matplotlib does not write.
     """
     curves = {
-        'learning rate': {'': found.lr},
-        'weight decay': found.weight_decay,
-        'EMA decay': {'': [epoch.ema for epoch in found.epochs]},
-        'image size in px': {'': [epoch.size for epoch in found.epochs]},
-        'augmentation strength': {'': [epoch.strength for epoch in found.epochs]},
+        'learning rate': {'': recipe.lr},
+        'weight decay': recipe.weight_decay,
+        'EMA decay': {'': [epoch.ema for epoch in recipe.epochs]},
+        'image size in px': {'': [epoch.size for epoch in recipe.epochs]},
+        'augmentation strength': {'': [epoch.strength for epoch in recipe.epochs]},
     }
     curves = {name: lines for name, lines in curves.items() if None not in next(iter(lines.values()))}
-    columns = len(found.stages[0].images)
-    title, groups = in_picture(title), [in_picture(name) for name in found.weight_decay]
-    with picture(path, (13, 3.2 + 1.8 * len(found.stages)), [title, *groups]) as figure:
-        above, below = figure.subfigures(2, 1, height_ratios=[3.2, 1.8 * len(found.stages)])
+    columns = len(recipe.stages[0].images)
+    title, groups = in_picture(title), [in_picture(name) for name in recipe.weight_decay]
+    with picture(path, (13, 3.2 + 1.8 * len(recipe.stages)), [title, *groups]) as figure:
+        above, below = figure.subfigures(2, 1, height_ratios=[3.2, 1.8 * len(recipe.stages)])
         for axis, (name, lines) in zip(above.subplots(1, len(curves), squeeze=False)[0], curves.items()):
             handles = []
             for values in lines.values():
-                if len(values) > len(found.epochs):
-                    handles += axis.plot(np.arange(len(values)) / found.steps, values)
+                if len(values) > len(recipe.epochs):
+                    handles += axis.plot(np.arange(len(values)) / recipe.steps, values)
                 else:
                     handles.append(axis.stairs(values, baseline=None))
             axis.set(title=name, xlabel='epoch')
@@ -211,9 +211,9 @@ def draw(found: Preview, title: str, path: Path) -> None:
                 axis.legend(handles, groups)
             elif min(values) == max(values):
                 axis.set(ylim=(0.999 * values[0], 1.001 * values[0]), yticks=values[:1], yticklabels=[f'{values[0]:g}'])
-        largest = max(image.shape[0] for stage in found.stages for image in stage.images)
-        cells = below.subplots(len(found.stages), columns, squeeze=False)
-        for row, stage in zip(cells, found.stages):
+        largest = max(image.shape[0] for stage in recipe.stages for image in stage.images)
+        cells = below.subplots(len(recipe.stages), columns, squeeze=False)
+        for row, stage in zip(cells, recipe.stages):
             row[0].set_title(f'{stage.epochs}: {stage.name}', loc='left', fontsize=10)
             for cell, image in zip(row, stage.images):
                 cell.imshow(image)

@@ -87,9 +87,9 @@ def use_classes_of_data(config: Config) -> None:
     train, *others = (list(innermost(config[name]['dataset'])) for name in LOADERS if config.get(name))
     for dataset in (*train, *chain(*others)):
         read_by_files(dataset)
-    found = [classes_in(dataset) for dataset in train]
+    listed = [classes_in(dataset) for dataset in train]
     by_folder = all(scanned_folder(dataset) for dataset in train)
-    names = sorted(set().union(*found)) if by_folder else list(max(found, key=len))
+    names = sorted(set().union(*listed)) if by_folder else list(max(listed, key=len))
     for dataset in (*train, *chain(*others)):
         dataset.pop('classes', None)
         (dataset.get('metainfo') or {}).pop('classes', None)

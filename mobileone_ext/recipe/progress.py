@@ -39,7 +39,7 @@ class ProgressHook(Hook):
         self._written = now
         loss = torch.as_tensor((outputs or {}).get('loss', math.nan)).item()
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        found = dict(
+        progress = dict(
             epoch=runner.epoch + 1 if by_epoch else None,
             epochs=runner.max_epochs if by_epoch else None,
             iteration=done,
@@ -47,4 +47,4 @@ class ProgressHook(Hook):
             loss=loss if math.isfinite(loss) else None,
             seconds_per_iteration=(now - self._began) / (done - self._first),
         )
-        write_json(found, self.file)
+        write_json(progress, self.file)

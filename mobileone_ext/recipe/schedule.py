@@ -35,8 +35,8 @@ def named_groups(model: nn.Module, groups: list[dict]) -> dict[str, dict]:
     kinds, first = {}, {}
     for group in groups:
         decay = group.get('initial_weight_decay', group['weight_decay'])
-        found = {'norm' if id(p) in norms else 'bias' if p.dim() == 1 else 'weight' for p in group['params']}
-        kinds.setdefault(decay, set()).update(found)
+        own = {'norm' if id(p) in norms else 'bias' if p.dim() == 1 else 'weight' for p in group['params']}
+        kinds.setdefault(decay, set()).update(own)
         first.setdefault(decay, group)
     named = {}
     for decay, group in first.items():
@@ -75,9 +75,9 @@ def for_length(config: Config, length: int, keep: Collection[str] = ()) -> Confi
     share = Fraction(length, loop[name])
     if 'param_scheduler' not in keep and config.get('param_scheduler'):
         schedulers = config.param_scheduler
-        several = isinstance(schedulers, (list, tuple))
-        scaled = [scaled_scheduler(s, share) for s in (schedulers if several else [schedulers])]
-        config.param_scheduler = scaled if several else scaled[0]
+        many = isinstance(schedulers, (list, tuple))
+        scaled = [scaled_scheduler(s, share) for s in (schedulers if many else [schedulers])]
+        config.param_scheduler = scaled if many else scaled[0]
     if 'custom_hooks' not in keep:
         hooks = config.get('custom_hooks') or []
         config.custom_hooks = [scaled_hook(hook, share, length, f'custom_hooks.{i}') for i, hook in enumerate(hooks)]
@@ -110,13 +110,13 @@ def scaled_scheduler(scheduler: dict, share: Fraction) -> dict:
     for key in in_steps:
         value = scheduler[key]
         many = isinstance(value, (list, tuple))
-        found = [max(1, _whole(one, share)) for one in (value if many else [value])]
-        if key == 'milestones' and len(set(found)) < len(found):
+        steps = [max(1, _whole(one, share)) for one in (value if many else [value])]
+        if key == 'milestones' and len(set(steps)) < len(steps):
             raise ValueError(
                 f'param_scheduler: {kind}.milestones={list(value)} fall together in a run {float(share):.3g} times as '
                 'long; set param_scheduler'
             )
-        scheduler[key] = found if many else found[0]
+        scheduler[key] = steps if many else steps[0]
     spans = {key: scheduler[key] for key in _SPANS if scheduler.get(key) not in (None, float('inf'), _INF)}
     if kind.startswith('Exponential'):
         scheduler['gamma'] = scheduler['gamma'] ** float(1 / share)
@@ -200,13 +200,13 @@ def misfits(config: Config) -> list[str]:
         end = min(end, scheduler.get('begin', 0) + span) if span else end
         what = scheduler.get('param_name', 'momentum' if 'Momentum' in str(scheduler['type']) else 'lr')
         ends[what] = max(ends.get(what, 0), end)
-    found = []
+    phrases = []
     for what, end in ends.items():
         if end != _INF and end > length:
-            found.append(f'the schedule of {what} is for {end:g} epochs, the run has {length}: it is cut off')
+            phrases.append(f'the schedule of {what} is for {end:g} epochs, the run has {length}: it is cut off')
         elif end < length:
-            found.append(f'the schedule of {what} ends at epoch {end:g}, the run has {length}: {what} stays there')
-    return found
+            phrases.append(f'the schedule of {what} ends at epoch {end:g}, the run has {length}: {what} stays there')
+    return phrases
 
 
 def _whole(value: int, share: Fraction) -> int:

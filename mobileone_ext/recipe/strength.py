@@ -66,10 +66,10 @@ def at_strength(pipeline: list[dict], strength: float) -> list[dict]:
     """
     pipeline = copy.deepcopy(pipeline)
     weaken = dict(AutoAugment=_weaken_autoaugment, RandAugment=_weaken_randaugment, RandomErasing=_weaken_erasing)
-    found = [transform for transform in pipeline if type_name(transform) in weaken]
-    if not found:
+    scaled = [transform for transform in pipeline if type_name(transform) in weaken]
+    if not scaled:
         raise ValueError(f'the training pipeline has no augmentation to scale: it needs {" or ".join(weaken)}')
-    for transform in found:
+    for transform in scaled:
         weaken[type_name(transform)](transform, strength)
     return pipeline
 
