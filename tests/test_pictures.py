@@ -143,7 +143,7 @@ def test_study(fonts, shown, tmp_path):
 
 def test_recipe(fonts, shown, tmp_path):
     image = np.zeros((8, 8, 3), np.uint8)
-    epochs = [plot_recipe.Epoch(0.1, {}, None, 8, None)] * 2
+    epochs = [plot_recipe.Epoch(None, 8, None)] * 2
     decay = {'_norm': [0.0, 0.0], 'b$': [1.0, 2.0]}
     found = plot_recipe.Preview(epochs, [plot_recipe.Span(0, 1, '$8$ px', [image])], '', 1, [0.1, 0.2], decay)
     plot_recipe.draw(found, f'a/$x$_{FOREIGN}/{{b}}.py', tmp_path / 'r.png')

@@ -13,20 +13,18 @@ from mmengine.hooks import EMAHook, ParamSchedulerHook
 from ..config import building
 from ..data.check import prepare_data
 from ..pictures import in_picture, picture
-from ..recipe.curriculum import CurriculumHook, pipelines, stage_at, stage_label
+from ..recipe.curriculum import CurriculumHook, Stage, pipelines, stage_at, stage_label
 from ..recipe.schedule import ema_decay, named_groups
 from ..recipe.seeding import seed_generators
 from ..recipe.strength import output_size
-from .dry_run import BATCHES, build_training
+from .dry_run import BATCHES, DryRunner, build_training
 
 _MOST_STEPS = 200_000  # a longer run is not followed step by step
 
 
 class Epoch(NamedTuple):
-    """An epoch's start: learning rate, weight decay by group, EMA decay, image size in pixels, strength."""
+    """An epoch's start: EMA decay, image size in pixels, strength."""
 
-    lr: float
-    weight_decay: dict[str, float]
     ema: float | None
     size: int | None
     strength: float | None
@@ -79,50 +77,46 @@ def preview(config: Config, images: int = 8) -> Preview:
             config.train_dataloader.num_batch_per_epoch = BATCHES
             runner = build_training(config, work_dir, data=not stand_in)
         runner.optim_wrapper.step()  # changes nothing without gradients; schedulers warn if none came first
-        steps = len(runner.train_dataloader)
-        curriculum, ema, scheduler = (
-            next((hook for hook in runner.hooks if isinstance(hook, kind)), None)
-            for kind in (CurriculumHook, EMAHook, ParamSchedulerHook)
-        )
-        if curriculum:
-            curriculum.before_train(runner)
-        if ema:
-            ema.before_run(runner)
-        loader = runner.train_dataloader
-        dataset, own_pipeline = pipelines(loader.dataset, config.train_dataloader.dataset)[0]
-        own_size = _size_or_none(own_pipeline)
-        groups = named_groups(runner.model, runner.optim_wrapper.param_groups)
-        epochs, stages = [], []
-        lr, weight_decay = [], {name: [] for name in groups}
-        for epoch in range(runner.max_epochs):
-            runner.train_loop._epoch = epoch
-            stage = stage_at(epoch, curriculum.stages) if curriculum else None
-            size = curriculum.sizes.get(stage, own_size) if curriculum else own_size
-            if epoch == 0 or (stage and stage.epoch == epoch):
-                if curriculum:
-                    curriculum.before_train_epoch(runner)
-                seed_generators(runner.seed, epoch)
-                pictures = [_rgb(dataset[i], runner.model.data_preprocessor) for i in spread(len(dataset), images)]
-                stages.append(Span(epoch, epoch, stage_label(size, stage.strength if stage else None), pictures))
-            stages[-1] = stages[-1]._replace(last=epoch)
-            epochs.append(
-                Epoch(
-                    runner.optim_wrapper.param_groups[0]['lr'],
-                    {name: group['weight_decay'] for name, group in groups.items()},
-                    ema_decay(ema, epoch, -(-len(dataset) // loader.batch_size)) if ema else None,
-                    size,
-                    stage.strength if stage else None,
-                )
-            )
-            for step in range(steps):
-                lr.append(runner.optim_wrapper.param_groups[0]['lr'])
-                for name, group in groups.items():
-                    weight_decay[name].append(group['weight_decay'])
-                if scheduler:
-                    scheduler.after_train_iter(runner, step)
+        return _walk(runner, config, images)._replace(stand_in=stand_in)
+
+
+def _walk(runner: DryRunner, config: Config, images: int) -> Preview:
+    """What the hooks and schedulers of ``runner`` do from epoch to epoch; arguments as of :func:`preview`."""
+    curriculum, ema, scheduler = (
+        next((hook for hook in runner.hooks if isinstance(hook, kind)), None)
+        for kind in (CurriculumHook, EMAHook, ParamSchedulerHook)
+    )
+    if curriculum:
+        curriculum.before_train(runner)
+    if ema:
+        ema.before_run(runner)
+    loader, steps = runner.train_dataloader, len(runner.train_dataloader)
+    dataset, pipeline = pipelines(loader.dataset, config.train_dataloader.dataset)[0]
+    stages, sizes = (curriculum.stages, curriculum.sizes) if curriculum else ([Stage(0)], {})
+    groups = named_groups(runner.model, runner.optim_wrapper.param_groups)
+    epochs, spans, lr, weight_decay = [], [], [], {name: [] for name in groups}
+    for epoch in range(runner.max_epochs):
+        runner.train_loop._epoch = epoch
+        stage = stage_at(epoch, stages)
+        size = sizes.get(stage, output_size(pipeline))
+        if stage.epoch == epoch:
+            if curriculum:
+                curriculum.before_train_epoch(runner)
+            seed_generators(runner.seed, epoch)
+            pictures = [_rgb(dataset[i], runner.model.data_preprocessor) for i in spread(len(dataset), images)]
+            spans.append(Span(epoch, epoch, stage_label(size, stage.strength), pictures))
+        spans[-1] = spans[-1]._replace(last=epoch)
+        decay = ema_decay(ema, epoch, -(-len(dataset) // loader.batch_size)) if ema else None
+        epochs.append(Epoch(decay, size, stage.strength))
+        for step in range(steps):
+            lr.append(runner.optim_wrapper.param_groups[0]['lr'])
+            for name, group in groups.items():
+                weight_decay[name].append(group['weight_decay'])
             if scheduler:
-                scheduler.after_train_epoch(runner)
-    return Preview(epochs, stages, stand_in, steps, lr, weight_decay)
+                scheduler.after_train_iter(runner, step)
+        if scheduler:
+            scheduler.after_train_epoch(runner)
+    return Preview(epochs, spans, '', steps, lr, weight_decay)
 
 
 def spread(length: int, number: int) -> list[int]:
@@ -137,13 +131,6 @@ def _missing_data(config: Config) -> str:
     except (ValueError, OSError) as error:
         return str(error).split(';')[0]
     return ''
-
-
-def _size_or_none(pipeline: list[dict]) -> int | None:
-    try:
-        return output_size(pipeline)
-    except ValueError:
-        return None
 
 
 def _rgb(sample: dict, preprocessor) -> np.ndarray:

@@ -21,18 +21,10 @@ _NEUTRAL = dict(magnitude=0, angle=0, thr=256, bits=8)
 _DEFAULT_PROB = 0.5  # of mmpretrain's BaseAugTransform
 
 
-def output_size(pipeline: list[dict]) -> int:
-    """The image size in pixels (height, if not square) of the last transform that sets one.
-
-    Raises:
-        ValueError: if none does.
-    """
+def output_size(pipeline: list[dict]) -> int | None:
+    """The image size in pixels (height, if not square) of the last transform that sets one; None if none does."""
     sizes = [value for transform in pipeline for value in _sizes(transform).values()]
-    if not sizes:
-        raise ValueError(
-            f'the training pipeline has nothing to resize: no transform in it has {" or ".join(_SIZE_KEYS)}'
-        )
-    return sizes[-1] if isinstance(sizes[-1], int) else sizes[-1][0]
+    return None if not sizes else sizes[-1] if isinstance(sizes[-1], int) else sizes[-1][0]
 
 
 def at_size(pipeline: list[dict], size: int | float) -> list[dict]:
@@ -43,8 +35,13 @@ def at_size(pipeline: list[dict], size: int | float) -> list[dict]:
 
     A transform before the last one that sets a size keeps its proportion to
     it: resize 256, crop 224 becomes resize 183, crop 160.
+
+    Raises:
+        ValueError: if no transform sets a size.
     """
     own = output_size(pipeline)
+    if own is None:
+        raise ValueError(f'the training pipeline has nothing to resize: no transform has {" or ".join(_SIZE_KEYS)}')
     ratio = size if isinstance(size, float) else size / own
     pipeline = copy.deepcopy(pipeline)
     for transform in pipeline:

@@ -35,13 +35,13 @@ def test_schedule_of_the_paper(variant):
     name, found = variant
     assert len(found.epochs) == 300
     for epoch, lr, weight_decay in PAPER:
-        at = found.epochs[epoch]
-        assert at.lr == pytest.approx(lr, rel=1e-7)
-        assert at.weight_decay == {'bias_weight': pytest.approx(weight_decay, rel=1e-7), 'norm': 0}
+        at, step = found.epochs[epoch], epoch * found.steps
+        assert found.lr[step] == pytest.approx(lr, rel=1e-7)
+        assert found.weight_decay['bias_weight'][step] == pytest.approx(weight_decay, rel=1e-7)
         assert at.ema == pytest.approx(0.9995)
         assert at.size == SIZES[epoch]
         assert at.strength == (None if name in ('s0', 's1') else {160: 0.3, 192: 0.7, 224: 1.0}[at.size])
-    assert all(epoch.weight_decay['norm'] == 0 for epoch in found.epochs)
+    assert set(found.weight_decay['norm']) == {0}
     assert [(stage.first, stage.last) for stage in found.stages] == [(0, 36), (37, 111), (112, 299)]
     assert [stage.images[0].shape for stage in found.stages] == [(size, size, 3) for size in (160, 192, 224)]
 
