@@ -9,10 +9,10 @@ import json
 import logging
 import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ def path(device_name: str) -> Path:
 
 def write(rows: list[Row], device_name: str, versions: dict[str, str], file: Path) -> None:
     """The table as a file: whole or not at all."""
-    dicts = [dict(asdict(row.kind), **{name: getattr(row, name) for name in _MEASURED}) for row in rows]
+    dicts = [dict(asdict(kind), **dict(zip(Row._fields[1:], measured))) for kind, *measured in rows]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(dict(device=device_name, versions=versions, rows=dicts), file)
 
@@ -140,38 +140,31 @@ def merge(rows: list[Row], file: Path, device_name: str) -> list[Row]:
     """``rows``, and what else ``file`` holds if it is a table of this device."""
     try:
         old = read(file, device_name)
-    except (OSError, ValueError, RecursionError):
+    except UNREADABLE:
         old = ()
     new = {row[:2] for row in rows}
     return [*(row for row in old if row[:2] not in new), *rows]
-
-
-_MEASURED = {'patches': int, 'branches_ms': float, 'moments_ms': float}
-_FIELDS = {**get_type_hints(Kind), **_MEASURED}
 
 
 def read(file: Path, device_name: str) -> tuple[Row, ...]:
     """The rows of a table.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is no such table, or another device's.
+        Exception: of ``UNREADABLE``, if it cannot be read, is no such table, or another device's.
     """
     table = json.loads(file.read_text(encoding='utf-8'))
-    if not isinstance(table, dict) or not isinstance(table.get('rows'), list):
-        raise ValueError('it has no rows')
-    if table.get('device') != device_name:
-        raise ValueError(f'it is of {table.get("device")!r}')
-    return tuple(_row(value, number) for number, value in enumerate(table['rows'], 1))
+    if table['device'] != device_name:
+        raise ValueError(f'it is of {table["device"]!r}')
+    rows = []
+    for number, values in enumerate(table['rows'], 1):
+        measured = [values.pop(name) for name in Row._fields[1:]]
+        if not all(value > 0 for value in measured):  # written so that NaN fails
+            raise ValueError(f'row {number}: {measured}')
+        rows.append(Row(Kind(**values), *measured))
+    return tuple(rows)
 
 
-def _row(value: Any, number: int) -> Row:
-    if not isinstance(value, dict) or value.keys() != _FIELDS.keys():
-        raise ValueError(f'row {number} has other fields than {", ".join(_FIELDS)}')
-    for name, kind in _FIELDS.items():
-        if type(value[name]) is not kind or (kind in (int, float) and not 0 < value[name] < math.inf):
-            raise ValueError(f'row {number}: {name}={value[name]!r}')
-    return Row(Kind(**{field.name: value[field.name] for field in fields(Kind)}), *(value[name] for name in _MEASURED))
+UNREADABLE = OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError  # of json, and of other contents
 
 
 @cache
@@ -187,7 +180,7 @@ def _rows(device_name: str) -> tuple[Row, ...]:
         return read(file, device_name)
     except FileNotFoundError:
         reason, level = 'nobody has measured it; tools/benchmark.py train does', logging.INFO
-    except (OSError, ValueError, RecursionError) as error:  # among them wrong JSON and characters
-        reason, level = f'{file}: {one_line(error)[:200]}', logging.WARNING
+    except UNREADABLE as error:
+        reason, level = f'{file}: {type(error).__name__}: {one_line(error)[:200]}', logging.WARNING
     kernels.report(f"train_impl='auto' on {device_name} takes the branches where no rule is known: {reason}", level)
     return ()

@@ -1,4 +1,4 @@
-"""The benchmark of training in mixed precision: turns, failures, the table of what pays, and a dry run."""
+"""The benchmark of training in mixed precision: turns, failures, the autotune table, and a dry run."""
 
 import csv
 import json

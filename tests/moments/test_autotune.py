@@ -1,4 +1,4 @@
-"""The table of what pays on a device, and `auto` under autocast."""
+"""The autotune table of a device, and `auto` under autocast."""
 
 import json
 import logging
@@ -103,15 +103,15 @@ BAD = {
     'empty': (b'', 'Expecting value'),
     'no JSON': (b'{"rows": [', 'Expecting value'),
     'no text': (b'\xff\xfe\x00', 'codec'),
-    'a list': (b'[]', 'no rows'),
+    'a list': (b'[]', 'TypeError'),
     'nested': (b'[' * 100000, 'recursion'),
     'other device': (as_bytes(device='H100'), "it is of 'H100'"),
-    'a field less': (as_bytes(rows=[{k: v for k, v in row().items() if k != 'skip'}]), 'row 1 has other fields'),
-    'a field more': (as_bytes(rows=[row(), dict(row(), more=1)]), 'row 2 has other fields'),
-    'text for a number': (as_bytes(rows=[row(stride='1')]), "row 1: stride='1'"),
-    'NaN': (as_bytes(rows=[row(moments_ms=float('nan'))]), 'row 1: moments_ms=nan'),
-    'no time': (as_bytes(rows=[row(branches_ms=0.0)]), 'row 1: branches_ms=0.0'),
-    'no patches': (as_bytes(rows=[row(patches=-5)]), 'row 1: patches=-5'),
+    'a field less': (as_bytes(rows=[{k: v for k, v in row().items() if k != 'skip'}]), "argument: 'skip'"),
+    'a field more': (as_bytes(rows=[row(), dict(row(), more=1)]), "argument 'more'"),
+    'text for a number': (as_bytes(rows=[row(patches='1')]), 'TypeError'),
+    'NaN': (as_bytes(rows=[row(moments_ms=float('nan'))]), 'row 1: [1000, 2.0, nan]'),
+    'no time': (as_bytes(rows=[row(branches_ms=0.0)]), 'row 1: [1000, 0.0, 1.0]'),
+    'no patches': (as_bytes(rows=[row(patches=-5)]), 'row 1: [-5, 2.0, 1.0]'),
 }
 
 
