@@ -1,10 +1,7 @@
 """README's Python runs as it stands there, with stand-ins for what it reads."""
 
 import ast
-import os
 import re
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -37,10 +34,9 @@ def test_there_is_python():
 
 
 @pytest.mark.parametrize('block', BLOCKS, ids=range(len(BLOCKS)))
-def test_it_runs_and_uses_what_it_imports(folder, block):
+def test_it_runs_and_uses_what_it_imports(folder, block, monkeypatch):
     tree = ast.parse(block)
     imported = {alias.asname or alias.name for node in tree.body for alias in getattr(node, 'names', ())}
     assert imported <= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    done = subprocess.run([sys.executable, '-c', block], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(folder)
+    exec(compile(block, 'README.md', 'exec'), {})

@@ -50,7 +50,7 @@ def launch(tmp_path, how, **options):
     )
 
 
-@pytest.mark.parametrize('how', ENDS)
+@pytest.mark.parametrize('how', ['all', *(pytest.param(how, marks=pytest.mark.slow) for how in ('one', 'killed'))])
 def test_what_ended_the_processes_is_one_line(tmp_path, how):
     process = launch(tmp_path, how)
     _, console = process.communicate(timeout=60)
@@ -58,6 +58,7 @@ def test_what_ended_the_processes_is_one_line(tmp_path, how):
     assert console.startswith(ENDS[how])
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line(tmp_path):
     process = launch(
         tmp_path, 'work', start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -82,7 +82,7 @@ def test_a_second_writer_is_refused_and_told_of_the_first(start, tmp_path):
         pass
 
 
-@pytest.mark.parametrize('how', ['alone', 'fork'])
+@pytest.mark.parametrize('how', ['alone', pytest.param('fork', marks=pytest.mark.slow)])
 def test_a_killed_writer_is_no_obstacle(start, tmp_path, how):
     holder, child = start(HOLD, tmp_path, how)
     holder.kill()
@@ -126,7 +126,7 @@ def test_the_first_process_takes_the_lock(monkeypatch, launcher, name):
     assert not is_first(launcher) and is_first('none')
 
 
-@pytest.mark.parametrize('sign', [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize('sign', [signal.SIGTERM, signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_child_ends_with_its_parent(start, sign):
     parent, child = start(PARENT)
     assert is_running(child)

@@ -98,7 +98,10 @@ def train(case, options, work_dir):
     training.train(config)
 
 
-@pytest.mark.parametrize('case', CASES)
+QUICK = ('as it stands', 'laid out')
+
+
+@pytest.mark.parametrize('case', [*QUICK, *(pytest.param(c, marks=pytest.mark.slow) for c in CASES if c not in QUICK)])
 def test_gradients_are_the_average(case, digits, tmp_path):
     options = dict(option.split('=') for option in data_options(digits)[:3])
     assert ranks.run(train, case, options, str(tmp_path)) == [0, 0]
@@ -141,7 +144,10 @@ def average(moment, work_dir):
     Path(work_dir, f'{rank}.txt').write_text(str([model.running_mean.tolist(), ema.ema_model.running_mean.tolist()]))
 
 
-@pytest.mark.parametrize('moment', ['after_train_epoch', 'before_val_epoch', 'within_epoch'])
+@pytest.mark.parametrize(
+    'moment',
+    ['after_train_epoch', *(pytest.param(at, marks=pytest.mark.slow) for at in ('before_val_epoch', 'within_epoch'))],
+)
 def test_statistics_are_the_average(moment, tmp_path):
     assert ranks.run(average, moment, str(tmp_path)) == [0, 0]
     for rank in (0, 1):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 from conftest import ROOT, TINY, data_options
 from mmengine.optim import build_optim_wrapper
@@ -45,6 +46,7 @@ def assert_equal_values(found, expected, where=''):
         assert found == expected, where
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(digits, tmp_path):
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     undisturbed = start(whole, digits, '--seed', '3')
@@ -97,6 +99,7 @@ def run_two(text, folder, digits):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_same_weights(digits, tmp_path):
     run_two(RANK, tmp_path, digits)
     first, second = (torch.load(tmp_path / f'rank{rank}.pt', weights_only=True) for rank in (0, 1))
@@ -131,6 +134,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_all_ranks_stop_when_the_loss_of_one_is_nan(digits, tmp_path):
     run_two(RANK_OF_NAN, tmp_path, digits)
     first, second = ((tmp_path / f'rank{rank}.txt').read_text() for rank in (0, 1))
@@ -139,6 +143,7 @@ def test_all_ranks_stop_when_the_loss_of_one_is_nan(digits, tmp_path):
     assert [path.name for path in tmp_path.glob('epoch*.pth')] == ['epoch_1.pth']
 
 
+@pytest.mark.slow
 def test_dist_train_launches_the_tool(digits, tmp_path):
     command = [
         'bash',
@@ -158,6 +163,7 @@ def test_dist_train_launches_the_tool(digits, tmp_path):
     assert (tmp_path / 'epoch_1.pth').exists() and done.stdout.count(f'10 classes of {digits}/train: 0, 1, 2') == 1
 
 
+@pytest.mark.slow
 def test_the_first_of_two_processes_prints_and_writes(digits, tiny_run, tmp_path, run_tool):
     arguments = [TINY, str(tiny_run / 'epoch_4.pth'), '--work-dir', str(tmp_path)]
     options = ['--cfg-options', *data_options(digits)]

@@ -21,6 +21,7 @@ def demo(monkeypatch, tmp_path, capfd):
     return run
 
 
+@pytest.mark.slow  # `make demo` does it all, once
 def test_writes_trains_and_fuses_once(demo, tmp_path):
     first = demo()
     assert '(written)' in first and '$ mobileone train' in first and '$ mobileone reparam' in first

@@ -172,7 +172,8 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize('sign', [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.slow
+@pytest.mark.parametrize('sign', [signal.SIGTERM, signal.SIGKILL])
 def test_a_study_that_is_ended_leaves_no_trainer(tmp_path, sign):
     (tmp_path / 'study.py').write_text("title = 't'\nvariants = {'a': {}}")
     (tmp_path / 'train.py').write_text(TRAINER)
