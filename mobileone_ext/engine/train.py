@@ -161,10 +161,16 @@ def train(
     launcher = config.get('launcher', 'none')
     if launcher == 'pytorch':
         end_with_parent()
+    source = resume or (config.get('resume') and (config.get('load_from') or True))
+    checkpoint = _resume(config, source, without_digest) if source else None
     with one_writer(config.work_dir, 'tools/train.py') if is_first(launcher) else nullcontext():
+        if not source and next(saved_checkpoints(config.work_dir), None):
+            raise ValueError(
+                f'{config.work_dir}: holds checkpoints of an earlier run; '
+                '--resume goes on with it, --work-dir names another folder'
+            )
         require_data(config, 'train_dataloader')
         prepare_data(config, 'train_dataloader', 'val_dataloader')
-        checkpoint = _resume(config, resume, without_digest)
         with building(config.filename or 'the config'):
             runner = Runner.from_cfg(config)
         runner.checkpoint = checkpoint
@@ -179,14 +185,6 @@ def _resume(config: Config, source: str | Path | bool, without_digest: bool) -> 
 
     None where it starts anew, in a work dir without checkpoints. mmengine adopts the seed too late for the data order.
     """
-    source = source or (config.get('resume') and (config.get('load_from') or True))
-    if not source:
-        if next(saved_checkpoints(config.work_dir), None):
-            raise ValueError(
-                f'{config.work_dir}: holds checkpoints of an earlier run; '
-                '--resume goes on with it, --work-dir names another folder'
-            )
-        return None
     if source is True:
         source, checkpoint = latest_checkpoint(config.work_dir, without_digest) or (None, None)
     else:
