@@ -47,9 +47,6 @@ class Listing(list):
         return left_out_note(self.left_out)
 
 
-Found = Listing  # its older name
-
-
 def left_out_note(left_out: Counter) -> str:
     """``left out: 2 .txt, 1 hidden``, empty if nothing was."""
     counts = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
