@@ -28,6 +28,7 @@ def test_table_has_median_and_largest_of_each_state_and_of_all():
     ]
 
 
+@pytest.mark.slow
 def test_tool(tmp_path, run_tool):
     generator = torch.Generator().manual_seed(0)
     for name in 'ab':

@@ -21,6 +21,7 @@ def test_table_holds_each_arm_against_the_branches():
     assert lines[-3:] == [f'| {arm} | 1 | {top1}.00 | - |' for arm, top1 in zip(ARMS, (90, 91, 92))]
 
 
+@pytest.mark.slow
 def test_tool(tmp_path, run_tool):
     generator = torch.Generator().manual_seed(0)
     for split in ('train', 'val'):

@@ -24,6 +24,7 @@ def test_table():
     ]
 
 
+@pytest.mark.slow
 def test_tool(tmp_path, run_tool):
     generator = torch.Generator().manual_seed(0)
     for split, count in (('train', 32), ('val', 2)):
