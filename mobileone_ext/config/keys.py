@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 
 from ..arguments import is_integer
 from ..files import TRACEBACK_VARIABLE
-from ..text import one_line
+from ..text import abbreviate, one_line
 
 # What Config.fromfile reads, or the Runner from its `cfg`, beside the Runner's arguments; and what mmpretrain's
 # tools read: `data_preprocessor` goes into the model, the others serve its own tools.
@@ -78,10 +78,10 @@ def drop_unread(config: Config, read: Set[str] = frozenset()) -> None:
 
 
 def hint(key: str, known: Iterable[str]) -> str:
-    """What ``key`` may have meant: the nearest of ``known``, or all of them."""
+    """What ``key`` may have meant: the nearest of ``known``, or some of them."""
     known = sorted(map(str, known))
     close = difflib.get_close_matches(key, known, 1)
-    return f'; did you mean {close[0]!r}?' if close else f'; known keys are {", ".join(known)}'
+    return f'; did you mean {close[0]!r}?' if close else f'; known keys are {abbreviate(known, 8)}'
 
 
 def check_config(config: Config) -> None:
