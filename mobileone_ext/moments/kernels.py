@@ -179,8 +179,8 @@ def _processor() -> str:
     except OSError:
         return ' '.join(words)
     keys = ('vendor_id', 'cpu family', 'model', 'model name', 'flags', 'Features', 'CPU implementer', 'CPU part')
-    found = {line.split(':')[0].strip(): line for line in reversed(lines)}
-    return '\n'.join([*words, *(found[name] for name in keys if name in found)])
+    facts = {line.split(':')[0].strip(): line for line in reversed(lines)}
+    return '\n'.join([*words, *(facts[name] for name in keys if name in facts)])
 
 
 def cache_folder() -> Path:

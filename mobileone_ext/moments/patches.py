@@ -137,14 +137,14 @@ def add_patch_grad(
         return
     if kernel_size == stride == 1:
         for target, images in zip(chunks(dx), chunks(x)):
-            found = F.conv2d(images, factor[:, :, None, None], offset.to(x.dtype))
-            target += found if scale is None else found * scale
+            share = F.conv2d(images, factor[:, :, None, None], offset.to(x.dtype))
+            target += share if scale is None else share * scale
         return
     geometry = dict(kernel_size=kernel_size, padding=kernel_size // 2, stride=stride)
     for target, images in zip(few_patches(dx, stride), few_patches(x, stride)):
         patches = F.unfold(images, **geometry)  # (n, T, H_out * W_out)
-        found = F.fold(factor @ patches + offset[:, None].to(x.dtype), images.shape[2:], **geometry)
-        target += found if scale is None else found * scale
+        share = F.fold(factor @ patches + offset[:, None].to(x.dtype), images.shape[2:], **geometry)
+        target += share if scale is None else share * scale
 
 
 def _patches(x: Tensor, kernel_size: int, stride: int) -> Tensor:

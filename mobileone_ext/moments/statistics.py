@@ -157,11 +157,11 @@ def _differentiable_grads(
     ]
     used = [pair for pair in zip(statistics, grads) if pair[1] is not None and pair[0].requires_grad]
     inputs = [tensor for tensor in (x, weights) if tensor.requires_grad]
-    found = [None] * len(inputs)
+    gradients = [None] * len(inputs)
     if used and inputs:
         outputs, output_grads = zip(*used)
-        found = torch.autograd.grad(outputs, inputs, output_grads, create_graph=True, allow_unused=True)
-    by_input = dict(zip(map(id, inputs), found))
+        gradients = torch.autograd.grad(outputs, inputs, output_grads, create_graph=True, allow_unused=True)
+    by_input = dict(zip(map(id, inputs), gradients))
     from_statistics = by_input.get(id(x))
     if from_statistics is not None:
         dx = from_statistics if dx is None else dx + from_statistics
