@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from conftest import TINY, data_options, only_line
+from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from torch import nn
 
 from mobileone_ext import cli
-from mobileone_ext.config import Config
 from mobileone_ext.deploy import export, fuse
 
 pytestmark = pytest.mark.filterwarnings('ignore')
