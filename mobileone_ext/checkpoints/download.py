@@ -71,18 +71,18 @@ def fetch_from_hub(name: str, repo: str, file: str, path: Path, url: str) -> Pat
         return None
     try:
         try:
-            found = hf_hub_download(repo, file, local_files_only=True)
+            cached = hf_hub_download(repo, file, local_files_only=True)
         except LocalEntryNotFoundError:
             get_hf_file_metadata(hf_hub_url(repo, file), timeout=TIMEOUT)  # without network it fails at once
-            found = hf_hub_download(repo, file)
+            cached = hf_hub_download(repo, file)
     except Exception as error:  # a library over a network: its own, its HTTP client's and the system's errors
         lines = str(error).strip().splitlines()
         raise OSError(_advice(name, url, path, lines[0] if lines else type(error).__name__)) from error
     # The cache names a large file by its sha256, which the library itself does not check.
-    stored = Path(found).resolve()
+    stored = Path(cached).resolve()
     if len(stored.name) == 64:
         _check_digits(name, stored, stored.name, f'remove {stored} to download it again')
-    return Path(found)
+    return Path(cached)
 
 
 def _download(name: str, url: str, path: Path, digits: str) -> None:
@@ -105,9 +105,9 @@ def _download(name: str, url: str, path: Path, digits: str) -> None:
 
 
 def _check_digits(name: str | Path, path: Path, digits: str, remedy: str) -> None:
-    found = sha256(path) if digits else ''
-    if not found.startswith(digits):
-        raise ValueError(f'{name}: sha256 is {found[: len(digits)]}, the published file has {digits}; {remedy}')
+    actual = sha256(path) if digits else ''
+    if not actual.startswith(digits):
+        raise ValueError(f'{name}: sha256 is {actual[: len(digits)]}, the published file has {digits}; {remedy}')
 
 
 def _reason(error: Exception) -> str:

@@ -98,9 +98,9 @@ def resolve(source: str | PurePath) -> Path:
     if entry is not None:
         path = cache_folder() / entry.file
         if entry.repo and not path.is_file():
-            found = fetch_from_hub(name, entry.repo, _HUB_FILE, path, entry.url)
-            if found is not None:
-                return found
+            cached = fetch_from_hub(name, entry.repo, _HUB_FILE, path, entry.url)
+            if cached is not None:
+                return cached
         return fetch(name, entry.url, path, entry.sha256)
     if name.startswith(('http://', 'https://')):
         return _fetch_address(name)

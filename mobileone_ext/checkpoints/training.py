@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..text import abbreviate, shorten
 from .load import read_checkpoint
+from .structure import Shape, differences
 
 PARTS = ('meta', 'state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers', 'message_hub', 'hooks')
 _NEEDED = ('meta', 'state_dict', 'optimizer', 'message_hub')
@@ -137,11 +138,11 @@ def misfits(checkpoint: dict, expected: dict, max_epochs: int | None) -> Iterato
         yield f'meta.epoch is {epoch}, the run has {max_epochs} epochs'
     if steps and epoch and meta['iter'] != epoch * steps:
         yield f'meta.iter is {meta["iter"]}, {epoch} epochs have {epoch * steps}'
-    found = {part: checkpoint[part] for part in _BUILT if part in checkpoint}
-    yield from _other_keys(found, expected, 'the file')
+    saved = {part: checkpoint[part] for part in _BUILT if part in checkpoint}
+    yield from _other_keys(saved, expected, 'the file')
     for part, built in expected.items():
         if part != 'optimizer':
-            yield from _unlike(found[part], built, part)
+            yield from _unlike(saved[part], built, part)
     states, built_states = _optimizers(checkpoint), _optimizers(expected)
     yield from _other_keys(states, built_states, 'the file')
     for name, built in built_states.items():
@@ -169,50 +170,47 @@ def _optimizers(checkpoint: dict) -> dict[str, dict]:
     return {f'optimizer.{name}': inner for name, inner in state.items()}
 
 
-def _unlike_optimizer(found: dict, expected: dict, where: str, sealed: bool) -> Iterator[str]:
-    rest, built_rest = ({key: state[key] for key in state if key != 'state'} for state in (found, expected))
+def _unlike_optimizer(saved: dict, expected: dict, where: str, sealed: bool) -> Iterator[str]:
+    rest, built_rest = ({key: state[key] for key in state if key != 'state'} for state in (saved, expected))
     yield from _unlike(rest, built_rest, where)
     states, where = expected['state'], f'{where}.state'
-    lost = [str(number) for number, built in states.items() if built and not found['state'].get(number)]
+    lost = [str(number) for number, built in states.items() if built and not saved['state'].get(number)]
     if lost and not sealed:  # in a sealed one these had no gradient
         yield f'{where} has nothing for parameter {abbreviate(lost)}'
-    for number, entry in found['state'].items():
+    for number, entry in saved['state'].items():
         # Keys that come later than with the first step have nothing to be held against.
         built = states.get(number, {}) if entry else {}
         yield from _unlike({key: entry[key] for key in built if key in entry}, built, f'{where}[{number}]')
 
 
-def _unlike(found: Any, expected: Any, where: str) -> Iterator[str]:
+def _unlike(saved: Any, expected: Any, where: str) -> Iterator[str]:
     """What has other keys or another type, length or shape than expected, or is not finite."""
-    if isinstance(expected, Mapping) and isinstance(found, Mapping):
-        yield from _other_keys(found, expected, where)
+    if isinstance(expected, Mapping) and isinstance(saved, Mapping):
+        yield from _other_keys(saved, expected, where)
         for key in expected:
-            yield from _unlike(found[key], expected[key], f'{where}.{key}')
-    elif isinstance(expected, (list, tuple)) and isinstance(found, (list, tuple)):
-        if len(found) != len(expected):
-            yield f'{where} has {len(found)} entries, the config makes {len(expected)}'
-        for number, pair in enumerate(zip(found, expected)):
+            yield from _unlike(saved[key], expected[key], f'{where}.{key}')
+    elif isinstance(expected, (list, tuple)) and isinstance(saved, (list, tuple)):
+        if len(saved) != len(expected):
+            yield f'{where} has {len(saved)} entries, the config makes {len(expected)}'
+        for number, pair in enumerate(zip(saved, expected)):
             yield from _unlike(*pair, f'{where}[{number}]')
-    elif not _is_like(found, expected):
-        yield f'{where} is {_short(found)}, the config makes {_short(expected)}'
-    elif isinstance(found, (Tensor, float)) and not _is_sound(found):
+    elif not _is_like(saved, expected):
+        yield f'{where} is {_short(saved)}, the config makes {_short(expected)}'
+    elif isinstance(saved, (Tensor, float)) and not _is_sound(saved):
         yield f'{where} holds NaN or infinite values'
 
 
-def _other_keys(found: Mapping, expected: Mapping, where: str) -> Iterator[str]:
-    missing = [str(key) for key in expected if key not in found]
-    surplus = [str(key) for key in found if key not in expected]
-    if missing or surplus:
-        what = f'without {abbreviate(missing)}' if missing else f'with {abbreviate(surplus)}'
-        yield f'{where} comes {what}, unlike what the config makes'
+def _other_keys(saved: Mapping, expected: Mapping, where: str) -> Iterator[str]:
+    shapeless: list[dict[str, Shape]] = [{str(key): () for key in mapping} for mapping in (expected, saved)]
+    yield from (f'{where}: {problem}' for problem in differences(*shapeless))
 
 
-def _is_like(found: Any, expected: Any) -> bool:
+def _is_like(saved: Any, expected: Any) -> bool:
     if isinstance(expected, Tensor):
-        return isinstance(found, Tensor) and (found.shape, found.dtype) == (expected.shape, expected.dtype)
+        return isinstance(saved, Tensor) and (saved.shape, saved.dtype) == (expected.shape, expected.dtype)
     if expected is None:  # some are set by the first step
-        return found is None or isinstance(found, (bool, int, float, str))
-    return type(found) is type(expected) or {type(found), type(expected)} == {int, float}
+        return saved is None or isinstance(saved, (bool, int, float, str))
+    return type(saved) is type(expected) or {type(saved), type(expected)} == {int, float}
 
 
 def _is_sound(value: Tensor | float) -> bool:
