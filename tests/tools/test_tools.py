@@ -130,7 +130,7 @@ def test_slips_in_a_config_are_named(run_tool, digits, tmp_path, changes, messag
     ('changes', 'message'),
     [
         (['model.backbone.arch.width_factor=[0.25,0.125,0.0625,0.0625]'], 'another network'),
-        (['model.head.num_classes=12'], 'head has 12 classes'),
+        (['model.head.num_classes=12'], '12 classes; --cfg-options model.head.num_classes=10'),
     ],
 )
 def test_checkpoints_of_other_networks_are_refused(run_tool, tiny_run, digits, tmp_path, changes, message):
