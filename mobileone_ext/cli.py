@@ -240,11 +240,11 @@ def add_input_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_images_arguments(
-    parser: argparse.ArgumentParser, purpose: str, count: int = 1300, older: tuple[str, str] | None = None
+    parser: argparse.ArgumentParser, purpose: str, count: int = 1300, older: tuple[str, str] | None = None, **options
 ) -> None:
-    """Add ``--images DIR`` and ``--num-images N``; ``older`` are other names of the two."""
+    """Add ``--images DIR`` and ``--num-images N``; ``older`` names of the two, ``options`` of the first."""
     folder, number = older or (None, None)
-    parser.add_argument(*filter(None, ['--images', folder]), dest='images', metavar='DIR', help=purpose)
+    parser.add_argument(*filter(None, ['--images', folder]), dest='images', metavar='DIR', help=purpose, **options)
     parser.add_argument(
         *filter(None, ['--num-images', number]),
         dest='num_images',

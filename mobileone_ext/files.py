@@ -198,6 +198,17 @@ def check_distinct(out: str | Path, *sources: str | Path | None) -> None:
             raise ValueError(f'{out}: is what is read ({source}); name another file to write')
 
 
+def check_outputs(outputs: Iterable[str | Path | None], *sources: str | Path | None) -> None:
+    """Raise ValueError or OSError before the work: for a file that cannot be written, two that are one, or one of
+    ``sources``; None is no file."""
+    outputs = [Path(path) for path in outputs if path]
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise ValueError(f'{", ".join(map(str, outputs))}: each file needs a name of its own')
+    for path in outputs:
+        check_writable(path)
+        check_distinct(path, *sources)
+
+
 def check_writable(path: str | Path) -> None:
     """Raise OSError if a file cannot be written at ``path``: before an hour's work, not after it."""
     path = Path(path)

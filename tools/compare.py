@@ -11,10 +11,7 @@ def parse_args():
         metavar='network',
         help="a checkpoint, an exported file, a run's folder, or published weights by name",
     )
-    parser.add_argument('--images', nargs='+', required=True, metavar='DIR', help='image files or folders')
-    parser.add_argument(
-        '--num-images', type=cli.positive, default=1300, metavar='N', help='how many at most, spread evenly (1300)'
-    )
+    cli.add_images_arguments(parser, 'image files or folders', nargs='+', required=True)
     parser.add_argument('--config', help='of a network that does not say itself which images it takes')
     cli.add_cfg_options(parser)
     cli.add_weights_arguments(parser)
@@ -28,25 +25,19 @@ def main():
     from mobileone_ext import files
     from mobileone_ext.data.images import find_images, spread
     from mobileone_ext.deploy import compare_files, described, predict
-    from mobileone_ext.deploy.runtime import is_exported
     from mobileone_ext.text import printable, with_progress
 
-    if args.out:
-        files.check_writable(args.out)
     images, skipped = find_images(args.images), []
     paths = spread(images, args.num_images)
     networks = [
         described.find_network(name, args.config, args.cfg_options, args.trust_checkpoint) for name in args.networks
     ]
-    if args.out:
-        files.check_distinct(args.out, args.config, *(found.path for found in networks), *paths)
-    for found in networks:
-        print(printable(found.note or f'{found.path}: by {args.config}'))
+    files.check_outputs([args.out], args.config, *(network.path for network in networks), *paths)
+    for network in networks:
+        print(printable(network.note or f'{network.path}: by {args.config}'))
     classifiers = [
-        predict.open_classifier(
-            found.config, found.path, args.ema, args.trust_checkpoint, args.input if is_exported(found.path) else None
-        )
-        for found in networks
+        predict.open_classifier(network.config, network.path, args.ema, args.trust_checkpoint, args.input)
+        for network in networks
     ]
     report = compare_files.compare_files(classifiers, with_progress(paths, 'photos'), skipped)
     for message in skipped:

@@ -39,8 +39,7 @@ def main():
         dynamic_batch=not args.fixed_batch,
         input_name=args.input_name,
     )
-    export.check_distinct(args.out, args.config, args.checkpoint)
-    export.check_place(args.out, args.format)
+    export.check_place(args.out, args.format, args.config, args.checkpoint)
     photos, skipped = find_images([args.images] if args.images else []), []
     model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
     chosen = spread(photos, args.num_images)

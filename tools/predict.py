@@ -31,7 +31,6 @@ def main():
 
     if args.out:
         predict.check_format(args.out)
-        files.check_writable(args.out)
     named = args.network if described.names_config(args.network) else None
     name, *images = args.images if named else [args.network, *args.images]
     if not images:
@@ -42,8 +41,7 @@ def main():
     else:
         network = described.find_network(name, None, args.cfg_options, args.trust_checkpoint)
         print(printable(network.note))
-    if args.out:
-        files.check_distinct(args.out, named, network.path, *paths)
+    files.check_outputs([args.out], named, network.path, *paths)
     classify = predict.open_classifier(network.config, network.path, args.ema, args.trust_checkpoint, args.input)
     if args.draw:
         Path(args.draw).mkdir(parents=True, exist_ok=True)

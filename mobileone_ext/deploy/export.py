@@ -16,7 +16,7 @@ from .. import files
 from ..checkpoints.names import resolve
 from ..data.classes import class_names, is_multi_label, labels, num_classes
 from ..data.pixels import Preprocessing, in_batches
-from ..files import check_writable, naming, staging_folder, suffix_of
+from ..files import suffix_of
 from ..provenance import origin
 from . import fuse
 from .compare import Difference, image_channels
@@ -150,7 +150,7 @@ def export(
     check_place(out, request.format)
     channels = request.channels or image_channels(net)
     image = torch.zeros(2 if request.dynamic_batch else 1, channels, request.size, request.size)
-    with staging_folder(out, [name.name for name in companions(out)]) as folder, naming(out):
+    with files.staging_folder(out, [name.name for name in companions(out)]) as folder:
         part = folder / out.name
         try:
             with using(request.format, f'{request.format} cannot hold this network'), warnings.catch_warnings():
@@ -162,32 +162,29 @@ def export(
             raise
 
 
-def check_place(out: str | Path, form: str) -> None:
-    """Raise ValueError or OSError where :func:`export` could not write ``out``; called before the work."""
-    out, suffixes, holds = Path(out), FORMATS[form].suffixes, FORMATS[form].holds
+def check_place(out: str | Path, form: str, *sources: str | Path | None) -> None:
+    """Raise ValueError or OSError where :func:`export` could not write ``out``; called before the work.
+
+    Args:
+        sources: what is read, which neither ``out`` nor a file that goes with it may replace.
+    """
+    out, suffixes, holds, goes_with = Path(out), FORMATS[form].suffixes, FORMATS[form].holds, companions(out)
     if out.suffix not in suffixes:
         raise ValueError(f'{out}: a file of format {form} is named {" or ".join(f"*{suffix}" for suffix in suffixes)}')
     # A file that is a folder may be replaced by another.
     replaces = bool(holds) and out.is_dir()
     if replaces and {entry.name for entry in out.iterdir()} - {*holds}:
         raise ValueError(f'{out}: is a folder that holds other things than a file of format {form}; name another')
-    check_writable(out / '_' if replaces else out)
-    for companion in companions(out):
+    files.check_outputs([out / '_' if replaces else out, *goes_with], *sources)
+    for companion in goes_with:
         owners = [
-            out.with_suffix(other.suffixes[0])
+            out.with_suffix(other.suffixes[0]).name
             for name, other in FORMATS.items()
-            if name != form and companion.suffix in other.companions
+            if name != form and companion.suffix in other.companions and out.with_suffix(other.suffixes[0]).exists()
         ]
-        owned = [f', which belongs to {owner.name}' for owner in owners if owner.exists()]
-        if companion.exists() and (owned or not out.exists()):
-            belongs = ''.join(owned[:1])
-            raise ValueError(f'{out}: would take the place of {companion.name} too{belongs}; choose another name')
-
-
-def check_distinct(out: str | Path, *sources: str | Path | None) -> None:
-    """Raise ValueError if ``out``, or a file that goes with it, would replace one of ``sources``."""
-    for name in (Path(out), *companions(out)):
-        files.check_distinct(name, *sources)
+        if companion.exists() and (owners or not out.exists()):
+            belongs = ', which belongs to '.join([companion.name + ' too', *owners[:1]])
+            raise ValueError(f'{out}: would take the place of {belongs}; choose another name')
 
 
 def companions(out: str | Path) -> list[Path]:

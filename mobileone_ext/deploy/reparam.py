@@ -1,16 +1,17 @@
 """What tools/reparam.py does: fuse a checkpoint, write it, read it back, hold it against its source."""
 
+import contextlib
+
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
-from rich.table import Table
 from torch import nn
 
 from ..config import require_data
 from ..data.check import check_loaders, prepare_data
 from ..data.pixels import Preprocessing
-from ..files import check_distinct, check_writable, write_atomically, write_json
-from ..text import make_console, with_progress
+from ..files import check_outputs, write_atomically, write_json
+from ..text import print_table, with_progress
 from . import DEFAULT_SIZE, compare, cost, fuse
 
 
@@ -39,19 +40,13 @@ def convert(
             if more predictions changed, or an output is NaN or infinite; what stood at
             ``out`` before stands there still.
     """
-    if max_flips is not None and max_flips < 0:
-        raise ValueError(f'--max-flips {max_flips}: allowed are 0 or more, or any')
-    check_distinct(out, config.filename, checkpoint)
+    check_outputs([out, report_path], config.filename, checkpoint)
     if not fuse.fuses(config):
         kind = getattr(fuse.backbone_class(config), '__name__', 'none')
         raise ValueError(f'{config.filename}: its backbone is {kind}, which has no switch_to_deploy(): nothing to fuse')
-    if evaluate:
-        require_data(config, 'test_dataloader')
-    if report_path:
-        check_writable(report_path)
-        check_distinct(report_path, config.filename, checkpoint, out)
     weights = fuse.read_weights(config, checkpoint, ema, trust)
     if evaluate:
+        require_data(config, 'test_dataloader')
         prepare_data(config, 'test_dataloader', classes=weights.classes)
     before = fuse.load_model(config, weights)
     fused = fuse.fuse(before)
@@ -64,14 +59,9 @@ def convert(
         network = weights.structure or type(before.backbone).__name__
         report = dict(checkpoint=checkpoint, weights=str(network), source=weights.source, out=out)
         try:
-            found = (
-                _compare_on_data(config, before, after, max_flips)
-                if evaluate
-                else {'input_size': _pipeline_size(config)}
-            )
+            report |= _compare_on_data(config, before, after, max_flips) if evaluate else _pipeline_size(config)
         except ValueError as error:
             raise ValueError(f'{out} is not written: {error}') from error
-        report.update(found)
     for name, model in (('before', before), ('after', after)):
         report[f'params_{name}'] = cost.count_parameters(model)
         report[f'multiply_adds_{name}'] = cost.count_multiply_adds(model, report['input_size'])
@@ -94,47 +84,44 @@ def _compare_on_data(config: Config, before: nn.Module, after: nn.Module, max_fl
         max_abs_logit_diff=difference.max_abs_diff,
         max_rel_logit_diff=difference.max_rel_diff,
         **accuracies,
-        input_size=_size(*loader.dataset[0]['inputs'].shape[-2:]),
+        **_size(*loader.dataset[0]['inputs'].shape[-2:]),
     )
 
 
-def _size(height: int, width: int) -> int | list[int]:
-    return height if height == width else [height, width]
+def _size(height: int, width: int) -> dict:
+    return dict(input_size=height if height == width else [height, width])
 
 
-def _pipeline_size(config: Config) -> int | list[int]:
+def _pipeline_size(config: Config) -> dict:
     """What the config's test pipeline makes of any image, or else ``DEFAULT_SIZE``."""
-    try:
-        found = Preprocessing(config).image_size
-    except ValueError:
-        found = None
-    return _size(*found) if found else DEFAULT_SIZE
+    with contextlib.suppress(ValueError):  # no pipeline
+        if size := Preprocessing(config).image_size:
+            return _size(*size)
+    return _size(DEFAULT_SIZE, DEFAULT_SIZE)
 
 
 def show(report: dict) -> None:
     """Print a report of :func:`convert` as a table."""
-    table = Table(title=f'{report["weights"]} ({report["source"]})')
-    for heading in ('', 'branched', 'fused'):
-        table.add_column(heading, justify='right' if heading else 'left')
-
-    def row(name: str, key: str, form: str) -> None:
-        if f'{key}_before' in report:
-            table.add_row(name, *(format(report[f'{key}_{when}'], form) for when in ('before', 'after')))
-
-    row('top-1 (%)', 'top1', '.2f')
-    row('top-5 (%)', 'top5', '.2f')
-    row('parameters', 'params', ',')
     size = ' x '.join(map(str, cost.sides(report['input_size'])))
-    row(f'multiply-adds at {size} px', 'multiply_adds', ',')
-    row('latency, batch 1 (ms)', 'latency_ms', '.2f')
-    console = make_console()
-    console.print(table)
+    figures = (
+        ('top-1 (%)', 'top1', '.2f'),
+        ('top-5 (%)', 'top5', '.2f'),
+        ('parameters', 'params', ','),
+        (f'multiply-adds at {size} px', 'multiply_adds', ','),
+        ('latency, batch 1 (ms)', 'latency_ms', '.2f'),
+    )
+    rows = [
+        (name, *(format(report[f'{key}_{when}'], form) for when in ('before', 'after')))
+        for name, key, form in figures
+        if f'{key}_before' in report
+    ]
+    print_table(f'{report["weights"]} ({report["source"]})', ('', 'branched', 'fused'), rows)
     if 'num_images' in report:
-        console.print(
+        print(
             f'{report["changed_predictions"]} of {report["num_images"]} predictions changed; '
             f'largest logit difference {report["max_abs_logit_diff"]:.1e}, '
             f'relative {report["max_rel_logit_diff"]:.1e}'
         )
     else:
-        console.print('not compared on images (--no-eval); outputs on noise agree')
-    console.print(f'written: {report["out"]}', soft_wrap=True)
+        print('not compared on images (--no-evaluate); outputs on noise agree')
+    print(f'written: {report["out"]}')

@@ -36,7 +36,7 @@ def main():
     names = list(study.SETS)
     names = names if args.sets is None else [names[number] for number in args.sets]
     files = study.quantize_all(config, args.weights, model, args.own, args.outside, options, args.out, names)
-    table = study.table(config, model, files)
+    table = study.table(config, args.weights, files)
     write_text(table + '\n', args.out / 'table.md')
     print(table)
 

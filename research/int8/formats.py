@@ -42,7 +42,7 @@ def main():
         networks[suffix] = open_network(path, threads=1)
         sizes[suffix] = sum(name.stat().st_size for name in (path, *export.companions(path))) / 1e6
         print(path, 'written', flush=True)
-    rows = pipeline.measure_accuracy(job.preprocessing, job.model, networks)
+    rows = pipeline.measure_accuracy(job, networks)
     lines = []
     for row in rows:
         size = f'{sizes[row["name"]]:.1f}' if row['name'] in sizes else ''

@@ -94,10 +94,10 @@ def quantize_all(
     return files
 
 
-def table(config: Config, model: nn.Module, files: dict[str, Path]) -> str:
+def table(config: Config, weights: str, files: dict[str, Path]) -> str:
     """Markdown: top-1, what it loses, and flips on the config's test set, a line a set."""
     networks = {name: in_exact_integers(path.read_bytes()) for name, path in files.items()}
-    reference, *rows = measure_accuracy(Preprocessing(config), model, networks)
+    reference, *rows = measure_accuracy(Job(config, weights), networks)
     lines = [('float', f'{reference["top1"]:.2f}', '', f'of {reference["num_images"]}')]
     lines += [
         (row['name'], f'{row["top1"]:.2f}', f'{reference["top1"] - row["top1"]:.2f}', row['flips']) for row in rows

@@ -21,17 +21,14 @@ from mobileone_ext.deploy.formats.base import Request, load_format
 from mobileone_ext.deploy.quantization import quantize as pipeline
 from mobileone_ext.deploy.quantization import rounding
 from mobileone_ext.deploy.quantization.agreement import SUMS_FIT
-from mobileone_ext.deploy.quantization.calibrate import (
-    Int8,
-    Options,
+from mobileone_ext.deploy.quantization.calibrate import Options, quantize, sensitivity
+from mobileone_ext.deploy.quantization.chain import Int8, layers_of
+from mobileone_ext.deploy.quantization.equalization import (
     absorb_bias,
+    channel_scales,
     equalize,
     largest_activations,
-    quantize,
-    sensitivity,
 )
-from mobileone_ext.deploy.quantization.chain import layers_of
-from mobileone_ext.deploy.quantization.equalization import channel_scales
 from mobileone_ext.deploy.quantization.qdq import insert_qdq
 from mobileone_ext.deploy.quantization.ranges import METHODS, choose_qparams, divergence, qparams_between
 from mobileone_ext.deploy.runtime import open_network

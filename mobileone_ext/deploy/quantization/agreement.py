@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from ..compare import Difference, check_finite
 from ..formats.base import Request
 from ..runtime import Network
-from .calibrate import Int8
-from .chain import in_chunks
+from .chain import Int8, in_chunks
 
 IMAGES = 50  # are enough: saturation changes the outputs of every image
 # Kullback-Leibler divergence from the simulation. Values half-way between two steps fall to either side, which alone

@@ -1,29 +1,22 @@
-"""Int8 in one pass over calibration images: every layer is fitted to the float network given the int8 ones before it.
-
-The simulation computes in float32 what an int8 runtime computes in integers.
-"""
+"""Int8 in one pass over calibration images: each layer is fitted to the float network given the int8 ones before it."""
 
 import copy
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..compare import check_finite
 from . import rounding
-from .chain import Layer, in_chunks, layers_of
-from .equalization import channel_scales, divide_outputs, incoming_range, multiply_inputs, outgoing_range
+from .chain import INPUT, POOLED, Int8, Layer, finite, in_chunks, layers_of
+from .equalization import absorb_bias, equalize
 from .ranges import QParams, choose_qparams
-from .saturation import PAIR_LIMIT, excess, neighbors_sum
 
 # Pixels of each image that a layer's moments are taken at: 12,800 samples of 200 images for at most 1,024 inputs.
 POSITIONS = 64
 # An activation's range is chosen on at most about this many rows and columns: neighbors tell little more.
 RANGE_PIXELS = 14
-INPUT, POOLED = 'input', 'pooled'
 
 
 @dataclass(frozen=True)
@@ -55,62 +48,6 @@ class Options:
     keep: tuple[str, ...] = ()
 
 
-@dataclass
-class Int8:
-    """A quantized classifier: float tensors that int8 holds, and scales and zero points.
-
-    Attributes:
-        model: the classifier; its weights are multiples of their scales.
-        weight_scales: (O,) by the layer's name; a layer that stays in float is absent.
-        qparams: of the activations that enter int8 layers: by the name of the layer that
-            makes them, ``input``, ``pooled``, and ``NAME.linear`` for what enters an SE.
-        saturates: compute as a processor that adds pairs of products in 16 bits, see saturation.py.
-    """
-
-    model: nn.Module
-    weight_scales: dict[str, Tensor] = field(default_factory=dict)
-    qparams: dict[str, QParams] = field(default_factory=dict)
-    saturates: bool = False
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) for normalized images, as the int8 network gives them."""
-        *convolutions, head = layers_of(self.model)
-        x, source = self.rounded(INPUT, images), INPUT
-        for layer in convolutions:
-            x, source = self.block(layer, x, source), layer.name
-        return self.linear(head, self.rounded(POOLED, x.mean((2, 3))), POOLED)
-
-    def block(self, layer: Layer, x: Tensor, source: str) -> Tensor:
-        """What a convolution and all that follows it makes of ``x``, rounded by the parameters called ``source``."""
-        linear = self.rounded(f'{layer.name}.linear', self.linear(layer, x, source))
-        return self.rounded(layer.name, layer.finish(linear))
-
-    def linear(self, layer: Layer, x: Tensor, source: str) -> Tensor:
-        """What ``layer`` alone makes of ``x``."""
-        outputs = layer.linear(x)
-        if not self.saturates or layer.is_depthwise or layer.name not in self.weight_scales:
-            return outputs
-        qparams, scales = self.qparams[source], self.weight_scales[layer.name]
-        # Padding is a real zero, which stands at its zero point.
-        integers = layer.patches(x / qparams.scale).round() + qparams.zero_point
-        lost = excess(integers, (layer.grouped_weight()[0] / scales[:, None]).round()) * (qparams.scale * scales)
-        return outputs - (lost if x.dim() == 2 else lost.unflatten(0, (len(x), *outputs.shape[2:])).movedim(-1, 1))
-
-    @property
-    def fits_16_bits(self) -> bool:
-        """Whether no pair of products can leave 16 bits, so that every processor computes the same."""
-        for layer in layers_of(self.model):
-            if layer.name in self.weight_scales and not layer.is_depthwise:
-                integers = (layer.grouped_weight()[0] / self.weight_scales[layer.name][:, None]).round()
-                if not neighbors_sum(integers).max() <= PAIR_LIMIT:
-                    return False
-        return True
-
-    def rounded(self, name: str, x: Tensor) -> Tensor:
-        return self.qparams[name].apply(x) if name in self.qparams else x
-
-
 @torch.no_grad()
 def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> Int8:
     """A quantized copy of a fused classifier.
@@ -140,7 +77,7 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
         _observe(result, INPUT, images, images.new_ones(images.shape[1]), options)
     expected, rounded, source = images, in_chunks(lambda x: result.rounded(INPUT, x), images), INPUT
     for layer, int8_layer, after in zip(convolutions, int8_convolutions, following):
-        linear = _finite(in_chunks(layer.linear, expected), layer)
+        linear = finite(in_chunks(layer.linear, expected), layer)
         is_int8 = layer.name not in options.keep
         if is_int8:
             inputs, outputs = _at_random_pixels(int8_layer, rounded, linear)
@@ -160,53 +97,9 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
     if head.name not in options.keep:
         expected, rounded = expected.mean((2, 3)), rounded.mean((2, 3))
         _observe(result, POOLED, rounded, _importance(head), options)
-        inputs, outputs = result.qparams[POOLED].apply(rounded)[None], _finite(head.linear(expected), head)[None]
+        inputs, outputs = result.qparams[POOLED].apply(rounded)[None], finite(head.linear(expected), head)[None]
         _quantize_layer(result, int8_head, inputs, outputs, result.qparams[POOLED], options)
     return result
-
-
-@torch.no_grad()
-def equalize(model: nn.Module, images: Tensor, balance: float, floor: float) -> None:
-    """Bring the channels between any two layers to one range, in place; the function stays the same.
-
-    An SE between them reads the divided channels, so it is made to multiply them back.
-    """
-    layers = layers_of(model)
-    for layer, after, largest in zip(layers, layers[1:], largest_activations(layers, images)):
-        weights = outgoing_range(layer.linear), incoming_range(after.linear)
-        scales = channel_scales(largest, *weights, balance, floor)
-        divide_outputs(layer.linear, scales)
-        if layer.has_se:
-            multiply_inputs(layer.finish[0].conv1.conv, scales)
-        multiply_inputs(after.linear, scales)
-
-
-def largest_activations(layers: Sequence[Layer], images: Tensor) -> list[Tensor]:
-    """The largest value of each channel (C,) behind every convolution."""
-    largest, x = [], images
-    for layer in layers[:-1]:
-        x = _finite(in_chunks(lambda chunk: layer.finish(layer.linear(chunk)), x), layer)  # noqa: B023
-        largest.append(x.amax((0, 2, 3)))
-    return largest
-
-
-@torch.no_grad()
-def absorb_bias(model: nn.Module, images: Tensor) -> None:
-    """High-bias absorption, in place: what a depthwise channel exceeds on all images moves into the next bias.
-
-    ReLU(x) - c = ReLU(x - c) where x >= c >= 0 (Nagel et al. 2019, arXiv 1906.04721, section 4.1.3). Only into a
-    1x1 convolution: zero padding does not know of c. Exact where no x falls below c.
-    """
-    layers = layers_of(model)
-    x = images
-    for layer, after in zip(layers[:-1], layers[1:]):
-        linear = in_chunks(layer.linear, x)
-        x = in_chunks(layer.finish, linear)
-        if layer.is_depthwise and not layer.has_se:
-            shift = linear.amin((0, 2, 3)).clamp_min(0)
-            layer.linear.bias -= shift
-            after.linear.bias += after.linear.weight.flatten(1) @ shift
-            x = x - shift.reshape(1, -1, 1, 1)
 
 
 def _quantize_layer(
@@ -231,11 +124,6 @@ def _quantize_layer(
         layer.linear.bias.copy_(rounding.fitted_bias(weight, stats))
     layer.load_grouped_weight(weight)
     result.weight_scales[layer.name] = scales.flatten().float()
-
-
-def _finite(x: Tensor, layer: Layer) -> Tensor:
-    check_finite(x, f'the float network, at {layer.name},')
-    return x
 
 
 def _observe(result: Int8, name: str, x: Tensor, importance: Tensor, options: Options) -> None:

@@ -1,19 +1,25 @@
-"""A fused classifier as the chain of linear layers that int8 works on.
+"""A fused classifier as the chain of linear layers that int8 works on, and the chain in simulated int8.
+
+The simulation computes in float32 what an int8 runtime computes in integers.
 
 Legend: N images, C channels, O outputs, I inputs of one output (in_channels / groups * K * K), G groups
 (depthwise: one a channel; otherwise 1).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...block import MobileOneBlock
+from ..compare import check_finite
+from .ranges import QParams
+from .saturation import PAIR_LIMIT, excess, neighbors_sum
 
 CHUNK = 25  # images
+INPUT, POOLED = 'input', 'pooled'
 
 
 @dataclass
@@ -90,3 +96,65 @@ def layers_of(model: nn.Module) -> list[Layer]:
 def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """``function`` applied to some images at a time."""
     return torch.cat([function(chunk) for chunk in images.split(CHUNK)])
+
+
+def finite(x: Tensor, layer: Layer) -> Tensor:
+    """``x`` of the float network, unless it holds NaN or infinities behind ``layer``."""
+    check_finite(x, f'the float network, at {layer.name},')
+    return x
+
+
+@dataclass
+class Int8:
+    """A quantized classifier: float tensors that int8 holds, and scales and zero points.
+
+    Attributes:
+        model: the classifier; its weights are multiples of their scales.
+        weight_scales: (O,) by the layer's name; a layer that stays in float is absent.
+        qparams: of the activations that enter int8 layers: by the name of the layer that
+            makes them, ``input``, ``pooled``, and ``NAME.linear`` for what enters an SE.
+        saturates: compute as a processor that adds pairs of products in 16 bits, see saturation.py.
+    """
+
+    model: nn.Module
+    weight_scales: dict[str, Tensor] = field(default_factory=dict)
+    qparams: dict[str, QParams] = field(default_factory=dict)
+    saturates: bool = False
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) for normalized images, as the int8 network gives them."""
+        *convolutions, head = layers_of(self.model)
+        x, source = self.rounded(INPUT, images), INPUT
+        for layer in convolutions:
+            x, source = self.block(layer, x, source), layer.name
+        return self.linear(head, self.rounded(POOLED, x.mean((2, 3))), POOLED)
+
+    def block(self, layer: Layer, x: Tensor, source: str) -> Tensor:
+        """What a convolution and all that follows it makes of ``x``, rounded by the parameters called ``source``."""
+        linear = self.rounded(f'{layer.name}.linear', self.linear(layer, x, source))
+        return self.rounded(layer.name, layer.finish(linear))
+
+    def linear(self, layer: Layer, x: Tensor, source: str) -> Tensor:
+        """What ``layer`` alone makes of ``x``."""
+        outputs = layer.linear(x)
+        if not self.saturates or layer.is_depthwise or layer.name not in self.weight_scales:
+            return outputs
+        qparams, scales = self.qparams[source], self.weight_scales[layer.name]
+        # Padding is a real zero, which stands at its zero point.
+        integers = layer.patches(x / qparams.scale).round() + qparams.zero_point
+        lost = excess(integers, (layer.grouped_weight()[0] / scales[:, None]).round()) * (qparams.scale * scales)
+        return outputs - (lost if x.dim() == 2 else lost.unflatten(0, (len(x), *outputs.shape[2:])).movedim(-1, 1))
+
+    @property
+    def fits_16_bits(self) -> bool:
+        """Whether no pair of products can leave 16 bits, so that every processor computes the same."""
+        for layer in layers_of(self.model):
+            if layer.name in self.weight_scales and not layer.is_depthwise:
+                integers = (layer.grouped_weight()[0] / self.weight_scales[layer.name][:, None]).round()
+                if not neighbors_sum(integers).max() <= PAIR_LIMIT:
+                    return False
+        return True
+
+    def rounded(self, name: str, x: Tensor) -> Tensor:
+        return self.qparams[name].apply(x) if name in self.qparams else x

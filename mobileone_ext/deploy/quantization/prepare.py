@@ -11,8 +11,9 @@ from ...files import suffix_of, write_atomically
 from .. import export, fuse
 from ..compare import Difference
 from ..formats.base import Request
-from .calibrate import Options, absorb_bias, equalize, quantize
+from .calibrate import Options, quantize
 from .chain import in_chunks, layers_of
+from .equalization import absorb_bias, equalize
 from .rounding import LEVELS
 
 SUFFIXES = ('.pth', '.onnx')

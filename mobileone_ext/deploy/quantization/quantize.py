@@ -14,13 +14,14 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from ...data.check import prepare_data
+from ...data.check import check_loaders, prepare_data
 from ...data.classes import is_multi_label
 from ...data.images import Listing, find_images, spread
 from ...data.nested import datasets_of
 from ...data.pixels import Preprocessing
-from ...files import check_writable, suffix_of, write_json
+from ...files import check_outputs, suffix_of, write_json
 from ...text import print_table, printable, with_progress
 from .. import export
 from ..compare import Difference, image_channels, top_accuracies
@@ -28,8 +29,8 @@ from ..formats import FORMAT_OF_SUFFIX, FORMATS
 from ..formats.base import Request, import_packages
 from ..runtime import open_network
 from . import agreement
-from .calibrate import Int8, Options, quantize, sensitivity
-from .chain import in_chunks, layers_of
+from .calibrate import Options, quantize, sensitivity
+from .chain import Int8, in_chunks, layers_of
 from .photos import warnings_about
 from .prepare import SUFFIXES, prepare, write_prepared
 from .qdq import insert_qdq
@@ -89,6 +90,12 @@ class Job:
         """The float classifier, fused."""
         return export.load_fused(self.config, self.checkpoint, self.ema, self.trust)
 
+    @cached_property
+    def test_images(self) -> DataLoader:
+        """Of the config's test set."""
+        prepare_data(self.config, 'test_dataloader', classes=self.model.classes)
+        return Runner.build_dataloader(self.config.test_dataloader)
+
 
 def run(job: Job) -> None:
     """Quantize a network, write it and say how good it is.
@@ -126,24 +133,20 @@ def check(job: Job) -> None:
         raise ValueError('nothing to write: name the int8 file, which --evaluate measures, or --prepare a float one')
     if job.preround and not job.prepare:
         raise ValueError('--preround belongs to --prepare')
+    sources = job.config.filename, job.checkpoint, *job.photos[0]
     if job.out:
         if suffix_of(job.out) not in INT8_SUFFIXES:
             form = FORMATS.get(FORMAT_OF_SUFFIX.get(suffix_of(job.out)))
             why = f'; {form.why_no_int8}' if form and form.why_no_int8 else ''
             raise ValueError(f'{job.out}: an int8 file is named {" or ".join(f"*{s}" for s in INT8_SUFFIXES)}{why}')
-        export.check_place(job.out, job.request.format)
+        export.check_place(job.out, job.request.format, *sources)
         import_packages(job.request.format)
     if job.prepare and suffix_of(job.prepare) not in SUFFIXES:
         raise ValueError(f'--prepare {job.prepare}: a float network is written to {" or ".join(SUFFIXES)}')
-    outputs = [path for path in (job.out, job.prepare, job.report) if path]
-    if len({Path(path).resolve() for path in outputs}) < len(outputs):
-        raise ValueError(f'{", ".join(outputs)}: each file needs a name of its own')
-    for path in outputs:
-        check_writable(path)
-        export.check_distinct(path, job.config.filename, job.checkpoint, *job.photos[0])
+    check_outputs([job.out, job.prepare, job.report], *sources)
     layers_of(job.model)  # refuses what int8 does not know
     if job.evaluate:
-        prepare_data(job.config, 'test_dataloader', classes=job.model.classes)
+        check_loaders(dict(test=job.test_images), job.config)
 
 
 def calibration_files(config: Config, folder: str | None) -> tuple[Listing, str]:
@@ -247,7 +250,7 @@ def measure(job: Job, images: Tensor) -> list[dict]:
             write(job, quantize(job.model, images, options), path)
             networks[name] = open_network(path)
         networks['int8'] = open_network(job.out)
-        rows = measure_accuracy(job.preprocessing, job.model, networks, job.request.normalize)
+        rows = measure_accuracy(job, networks)
     shown = [
         (row['name'], *('-' if row[key] is None else f'{row[key]:.2f}' for key in ('top1', 'top5')), row['flips'])
         for row in rows
@@ -269,25 +272,23 @@ def steps_to(options: Options) -> Iterator[tuple[str, Options]]:
 
 
 @torch.no_grad()
-def measure_accuracy(
-    preprocessing: Preprocessing,
-    model: nn.Module,
-    networks: dict[str, Callable[[np.ndarray], np.ndarray]],
-    takes_pixels: bool = False,
-) -> list[dict]:
-    """Float model and int8 files on the config's test set: rows with ``name``, ``top1``, ``top5`` (percent; None where
-    an image may have several labels), ``flips`` (predictions unlike the float model's) and ``num_images``."""
+def measure_accuracy(job: Job, networks: dict[str, Callable[[np.ndarray], np.ndarray]]) -> list[dict]:
+    """Float model and int8 files of ``job`` on the config's test set: rows with ``name``, ``top1``, ``top5``
+    (percent; None where an image may have several labels), ``flips`` (predictions unlike the float model's) and
+    ``num_images``."""
     outputs: dict[str, list[Tensor]] = {name: [] for name in ('float', *networks)}
     labels = []
-    for batch in with_progress(Runner.build_dataloader(preprocessing.config.test_dataloader), 'evaluate'):
+    preprocessing = job.preprocessing
+    for batch in with_progress(job.test_images, 'evaluate'):
         pixels = torch.stack(list(batch['inputs'])).float()
         pixels = pixels.flip(1) if preprocessing.to_rgb else pixels
         images = preprocessing.normalize(pixels)
-        outputs['float'].append(model(images))
+        outputs['float'].append(job.model(images))
+        taken = (pixels if job.request.normalize else images).numpy()
         for name, network in networks.items():
-            outputs[name].append(torch.from_numpy(np.array(network((pixels if takes_pixels else images).numpy()))))
+            outputs[name].append(torch.from_numpy(np.array(network(taken))))
         labels.extend(sample.gt_label for sample in batch['data_samples'])
-    multi_label, expected = is_multi_label(preprocessing.config), torch.cat(outputs['float'])
+    multi_label, expected = is_multi_label(job.config), torch.cat(outputs['float'])
     rows = []
     for name, parts in outputs.items():
         predicted = torch.cat(parts)
