@@ -21,7 +21,7 @@ def parse_args():
     parser.add_argument(
         '--choose-lr', type=float, nargs='+', metavar='LR', help='try these inside the training part, and no arm'
     )
-    parser.add_argument('--size', type=int, default=128)
+    parser.add_argument('--image-size', '--size', dest='size', type=int, default=128)
     parser.add_argument('--epochs', type=int, default=20)
     return parser.parse_args()
 

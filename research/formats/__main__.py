@@ -15,7 +15,14 @@ def parse_args():
     parser.add_argument('weights')
     parser.add_argument('out', type=Path)
     parser.add_argument('--suffixes', nargs='+', metavar='SUFFIX', help='some of the files, such as .tflite (all)')
-    parser.add_argument('--size', type=int, default=224, help='height and width of the images in pixels (224)')
+    parser.add_argument(
+        '--image-size',
+        '--size',
+        dest='size',
+        type=int,
+        default=224,
+        help='height and width of the images in pixels (224)',
+    )
     return parser.parse_args()
 
 

@@ -13,7 +13,9 @@ def parse_args():
     cli.add_config_arguments(parser)
     parser.add_argument('weights')
     parser.add_argument('file', type=Path)
-    parser.add_argument('--rounds', type=cli.positive, default=60, metavar='N', help='turns of timing (60)')
+    parser.add_argument(
+        '--repeats', '--rounds', dest='rounds', type=cli.positive, default=60, metavar='N', help='turns of timing (60)'
+    )
     return parser.parse_args()
 
 

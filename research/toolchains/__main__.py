@@ -15,7 +15,7 @@ def parse_args():
     parser.add_argument('weights')
     parser.add_argument('photos')
     parser.add_argument('out', type=Path)
-    parser.add_argument('--num-photos', type=cli.positive, default=100, metavar='N')
+    parser.add_argument('--num-images', '--num-photos', dest='num_photos', type=cli.positive, default=100, metavar='N')
     parser.add_argument('--quantizers', nargs='+', metavar='NAME', help='some of them, by a part of their names (all)')
     parser.add_argument('--layers', action='store_true', help='instead: what each layer costs alone')
     parser.add_argument('--networks', nargs='+', metavar='NAME', help='raw, prepared, snapped (all)')

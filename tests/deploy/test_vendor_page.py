@@ -62,4 +62,4 @@ def test_every_command_of_the_page_runs(run_tool, tmp_path, monkeypatch):
 def test_the_page_has_the_commands():
     assert [tool for tool, _ in COMMANDS].count('quantize') == 4
     for method in ('percentile', 'entropy', 'mse'):
-        assert f'--num-calib 50 --ranges {method}' in PAGE
+        assert f'--num-images 50 --ranges {method}' in PAGE

@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--files', nargs='+', default=[], metavar='FILE', help='time these exported files alone')
     parser.add_argument('--batches', nargs='+', type=int, default=[1, 32], metavar='N', help='images at a time (1 32)')
     parser.add_argument('--threads', nargs='+', type=int, default=[1, 2], metavar='N', help='(1 2)')
-    parser.add_argument('--turns', type=int, metavar='N', help='of each case (3; quick: 2)')
+    parser.add_argument('--repeats', '--turns', dest='turns', type=int, metavar='N', help='of each case (3; quick: 2)')
     parser.add_argument('--seconds', type=float, metavar='S', help='of a turn; at least two calls (0.3; quick: 0.1)')
     parser.add_argument(
         '--clock',

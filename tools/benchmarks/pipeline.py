@@ -43,8 +43,19 @@ class Case(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('images', metavar='DIR', help='folder of JPEG files')
     parser.add_argument('--count', type=int, default=100, metavar='N', help='how many of the files (100)')
-    parser.add_argument('--sizes', type=int, nargs='+', default=[160, 224], metavar='PX', help='(160 224)')
-    parser.add_argument('--rounds', type=int, default=7, metavar='N', help='turns of each pipeline (7)')
+    parser.add_argument(
+        '--image-sizes',
+        '--sizes',
+        dest='sizes',
+        type=int,
+        nargs='+',
+        default=[160, 224],
+        metavar='PX',
+        help='(160 224)',
+    )
+    parser.add_argument(
+        '--repeats', '--rounds', dest='rounds', type=int, default=7, metavar='N', help='turns of each pipeline (7)'
+    )
     parser.add_argument(
         '--resample',
         type=int,

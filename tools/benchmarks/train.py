@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--batch-size', '--batch', dest='batch', type=int, default=32, metavar='N', help='images a step (32)'
     )
-    parser.add_argument('--size', type=int, default=224, metavar='PX', help='(224)')
+    parser.add_argument('--image-size', '--size', dest='size', type=int, default=224, metavar='PX', help='(224)')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='(cpu)')
     parser.add_argument('--amp', choices=('bf16', 'fp16'), help='mixed precision of this type')
     parser.add_argument(

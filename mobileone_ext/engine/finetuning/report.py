@@ -81,9 +81,9 @@ def next_commands(folder: Path, photo: str, size: int, num_photos: int, multi_la
     """What to do next, and the command line that does it, quoted for a shell."""
     config, fused = folder / 'config.py', folder / 'fused.pth'
     network = (config, fused)
-    form = ('--size', size, '--normalize', *(() if multi_label else ('--softmax',)))
+    form = ('--image-size', size, '--normalize', *(() if multi_label else ('--softmax',)))
     evaluate, scores = ((), 'logits') if multi_label else (('--evaluate',), 'probabilities')
-    calibration = ('--num-calib', min(200, num_photos))
+    calibration = ('--num-images', min(200, num_photos))
     return [
         ('Name what is on photos', cli.tool_command('predict', *network, photo)),
         (
