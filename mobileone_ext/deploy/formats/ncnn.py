@@ -45,7 +45,10 @@ def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
             raise ValueError(f'pnnx cannot write this network as ncnn ({lines[-1] if lines else "no word"})')
     names = {'in0': request.input_name, 'out0': OUTPUT_NAME}
     lines = [_renamed(line, names) for line in path.read_text(encoding='utf-8').splitlines()]
-    _refuse_unknown_layers(lines)
+    # pnnx passes on what ncnn has no layer for, under PyTorch's name.
+    unknown = [kind for kind in (line.split()[0] for line in lines[2:]) if '.' in kind or '::' in kind]
+    if unknown:
+        raise ValueError(f'ncnn has no layer for {unknown[0]}')
     path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
     facts = {**request.metadata, _WEIGHTS: sha256(path.with_suffix('.bin'))}
     path.with_suffix('.json').write_text(json.dumps(facts, indent=2) + '\n', encoding='utf-8')
@@ -59,14 +62,6 @@ def _renamed(line: str, names: dict[str, str]) -> str:
     end = 4 + int(fields[2]) + int(fields[3])
     blobs = [names.get(field, field) for field in fields[4:end]]
     return f'{fields[0]:<24} {fields[1]:<24} {fields[2]} {fields[3]} {" ".join(blobs + fields[end:])}'
-
-
-def _refuse_unknown_layers(lines: list[str]) -> None:
-    """pnnx passes on what ncnn has no layer for, under PyTorch's name."""
-    for line in lines[2:]:
-        kind = line.split()[0]
-        if '.' in kind or '::' in kind:
-            raise ValueError(f'ncnn has no layer for {kind}')
 
 
 def open_file(path: Path, threads: int | None, batch: int | None) -> Network:

@@ -7,6 +7,7 @@ Weights are buffers of int8, activations int8 too: our uint8 steps, moved by 128
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the operators
 
@@ -62,27 +63,18 @@ class Weight(nn.Module):
         return ops.dequantize_per_channel.default(q, *arguments)
 
 
-class Int8Conv(nn.Module):
-    """A convolution whose weight is a :class:`Weight`."""
+class Int8Layer(nn.Module):
+    """A convolution or linear layer whose weight is a :class:`Weight`."""
 
-    def __init__(self, conv: nn.Conv2d, weight: Weight):
+    def __init__(self, layer: nn.Conv2d | nn.Linear, weight: Weight):
         super().__init__()
-        self.weight, self.bias = weight, conv.bias
-        self.options = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.weight, self.bias, self.function, self.options = weight, layer.bias, F.linear, ()
+        if isinstance(layer, nn.Conv2d):
+            self.function = F.conv2d
+            self.options = layer.stride, layer.padding, layer.dilation, layer.groups
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.conv2d(x, self.weight(), self.bias, *self.options)
-
-
-class Int8Linear(nn.Module):
-    """The same of a linear layer."""
-
-    def __init__(self, linear: nn.Linear, weight: Weight):
-        super().__init__()
-        self.weight, self.bias = weight, linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight(), self.bias)
+        return self.function(x, self.weight(), self.bias, *self.options)
 
 
 @torch.no_grad()
@@ -104,14 +96,14 @@ def qdq_net(
         # Integer kernels return integers: a layer that a float one follows computes in float, its weights rounded.
         ends = [name for name in (f'{layer.name}.linear', layer.name) if name in int8.qparams]
         if layer.name in int8.weight_scales and ends:
-            linear = Int8Conv(linear, Weight(linear.weight, int8.weight_scales[layer.name], folded))
+            linear = Int8Layer(linear, Weight(linear.weight, int8.weight_scales[layer.name], folded))
         block.branch_reparam = _rounded(linear, int8, f'{layer.name}.linear')
         block.act = _rounded(block.act, int8, layer.name)
     if head.name in int8.weight_scales:
         weight = Weight(head.linear.weight, int8.weight_scales[head.name], folded)
         # Behind the flattening: an integer kernel is found where the pair stands next to its layer.
         pooled = RoundedToOwnRange() if own_range else Rounded(int8.qparams[POOLED])
-        model.head.fc = nn.Sequential(pooled, Int8Linear(head.linear, weight))
+        model.head.fc = nn.Sequential(pooled, Int8Layer(head.linear, weight))
     net = export.DeployNet(model, normalize, softmax)
     net.normalize = _rounded(net.normalize, int8, INPUT)
     return net
