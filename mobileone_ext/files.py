@@ -201,10 +201,10 @@ def check_distinct(out: str | Path, *sources: str | Path | None) -> None:
 def check_outputs(outputs: Iterable[str | Path | None], *sources: str | Path | None) -> None:
     """Raise ValueError or OSError before the work: for a file that cannot be written, two that are one, or one of
     ``sources``; None is no file."""
-    outputs = [Path(path) for path in outputs if path]
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise ValueError(f'{", ".join(map(str, outputs))}: each file needs a name of its own')
-    for path in outputs:
+    paths = [Path(path) for path in outputs if path]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f'{", ".join(map(str, paths))}: each file needs a name of its own')
+    for path in paths:
         check_writable(path)
         check_distinct(path, *sources)
 

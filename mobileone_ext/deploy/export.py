@@ -22,7 +22,7 @@ from . import fuse
 from .compare import Difference, image_channels
 from .described import preprocessing_of
 from .formats import FORMAT_OF_SUFFIX, FORMATS
-from .formats.base import Network, Request, load_format, using
+from .formats.base import Request, load_format, using
 from .runtime import open_network
 
 TOLERANCE = 1e-4  # of the largest output
@@ -117,7 +117,7 @@ def export_classifier(
     preprocessing: Preprocessing,
     checkpoint: str,
     photos: Sequence[Path] = (),
-    skipped: list[str] = [],
+    skipped: list[str] | None = None,
 ) -> Difference | None:
     """Write a classifier of ``checkpoint``, fused, with its metadata; errors as of :func:`export`, :func:`prove`.
 
@@ -195,29 +195,13 @@ def companions(out: str | Path) -> list[Path]:
 
 
 @torch.no_grad()
-def compare(
-    net: nn.Module, network: Network, batches: Iterable[Tensor], half: bool, max_flips: int | None, multi_label: bool
-) -> Difference:
-    """Hold an exported file against ``net`` on batches of what goes into both, (N, C, H, W).
-
-    Raises:
-        ValueError: if an output is not finite or differs by more than ``TOLERANCE`` (``half``: ``HALF_TOLERANCE``), or
-            more than ``max_flips`` predictions changed; None allows any.
-    """
-    difference = Difference(multi_label)
-    for images in batches:
-        difference.add(net(images), torch.from_numpy(network(images.numpy())), NAMES)
-    difference.check(max_flips, HALF_TOLERANCE if half else TOLERANCE)
-    return difference
-
-
 def prove(
     net: nn.Module,
     path: Path,
     request: Request,
     preprocessing: Preprocessing,
     photos: Sequence[Path] = (),
-    skipped: list[str] = [],
+    skipped: list[str] | None = None,
 ) -> Difference | None:
     """Hold the file at ``path`` against ``net``: on noise, and on ``photos``, whose difference is returned.
 
@@ -225,14 +209,26 @@ def prove(
 
     Args:
         skipped: gets a message about each file that is not an image.
+
+    Raises:
+        ValueError: if an output is not finite or differs by more than ``TOLERANCE`` (half: ``HALF_TOLERANCE``), or a
+            prediction on photos changed.
     """
     if not FORMATS[request.format].runs_here:
         return None
-    network, multi_label = open_network(path), is_multi_label(preprocessing.config)
+    network = open_network(path)
+
+    def difference_on(batches: Iterable[Tensor], max_flips: int | None) -> Difference:
+        difference = Difference(is_multi_label(preprocessing.config))
+        for images in batches:
+            difference.add(net(images), torch.from_numpy(network(images.numpy())), NAMES)
+        difference.check(max_flips, HALF_TOLERANCE if request.half else TOLERANCE)
+        return difference
+
     noise = torch.rand(2, image_channels(net), request.size, request.size, generator=torch.Generator().manual_seed(0))
-    compare(net, network, [noise * 255 if request.normalize else noise * 4 - 2], request.half, None, multi_label)
+    difference_on([noise * 255 if request.normalize else noise * 4 - 2], None)
     if not photos:
         return None
-    read = in_batches(preprocessing.read(photos, skipped), 1 if network.fixed_batch else 25)
+    read = in_batches(preprocessing.read(photos, [] if skipped is None else skipped), 1 if network.fixed_batch else 25)
     images = (pixels if request.normalize else preprocessing.normalize(pixels) for _, pixels in read)
-    return compare(net, network, images, request.half, None if request.half else 0, multi_label)
+    return difference_on(images, None if request.half else 0)

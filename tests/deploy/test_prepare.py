@@ -221,7 +221,7 @@ def test_a_file_of_another_form_is_refused_and_networks_of_ones_own_are_taken(di
         code, text = run_tool('quantize', TINY, tmp_path / name, '--prepare', tmp_path / 'out.pth', *arguments)
         assert code == 1 and name in only_line(text), text
     arch = {'num_blocks': [1, 1, 2, 1], 'width_factor': [0.25] * 4, 'num_se_blocks': [0, 0, 1, 1]}
-    options = [f'model.backbone.arch.{key}={value}'.replace(' ', '') for key, value in arch.items()]
+    options = [f'model.backbone.arch={arch}']
     config = cli.load_config(TINY, {'model.head.in_channels': 128})
     config.model.backbone.arch = arch
     model = fuse.build_model(config, 'fused')

@@ -105,7 +105,7 @@ class Network:
         call: the runtime's own call, with images in the file's layout.
         fixed_batch: it takes one image at a time.
         num_classes: None if the file does not say.
-        metadata: what the file says about itself, see :func:`mobileone_ext.deploy.export.file_metadata`.
+        metadata: what the file says about itself, see :func:`mobileone_ext.deploy.export.described`.
         shape: of its input as the file says it, N, C, H, W or N, H, W, C; None or 0 for what is open.
         int8: some of it computes in integers.
 

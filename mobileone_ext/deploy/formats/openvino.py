@@ -38,12 +38,6 @@ def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
     path.write_text(f'{head}{entry}{mark}{tail}', encoding='utf-8')
 
 
-class _SignalStack(ctypes.Structure):
-    """Linux's ``stack_t``."""
-
-    _fields_ = [('address', ctypes.c_void_p), ('flags', ctypes.c_int), ('size', ctypes.c_size_t)]
-
-
 @contextlib.contextmanager
 def same_signal_stack() -> Iterator[None]:
     """Within, the thread may be given another stack for signals; afterwards it has its own again.
@@ -54,7 +48,7 @@ def same_signal_stack() -> Iterator[None]:
     if not sys.platform.startswith('linux'):
         yield
         return
-    libc, stack = ctypes.CDLL(None), _SignalStack()
+    libc, stack = ctypes.CDLL(None), (ctypes.c_size_t * 3)()  # stack_t: address, flags, size
     libc.sigaltstack(None, ctypes.byref(stack))
     try:
         yield
