@@ -184,7 +184,7 @@ def test_tool_branched(tmp_path, shared, run_tool):
     'options, message',
     [
         (['--to', 'timm', '--branched'], '--branched: needs --images DIR'),
-        (['--to', 'timm', '--ema', 'on'], 'not marked as averaged'),
+        (['--to', 'timm', '--ema', 'on'], 'holds no averaged (EMA) weights'),
         (['--to', 'timm'], 'a backbone without a head; --backbone-only accepts it'),
         (['--to', 'timm', '--backbone-only', '--branched', '--images', 'tools'], 'tools: no images in this folder'),
     ],
