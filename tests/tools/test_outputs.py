@@ -76,7 +76,7 @@ def test_a_folder_that_is_no_coreml_package(run_tool, tmp_path, checkpoint, conf
     folder.mkdir()
     (folder / 'chapter1.txt').write_text('irreplaceable')
     code, text = run_tool('export', config, checkpoint, folder, '--format', 'coreml')
-    assert code == 1 and 'holds other things than a CoreML package' in only_line(text)
+    assert code == 1 and 'holds other things than a file of format coreml' in only_line(text)
     assert (folder / 'chapter1.txt').exists()
 
 
