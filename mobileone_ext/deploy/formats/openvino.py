@@ -60,6 +60,8 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
     import openvino
 
     weights = beside(path, '.bin')
+    if not weights.is_file():  # the library does not say which
+        raise ValueError(f'{weights.name} is missing: it holds the weights of {path.name}')
     core = openvino.Core()
     model = core.read_model(path, weights)
     expected = str(model.get_rt_info([_WEIGHTS]).value) if model.has_rt_info([_WEIGHTS]) else None
