@@ -11,7 +11,6 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from ..branches import BRANCH_TYPES
 from .autotune import is_faster
 from .guard import HOOKS, is_plain_input, is_plain_norm, is_plain_process, simple_attributes
 from .patches import count_patches
-from .statistics import batch_kernel, batch_statistics, is_covered, pool_processes
+from .statistics import is_covered, one_kernel
 
 # The order in which moments take the branches: kernels first, then what only weighs pixels.
 SLOTS = ('branch_conv_list', 'branch_list', 'branch_scale', 'branch_norm')
@@ -140,16 +139,9 @@ def one_convolution(block: Any, x: Tensor) -> Tensor:
     linears = [*_linears(block)]
     kernels, pixels = ([weight for weight, _ in linears if weight.dim() == dims] for dims in (4, 1))
     norms = [norm for dims in (4, 1) for weight, norm in linears if weight.dim() == dims]
-    weights = torch.stack(kernels)
-    x, statistics = batch_statistics(x, weights, block.stride, block.groups)
-    if isinstance(norms[0], nn.SyncBatchNorm) and dist.is_initialized():
-        statistics = pool_processes(statistics, norms[0].process_group)
-    with torch.autocast(x.device.type, enabled=False):
-        weight, bias = batch_kernel(weights, pixels, statistics, norms)
-        # Laid out as the branches' kernels, which stacking has lost: an NCHW image convolved with an NHWC kernel
-        # becomes an NHWC map, and so do those of all further blocks.
-        weight = torch.empty_like(kernels[0], dtype=weight.dtype).copy_(weight)
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    x, (weight, bias) = one_kernel(x, kernels, pixels, norms, block.stride, block.groups)
+    if weight.dtype != x.dtype:
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     return F.conv2d(x, weight, bias, block.stride, block.kernel_size // 2, groups=block.groups)
 
 

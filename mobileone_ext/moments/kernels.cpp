@@ -8,6 +8,7 @@
 // Legend: N images, H x W plane, C channels, L lanes, taps i, j = 0 .. 8 of a patch in row-major order.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -475,6 +476,296 @@ void stem_sums(const T* x, const Steps& steps, int64_t N, int64_t C, int64_t H, 
   });
 }
 
+// -- The algebra of a block, in float64: from moments to its one kernel, and back. fold.py says the same with torch. ---
+
+// Where the sums of plane_sums belong among the 9 taps of a patch and their pairs.
+struct Places {
+  int lag[81], row[81], column[81], corner[81], row_sum[9], column_sum[9], corner_sum[9];
+  constexpr Places() : lag(), row(), column(), corner(), row_sum(), column_sum(), corner_sum() {
+    // Which border a tap never reaches: 0 top or left, 1 bottom or right.
+    constexpr int missed[3] = {1, -1, 0};
+    for (int i = 0; i < 9; i++) {
+      const int y = i / 3 - 1, x = i % 3 - 1;
+      row_sum[i] = y ? 1 + missed[y + 1] : -1;
+      column_sum[i] = x ? 3 + missed[x + 1] : -1;
+      corner_sum[i] = y && x ? 5 + 2 * missed[y + 1] + missed[x + 1] : -1;
+      for (int j = 0; j < 9; j++) {
+        const int down = j / 3 - 1 - y, right = j % 3 - 1 - x, k = 9 * i + j;
+        const int sign = down < 0 || (down == 0 && right < 0) ? -1 : 1;
+        lag[k] = 5 * sign * down + sign * right + 2;
+        row[k] = y && down == 0 ? 15 + 3 * missed[y + 1] + (right < 0 ? -right : right) : -1;
+        column[k] = x && right == 0 ? 21 + 3 * missed[x + 1] + (down < 0 ? -down : down) : -1;
+        corner[k] = i == j && y && x ? 27 + 2 * missed[y + 1] + missed[x + 1] : -1;
+      }
+    }
+  }
+};
+constexpr Places PLACES;
+
+// m (9) and the covariance (81) of a channel's patches, from what plane_sums or strided_sums found of it.
+inline void depthwise_covariance(const double* total, int64_t stride, double count, double* m, double* cov) {
+  const double* sums = total + (stride == 1 ? 31 : 45);
+  for (int i = 0; i < 9; i++) {
+    m[i] = sums[stride == 1 ? 0 : i];
+    if (stride == 1) {
+      if (PLACES.row_sum[i] >= 0) m[i] -= sums[PLACES.row_sum[i]];
+      if (PLACES.column_sum[i] >= 0) m[i] -= sums[PLACES.column_sum[i]];
+      if (PLACES.corner_sum[i] >= 0) m[i] += sums[PLACES.corner_sum[i]];
+    }
+    m[i] /= count;
+  }
+  for (int i = 0, pair = 0; i < 9; i++)
+    for (int j = i; j < 9; j++, pair++) {
+      const int k = 9 * i + j;
+      double sum = total[stride == 1 ? PLACES.lag[k] : pair];
+      if (stride == 1) {
+        if (PLACES.row[k] >= 0) sum -= total[PLACES.row[k]];
+        if (PLACES.column[k] >= 0) sum -= total[PLACES.column[k]];
+        if (PLACES.corner[k] >= 0) sum += total[PLACES.corner[k]];
+      }
+      cov[k] = cov[9 * j + i] = sum / count - m[i] * m[j];
+    }
+  // All that a skip and a 1x1 branch see: without that cancellation.
+  const double shifted = sums[9] / count;
+  cov[40] = sums[10] / count - shifted * shifted;
+}
+
+// weights (B, C, 9) -> m (C, 9), q = W C (B, C, 9), variance of the center tap (C), W q (B, C).
+template <typename T>
+void depthwise_products(const double* totals, int64_t stride, int64_t count, const T* weights, int64_t B, int64_t C, T* m,
+                        T* q, T* pixel_var, T* var) {
+  for (int64_t c = 0; c < C; c++) {
+    double mean[9], cov[81];
+    depthwise_covariance(totals + c * (stride == 1 ? PLANE_SUMS : STRIDED_SUMS), stride, count, mean, cov);
+    for (int i = 0; i < 9; i++) m[9 * c + i] = mean[i];
+    pixel_var[c] = cov[40];
+    for (int64_t b = 0; b < B; b++) {
+      const T* w = weights + 9 * (b * C + c);
+      double total = 0;
+      for (int i = 0; i < 9; i++) {
+        double sum = 0;
+        for (int j = 0; j < 9; j++) sum += cov[9 * i + j] * w[j];
+        q[9 * (b * C + c) + i] = sum;
+        total += sum * w[i];
+      }
+      var[b * C + c] = total;
+    }
+  }
+}
+
+template <typename T>
+inline double dot(const T* a, const T* b, int64_t size) {
+  double sum = 0;
+  int64_t i = 0;
+  for (; i + LANES<T> <= size;) {  // in the type of the values over a few vectors
+    const int64_t last = std::min(size, i + 16 * LANES<T>);
+    V<T> part = {};
+    for (; i + LANES<T> <= last; i += LANES<T>) part += load(a + i, LANES<T>) * load(b + i, LANES<T>);
+    for (int l = 0; l < LANES<T>; l++) sum += part[l];
+  }
+  for (; i < size; i++) sum += static_cast<double>(a[i]) * b[i];
+  return sum;
+}
+
+// What a block is made of: B kernels (B, O, taps) in G groups, P weights of the pixel under the center (P, O), and a norm
+// for each, with gamma and beta (B + P, O) and eps (B + P). `vectors` are weights of pixels, gammas, betas. `area` taps a
+// channel.
+struct Block {
+  int64_t B, P, O, G, taps, area, count;
+
+  int64_t group(int64_t o) const { return o * G / O; }
+  int64_t center(int64_t o) const { return (G == 1 ? o * area : 0) + area / 2; }
+};
+
+// m (G, taps), q (B, O, taps), pixel_var (O), W q (B, O) if it is known with more digits -> the kernel (O, taps) and its
+// bias (O), mean and variance (B + P, O).
+template <typename T>
+void fold(const Block& k, const T* weights, const T* vectors, const double* eps, const T* m, const T* q,
+          const T* pixel_var, const T* kernel_var, T* kernel, T* bias, T* mean, int64_t threads) {
+  const int64_t rows = (k.B + k.P) * k.O;
+  const T *pixels = vectors, *affine = vectors + k.P * k.O;
+  T* var = mean + rows;
+  share(k.O, rows * k.taps < 100000 ? 1 : threads, [&](int64_t first, int64_t last, int64_t) {
+    for (int64_t o = first; o < last; o++) {
+      T* out = kernel + o * k.taps;
+      std::fill(out, out + k.taps, T(0));
+      const T* patch = m + k.group(o) * k.taps;
+      const int64_t center = k.center(o);
+      double shift = 0;
+      for (int64_t b = 0; b < k.B + k.P; b++) {
+        const int64_t row = b * k.O + o;
+        const T* w = weights + row * k.taps;
+        const double pixel = b < k.B ? 0 : pixels[row - k.B * k.O];
+        mean[row] = b < k.B ? dot(w, patch, k.taps) : pixel * patch[center];
+        var[row] = std::max(b >= k.B        ? pixel * pixel * pixel_var[o]
+                            : kernel_var ? static_cast<double>(kernel_var[row])
+                                         : dot(w, q + row * k.taps, k.taps),
+                            0.0);
+        const double scale = affine[row] / std::sqrt(var[row] + eps[b]);
+        shift += affine[rows + row] - scale * mean[row];
+        if (b < k.B) {
+          const T factor = scale;
+          for (int64_t i = 0; i < k.taps; i++) out[i] += factor * w[i];
+        } else {
+          out[center] += scale * pixel;
+        }
+      }
+      bias[o] = shift;
+    }
+  });
+}
+
+// The adjoint. dk (O, taps), db (O) are the gradients of the kernel and its bias -> those of weights, pixels and affine.
+// slopes (B, O, taps): kernels times 2 / count times the gradient of their variance; offset (G, taps): the gradient of
+// m over count; pixel_slope (O), of the variance of pixels likewise; these for the map that moments were taken from.
+template <typename T>
+void fold_grad(const Block& k, const T* weights, const T* vectors, const double* eps, const T* m,
+               const T* q, const T* pixel_var, const T* mean, const T* dk, const T* db, T* dweights, T* dvectors, T* slopes,
+               T* offset, T* pixel_slope, int64_t threads) {
+  const int64_t rows = (k.B + k.P) * k.O, size = k.G * k.taps;
+  const T *pixels = vectors, *affine = vectors + k.P * k.O, *var = mean + rows;
+  T *dpixels = dvectors, *daffine = dvectors + k.P * k.O;
+  std::vector<double> offsets(size);
+  threads = rows * k.taps < 100000 ? 1 : threads;
+  share_totals(k.O, threads, size, offsets.data(), [&](int64_t first, int64_t last, double* totals) {
+    for (int64_t o = first; o < last; o++) {
+      const T *patch = m + k.group(o) * k.taps, *dout = dk + o * k.taps;
+      double* to_patch = totals + k.group(o) * k.taps;
+      const int64_t center = k.center(o);
+      double pixel_sum = 0;
+      for (int64_t b = 0; b < k.B + k.P; b++) {
+        const int64_t row = b * k.O + o;
+        const T* w = weights + row * k.taps;
+        const double pixel = b < k.B ? 0 : pixels[row - k.B * k.O];
+        const double rstd = 1 / std::sqrt(var[row] + eps[b]), scale = affine[row] * rstd;
+        const double dscale = (b < k.B ? dot(dout, w, k.taps) : dout[center] * pixel) - static_cast<double>(db[o]) * mean[row];
+        const double dmean = -scale * db[o], dvar = -0.5 * dscale * scale * rstd * rstd;
+        daffine[row] = dscale * rstd;
+        daffine[rows + row] = db[o];
+        if (b < k.B) {
+          const T by_kernel = scale, by_mean = dmean, by_var = 2 * dvar, slope = 2 * dvar / k.count;
+          const T* products = q + row * k.taps;
+          T *dw = dweights + row * k.taps, *to_slopes = slopes + row * k.taps;
+          for (int64_t i = 0; i < k.taps; i++) {
+            dw[i] = by_kernel * dout[i] + by_mean * patch[i] + by_var * products[i];
+            to_slopes[i] = slope * w[i];
+          }
+          for (int64_t i = 0; i < k.taps; i++) to_patch[i] += dmean / k.count * w[i];
+        } else {
+          dpixels[row - k.B * k.O] = scale * dout[center] + dmean * patch[center] + 2 * dvar * pixel * pixel_var[o];
+          to_patch[center] += dmean / k.count * pixel;
+          pixel_sum += 2 * dvar / k.count * pixel * pixel;
+        }
+      }
+      pixel_slope[o] = pixel_sum;
+    }
+  });
+  for (int64_t i = 0; i < size; i++) offset[i] = offsets[i];
+}
+
+// Running statistics of `norms` norms follow mean and biased variance (2, norms, O) of a batch of `count` values a channel.
+// buffers: all running means, variances, counts of batches. A momentum below 0 makes a cumulative average.
+template <typename T>
+void follow(const T* batch, int64_t norms, int64_t O, int64_t count, const double* momenta, void* const* buffers) {
+  const double unbiased = static_cast<double>(count) / (count - 1);
+  for (int64_t n = 0; n < norms; n++) {
+    T *mean = static_cast<T*>(buffers[n]), *var = static_cast<T*>(buffers[norms + n]);
+    const int64_t tracked = ++*static_cast<int64_t*>(buffers[2 * norms + n]);
+    const double momentum = momenta[n] < 0 ? 1.0 / tracked : momenta[n];
+    for (int64_t o = 0; o < O; o++) {
+      mean[o] += momentum * (batch[n * O + o] - mean[o]);
+      var[o] += momentum * (unbiased * batch[(norms + n) * O + o] - var[o]);
+    }
+  }
+}
+
+// From the results of fold_grad to what plane_grad (50, C) or strided_grad (81 + 9, C) add to the map.
+template <typename T>
+void depthwise_adjoint(const T* weights, const T* slopes, const T* offset, const T* pixel_slope, const T* m, int64_t stride,
+                       int64_t B, int64_t C, T* out) {
+  for (int64_t c = 0; c < C; c++) {
+    double slope[81] = {}, shift[9], to[50] = {};
+    for (int64_t b = 0; b < B; b++)
+      for (int i = 0; i < 9; i++)
+        for (int j = 0; j < 9; j++)
+          slope[9 * i + j] += static_cast<double>(slopes[9 * (b * C + c) + i]) * weights[9 * (b * C + c) + j];
+    slope[40] += pixel_slope[c];
+    for (int i = 0; i < 9; i++) {
+      shift[i] = offset[9 * c + i];
+      for (int j = 0; j < 9; j++) shift[i] -= slope[9 * i + j] * m[9 * c + j];
+    }
+    if (stride == 2) {
+      for (int i = 0; i < 81; i++) out[i * C + c] = slope[i];
+      for (int i = 0; i < 9; i++) out[(81 + i) * C + c] = shift[i];
+      continue;
+    }
+    for (int i = 0; i < 9; i++) {
+      for (int j = 0; j < 9; j++) {
+        const int k = 9 * i + j;
+        to[5 * (j / 3 - i / 3 + 2) + j % 3 - i % 3 + 2] += slope[k];
+        if (PLACES.row[k] >= 0) to[10 + PLACES.row[k]] -= slope[k] / 2;
+        if (PLACES.column[k] >= 0) to[10 + PLACES.column[k]] -= slope[k] / 2;
+        if (PLACES.corner[k] >= 0) to[10 + PLACES.corner[k]] += slope[k] / 2;
+      }
+      to[41] += shift[i];
+      if (PLACES.row_sum[i] >= 0) to[41 + PLACES.row_sum[i]] -= shift[i];
+      if (PLACES.column_sum[i] >= 0) to[41 + PLACES.column_sum[i]] -= shift[i];
+      if (PLACES.corner_sum[i] >= 0) to[41 + PLACES.corner_sum[i]] += shift[i];
+    }
+    for (int i = 0; i < 50; i++) out[i * C + c] = to[i];
+  }
+}
+
+// A depthwise block as a whole. saved: m (C, 9), q (B, C, 9), variance of the center tap (C), W q (B, C), mean and
+// variance of all norms (2, B + P, C).
+template <typename T>
+struct Saved {
+  T *m, *q, *pixel_var, *var, *statistics;
+  Saved(T* memory, const Block& k)
+      : m(memory), q(m + 9 * k.O), pixel_var(q + 9 * k.B * k.O), var(pixel_var + k.O), statistics(var + k.B * k.O) {}
+};
+
+struct Map {
+  int64_t N, C, H, W;
+};
+
+template <typename T>
+void depthwise_forward(const Map& map, int64_t stride, const Block& k, const T* x, const Steps& steps, const T* shift,
+                       const T* weights, const T* vectors, const double* eps, T* memory, T* kernel, T* bias,
+                       int64_t threads) {
+  const Saved<T> saved(memory, k);
+  std::vector<double> totals(map.C * (stride == 1 ? PLANE_SUMS : STRIDED_SUMS));
+  const auto sums = stride == 1 ? plane_sums<T> : strided_sums<T>;
+  sums(x, steps, map.N, map.C, map.H, map.W, shift, totals.data(), threads);
+  depthwise_products(totals.data(), stride, k.count, weights, k.B, map.C, saved.m, saved.q, saved.pixel_var, saved.var);
+  fold(k, weights, vectors, eps, saved.m, saved.q, saved.pixel_var, saved.var, kernel, bias, saved.statistics, threads);
+}
+
+// dx may be missing.
+template <typename T>
+void depthwise_backward(const Map& map, int64_t stride, const Block& k, const T* x, const Steps& steps, T* dx,
+                        const Steps& dx_steps, const T* weights, const T* vectors, const double* eps, T* memory,
+                        const T* dk, const T* db, T* dweights, T* dvectors, int64_t threads) {
+  const Saved<T> saved(memory, k);
+  std::vector<T> slopes(k.B * k.O * 9), offset(k.O * 9), pixel_slope(k.O), onto(k.O * 90);
+  fold_grad(k, weights, vectors, eps, saved.m, saved.q, saved.pixel_var, saved.statistics, dk, db, dweights, dvectors,
+            slopes.data(), offset.data(), pixel_slope.data(), threads);
+  if (!dx) return;
+  depthwise_adjoint(weights, slopes.data(), offset.data(), pixel_slope.data(), saved.m, stride, k.B, k.O, onto.data());
+  if (stride == 1)
+    plane_grad(x, steps, dx, dx_steps, map.N, map.C, map.H, map.W, onto.data(), threads);
+  else
+    strided_grad(x, steps, dx, dx_steps, map.N, map.C, map.H, map.W, onto.data(), onto.data() + 81 * k.O, threads);
+}
+
+// What a dense block's map receives, once its slope W^T slopes (taps, taps) is there: pixels add to its diagonal, and the
+// mean of a patch is taken off.
+template <typename T>
+void dense_adjoint(const Block& k, const T* pixel_slope, const T* m, T* slope, T* offset) {
+  for (int64_t o = 0; k.P && o < k.O; o++) slope[k.center(o) * (k.taps + 1)] += pixel_slope[o];
+  for (int64_t i = 0; i < k.taps; i++) offset[i] -= dot(slope + i * k.taps, m, k.taps);
+}
+
 #define EXPORT(T, name)                                                                                               \
   extern "C" void plane_sums_##name(const T* x, const Steps* steps, int64_t N, int64_t C, int64_t H, int64_t W,        \
                                     const T* shift, double* out, int64_t threads) {                                    \
@@ -496,6 +787,36 @@ void stem_sums(const T* x, const Steps& steps, int64_t N, int64_t C, int64_t H, 
   extern "C" void stem_sums_##name(const T* x, const Steps* steps, int64_t N, int64_t C, int64_t H, int64_t W,         \
                                    const T* shift, double* out, int64_t threads) {                                     \
     stem_sums<T>(x, *steps, N, C, H, W, shift, out, threads);                                                          \
+  }                                                                                                                    \
+  extern "C" void fold_##name(const Block* block, const T* weights, const T* vectors, const double* eps, const T* m,   \
+                              const T* q, const T* pixel_var, const T* kernel_var, T* kernel, T* bias, T* statistics,  \
+                              int64_t threads) {                                                                       \
+    fold<T>(*block, weights, vectors, eps, m, q, pixel_var, kernel_var, kernel, bias, statistics, threads);            \
+  }                                                                                                                    \
+  extern "C" void fold_grad_##name(const Block* block, const T* weights, const T* vectors, const double* eps, const T* m,\
+                                   const T* q, const T* pixel_var, const T* statistics, const T* dk, const T* db,      \
+                                   T* dweights, T* dvectors, T* slopes, T* offset, T* pixel_slope, int64_t threads) {  \
+    fold_grad<T>(*block, weights, vectors, eps, m, q, pixel_var, statistics, dk, db, dweights, dvectors, slopes, offset,\
+                 pixel_slope, threads);                                                                                \
+  }                                                                                                                    \
+  extern "C" void follow_##name(const T* batch, int64_t norms, int64_t O, int64_t count, const double* momenta,        \
+                                void* const* buffers) {                                                                \
+    follow<T>(batch, norms, O, count, momenta, buffers);                                                               \
+  }                                                                                                                    \
+  extern "C" void depthwise_forward_##name(const Map* map, int64_t stride, const Block* block, const T* x,             \
+                                           const Steps* steps, const T* shift, const T* weights, const T* vectors,     \
+                                           const double* eps, T* saved, T* kernel, T* bias, int64_t threads) {         \
+    depthwise_forward<T>(*map, stride, *block, x, *steps, shift, weights, vectors, eps, saved, kernel, bias, threads); \
+  }                                                                                                                    \
+  extern "C" void depthwise_backward_##name(const Map* map, int64_t stride, const Block* block, const T* x,            \
+                                            const Steps* steps, T* dx, const Steps* dx_steps, const T* weights,        \
+                                            const T* vectors, const double* eps, T* saved, const T* dk, const T* db,   \
+                                            T* dweights, T* dvectors, int64_t threads) {                               \
+    depthwise_backward<T>(*map, stride, *block, x, *steps, dx, *dx_steps, weights, vectors, eps, saved, dk, db,        \
+                          dweights, dvectors, threads);                                                                \
+  }                                                                                                                    \
+  extern "C" void dense_adjoint_##name(const Block* block, const T* pixel_slope, const T* m, T* slope, T* offset) {    \
+    dense_adjoint<T>(*block, pixel_slope, m, slope, offset);                                                           \
   }
 
 EXPORT(float, float32)

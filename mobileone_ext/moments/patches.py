@@ -33,7 +33,9 @@ def few_patches(x: Tensor, stride: int, patches: int | None = None) -> Sequence[
 
 def chunks(x: Tensor) -> Sequence[Tensor]:
     """x (N, ...) by some images at a time."""
-    return x.split(max(CHUNK_VALUES // x[0].numel(), 1)) if x.device.type == 'cpu' else (x,)
+    if x.device.type != 'cpu' or x.numel() <= CHUNK_VALUES:
+        return (x,)
+    return x.split(max(CHUNK_VALUES // x[0].numel(), 1))
 
 
 def patch_moments(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Tensor]:
@@ -50,7 +52,14 @@ def patch_moments(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Ten
             return _stem_moments(x, gpu.stem_sums)
         if kernels.usable(x, any_layout=True):
             return _stem_moments(x, kernels.stem_sums)
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if x.dtype in HALF:
+        x = x.float()
+    count = count_patches(x, stride)
+    if kernel_size == stride == 1 and count <= CHUNK_PATCHES:  # few enough for their own mean, and for float32
+        pixels = x.permute(1, 0, 2, 3).reshape(x.shape[1], -1)
+        mean = pixels.mean(1, keepdim=True)
+        centered = pixels - mean
+        return mean.view(1, -1), torch.mm(centered, centered.t()).div_(count)[None]
     sum_type = x.dtype if x.device.type == 'mps' else torch.float64  # which Metal lacks
     shift = near_mean(x).repeat_interleave(kernel_size**2)[:, None]  # (T, 1)
     taps = len(shift)
@@ -64,7 +73,6 @@ def patch_moments(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Ten
         for index, total in enumerate(squares):
             total += patches[index * block : (index + 1) * block] @ patches[index * block :].t()
     upper = torch.cat([F.pad(total, (taps - total.shape[1], 0)) for total in squares]).triu()
-    count = count_patches(x, stride)
     sums /= count
     cov = (upper + upper.triu(1).t()) / count - sums @ sums.t()
     return (shift + sums).t().to(x), cov[None].to(x)
@@ -107,7 +115,8 @@ def gram(rows: Tensor) -> Tensor:
 
 def near_mean(x: Tensor) -> Tensor:
     """(I,): about the mean of every channel, of a few images; a shift by it leaves variances their digits."""
-    return x[:: max(len(x) // 4, 1)].mean((0, 2, 3))
+    few = x[:: len(x) // 4] if len(x) >= 8 else x
+    return few.mean((0, 2, 3))
 
 
 def _stem_moments(x: Tensor, stem_sums: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -122,22 +131,24 @@ def _stem_moments(x: Tensor, stem_sums: Callable[[Tensor, Tensor], Tensor]) -> t
 
 
 def add_patch_grad(
-    dx: Tensor, x: Tensor, kernel_size: int, stride: int, slope: Tensor, mean: Tensor, offset: Tensor
+    dx: Tensor, x: Tensor, kernel_size: int, stride: int, slope: Tensor, offset: Tensor, mean: Tensor
 ) -> None:
-    """Add ``slope`` (T, T) @ (patch - ``mean``) + ``offset`` (both T) of every patch to ``dx``, where it lies."""
+    """Add ``slope`` (T, T) @ patch + ``offset`` (T) to ``dx`` where a patch lies; ``mean`` (T) is that of patches."""
     scale = None
     if x.dtype == torch.float16:  # whose range is too small for slopes
         scale = slope.abs().sum(1).amax().clamp_min(torch.finfo(slope.dtype).tiny)
         slope, offset = slope / scale, offset / scale
-    factor = slope.to(x.dtype)
-    # Of the slope as it is after rounding, or the mean would not cancel.
-    offset = offset - factor.to(slope) @ mean
+    factor = slope
+    if slope.dtype != x.dtype:
+        factor = slope.to(x.dtype)
+        offset = offset + (slope - factor.to(slope)) @ mean  # or the mean would not cancel
     if kernel_size == stride == 1 and gpu.takes_pixels(dx, x):
         gpu.pixel_grad(dx, x, factor, offset, scale if scale is not None else offset.new_ones(()))
         return
     if kernel_size == stride == 1:
+        weight, bias = factor.view(*factor.shape, 1, 1), offset if offset.dtype == x.dtype else offset.to(x.dtype)
         for target, images in zip(chunks(dx), chunks(x)):
-            share = F.conv2d(images, factor[:, :, None, None], offset.to(x.dtype))
+            share = F.conv2d(images, weight, bias)
             target += share if scale is None else share * scale
         return
     geometry = dict(kernel_size=kernel_size, padding=kernel_size // 2, stride=stride)

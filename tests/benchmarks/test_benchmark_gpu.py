@@ -14,7 +14,7 @@ from benchmarks.blocks import Precision
 from benchmarks.traffic import Geometry
 from conftest import only_line
 
-from mobileone_ext.moments import autotune, dispatch
+from mobileone_ext.moments import autotune, fold
 from mobileone_ext.provenance import processor
 
 BF16 = Precision('cpu', torch.bfloat16)
@@ -78,13 +78,13 @@ def test_moments_err_no_more_than_branches(geometry):
 
 @every_kind
 def test_wrong_moments_are_noticed(geometry, monkeypatch):
-    right = dispatch.batch_statistics
+    right = fold.statistics
 
     def wrong(*args):
-        x, statistics = right(*args)
-        return x, statistics._replace(var=1.1 * statistics.var)
+        mean, var = right(*args)
+        return mean, 1.1 * var
 
-    monkeypatch.setattr(dispatch, 'batch_statistics', wrong)
+    monkeypatch.setattr(fold, 'statistics', wrong)
     assert not blocks.excess(geometry, 4, BF16) <= blocks.MOST_EXCESS
 
 

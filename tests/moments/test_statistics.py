@@ -1,11 +1,15 @@
 """Statistics from moments: against the convolutions themselves, their gradients, bad numbers, half precision."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from by_moments import batch_statistics
+from torch import nn
 from torch.autograd import gradcheck
 
-from mobileone_ext.moments.statistics import batch_statistics
+from mobileone_ext.moments.statistics import one_kernel
 
 # in, out, kernel, stride, groups, branches; depthwise kernels take lags or branches by their number and stride
 CONVOLUTIONS = {
@@ -48,7 +52,7 @@ def by_convolution(x, weights, stride, groups):
 def test_statistics_are_those_of_the_convolutions(convolution, memory_format):
     for plane in ((7, 9), (8, 6), (9, 4), (2, 3), (1, 5), (1, 1)):
         x, *rest = make(convolution, plane, batch=3)
-        _, statistics = batch_statistics(x.contiguous(memory_format=memory_format), *rest)
+        statistics = batch_statistics(x.contiguous(memory_format=memory_format), *rest)
         expected = by_convolution(x, *rest)
         for result, value in zip(statistics, expected):
             torch.testing.assert_close(result, value, rtol=1e-12, atol=1e-13)
@@ -59,22 +63,49 @@ def test_statistics_are_those_of_the_convolutions(convolution, memory_format):
 @every_convolution
 @pytest.mark.parametrize('plane', [(5, 4), (1, 1)], ids=str)
 def test_gradients(convolution, plane):
-    x, weights, stride, groups = make(convolution, plane)
+    x, weights, stride, groups = make(convolution, plane)  # of two images
+    pixels = [torch.randn(3, dtype=x.dtype)] if groups > 1 else []
+    affine = torch.randn(2 * (len(weights) + len(pixels)), weights.shape[1], dtype=x.dtype)
 
-    def statistics(x, weights):
-        same, found = batch_statistics(x, weights, stride, groups)
-        return (same * torch.linspace(-1, 1, same.numel(), dtype=same.dtype).view_as(same), *found[:4])
+    def kernel(x, *tensors):
+        of_weights, *rest = split(tensors, len(weights), len(pixels))
+        same, (kernel, bias) = one_kernel(x, of_weights, *rest, stride, groups)
+        return same * torch.linspace(-1, 1, same.numel(), dtype=same.dtype).view_as(same), kernel, bias
 
-    assert gradcheck(statistics, (x.requires_grad_(), weights.requires_grad_()), fast_mode=True)
+    inputs = [tensor.detach().requires_grad_() for tensor in (x, *weights, *pixels, *affine)]
+    assert gradcheck(kernel, inputs, fast_mode=True)
+
+
+def split(tensors, weights, pixels):
+    """Weights, pixel weights, and a norm for each of them."""
+    norms = weights + pixels
+    gammas, betas = tensors[norms : 2 * norms], tensors[2 * norms :]
+    fresh = (nn.BatchNorm2d(len(gammas[0])).double() for _ in gammas)
+    given = [
+        SimpleNamespace(
+            weight=gamma,
+            bias=beta,
+            eps=1e-2 * (1 + index),
+            momentum=0.1,
+            running_mean=norm.running_mean,
+            running_var=norm.running_var,
+            num_batches_tracked=norm.num_batches_tracked,
+        )
+        for index, (gamma, beta, norm) in enumerate(zip(gammas, betas, fresh))
+    ]
+    return tensors[:weights], tensors[weights:norms], given
 
 
 @every_convolution
 def test_only_what_needs_a_gradient_gets_one(convolution):
     x, weights, stride, groups = make(convolution, (5, 4))
-    weights.requires_grad_()
-    same, statistics = batch_statistics(x, weights, stride, groups)
-    statistics.var.sum().backward()
-    assert x.grad is None and not same.requires_grad and weights.grad.abs().sum() > 0
+    tensors = [*weights.clone(), *torch.randn(2 * len(weights), weights.shape[1], dtype=x.dtype)]
+    tensors[0].requires_grad_()
+    of_weights, pixels, norms = split(tensors, len(weights), 0)
+    same, (kernel, _) = one_kernel(x, of_weights, pixels, norms, stride, groups)
+    kernel.square().sum().backward()
+    assert x.grad is None and not same.requires_grad and tensors[0].grad.abs().sum() > 0
+    assert all(tensor.grad is None for tensor in tensors[1:])
 
 
 @every_convolution
@@ -83,7 +114,7 @@ def test_a_mean_of_a_hundred_deviations_leaves_digits(convolution, dtype):
     """mean^2 = 1e4 variances: half of float32's seven digits would be lost without care, and none may turn negative."""
     x, *rest = make(convolution, (12, 10), batch=4, dtype=dtype)
     x += 100
-    _, statistics = batch_statistics(x, *rest)
+    statistics = batch_statistics(x, *rest)
     expected = by_convolution(x, *rest)
     eps = torch.finfo(dtype).eps
     for found, value in zip(statistics, expected):
@@ -99,7 +130,7 @@ def test_no_variance_rounds_below_zero():
     x = torch.randn(4, 1, 12, 10) * scale[:, None, None]
     weights = torch.randn(1, 200, 16)
     weights -= (weights @ scale)[..., None] * scale / scale.square().sum()
-    _, statistics = batch_statistics(x, weights[..., None, None], 1, 1)
+    statistics = batch_statistics(x, weights[..., None, None], 1, 1)
     assert statistics.var.min() >= 0 and statistics.var.max() < 1e-4
 
 
@@ -108,7 +139,7 @@ def test_no_variance_rounds_below_zero():
 def test_constant_and_dead_channels(convolution, dtype):
     x, *rest = make(convolution, (6, 7), dtype=dtype)
     x[:, 0], x[:, 1] = 0, 3
-    _, statistics = batch_statistics(x, *rest)
+    statistics = batch_statistics(x, *rest)
     for found, value in zip(statistics, by_convolution(x, *rest)):
         torch.testing.assert_close(found.double(), value, rtol=1e-5, atol=1e2 * torch.finfo(dtype).eps)
     assert statistics.pixel_var[0] == 0
@@ -121,7 +152,7 @@ def test_half_precision_is_summed_in_float32(convolution, dtype):
     x, weights, *rest = make(convolution, (32, 32), batch=4, dtype=torch.float32)
     x = (x + 2).to(dtype)
     with torch.autocast('cpu', torch.bfloat16):
-        _, statistics = batch_statistics(x, weights, *rest)
+        statistics = batch_statistics(x, weights, *rest)
     for found, value in zip(statistics, by_convolution(x, weights, *rest)):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.double(), value, rtol=1e-4, atol=1e-4)
