@@ -1,4 +1,4 @@
-"""What --prepare and --snap are worth to others: ``python -m research.toolchains CONFIG WEIGHTS PHOTOS OUT``.
+"""What --prepare and --preround are worth to others: ``python -m research.toolchains CONFIG WEIGHTS PHOTOS OUT``.
 
 PHOTOS calibrate; measured on the config's test set. OUT gets rows.csv, a row as each quantizer finishes, and table.md;
 rows that are there are kept. requirements-phone.txt has the quantizers but NNCF: ``pip install nncf``.

@@ -167,7 +167,7 @@ def activations_alone(ranges: str) -> Callable[[nn.Module, Tensor, bool, Path], 
 
 class Quantizer(NamedTuple):
     """Attributes: ``build``, see the head of this file; ``package``: what pip installs; ``scales``: of weights;
-    ``steps``: that it takes to the largest one, for --snap-steps."""
+    ``steps``: that it takes to the largest one, for --preround-steps."""
 
     build: Callable[[nn.Module, Tensor, bool, Path], Predict]
     package: str
