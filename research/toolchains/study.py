@@ -1,7 +1,7 @@
 """Which toolchains does a network survive, raw, prepared, snapped? The study behind ``python -m research.toolchains``.
 
-A network is prepared as ``tools/quantize.py --prepare`` does it, snapped as ``--preround`` does (with ``--per-tensor`` for
-quantizers of one scale), and then given to a quantizer that knows nothing of it, with that one's own defaults.
+A network is prepared as ``tools/quantize.py --prepare`` does it, snapped as ``--preround`` does (with ``--per-tensor``
+for quantizers of one scale), and then given to a quantizer that knows nothing of it, with that one's own defaults.
 """
 
 import importlib.metadata

@@ -25,7 +25,7 @@ from mobileone_ext.files import check_writable, csv_text, write_text
 from mobileone_ext.provenance import machine
 from mobileone_ext.text import markdown_table, with_progress
 
-from . import CLOCKS, gpu
+from . import CLOCKS, gpu, host
 from .classifier import CLASSES
 from .networks import NETWORKS
 
@@ -74,6 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='all of --device cuda on a CPU, where its times mean nothing; its kernels if TRITON_INTERPRET=1 is set',
     )
+    parser.add_argument(
+        '--host', action='store_true', help="the host's time and calls of operators alone, of small maps (host.csv)"
+    )
     parser.add_argument('--threads', type=int, default=2, metavar='N', help='(2)')
     parser.add_argument(
         '--clock',
@@ -93,6 +96,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError('--batch, --size, --threads and --steps: at least 1')
     if args.dry_run and args.device == 'cuda':
         raise ValueError('--dry-run is for a CPU: leave out --device cuda')
+    if args.host:
+        host.run(args.steps, args.out)
+        return
     if args.device == 'cuda' or args.amp or args.dry_run:
         args.networks, args.archs = args.networks or gpu.DEFAULT, args.archs or ('s0',)
         torch.set_num_threads(args.threads)
