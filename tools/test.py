@@ -45,7 +45,7 @@ def main():
         raise ValueError(f'{args.checkpoint}: --against and --input are for exported files')
     else:
         weights = read_weights(config, args.checkpoint, args.ema, args.trust_checkpoint)
-        kind = f'{weights.structure}, {weights.layout} layout' if hasattr(weights, 'structure') else 'not a MobileOne'
+        kind = f'{weights.structure}, {weights.layout} layout' if weights.structure else 'not a MobileOne'
         print(f'{args.checkpoint}: {kind}, from {weights.source}')
         results = evaluate(config, weights)
     if cli.rank():

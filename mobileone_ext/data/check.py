@@ -30,7 +30,7 @@ from .classes import (
     scanned_folder,
 )
 from .dataset import CustomDataset, ImageNet
-from .images import spread
+from .images import class_folders, names_of_folders, spread
 from .nested import datasets_of, innermost
 
 LOOKED_FOR = 2000  # so many images of a data set have to be there
@@ -111,6 +111,10 @@ def _label_by_name(dataset: dict, option: str, classes: Sequence[str] | None, so
     names, folder = names_of(dataset), scanned_folder(dataset)
     if are_same(names, classes):
         return
+    if folder is not None and given_names(dataset):
+        folders = names_of_folders(class_folders(folder))
+        if not set(folders) & set(names) and are_same(folders, classes):
+            return  # names for show, of the same folders
     if folder is None or given_names(dataset) or not set(names) <= set(classes):
         check_same(names, classes, str(folder or annotation_file(dataset) or option), source)
     dataset['classes'], dataset['exact'] = list(classes), True

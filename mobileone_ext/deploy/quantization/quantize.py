@@ -133,14 +133,15 @@ def check(job: Job) -> None:
         raise ValueError('nothing to write: name the int8 file, which --evaluate measures, or --prepare a float one')
     if job.preround and not job.prepare:
         raise ValueError('--preround belongs to --prepare')
-    sources = job.config.filename, job.checkpoint, *job.photos[0]
     if job.out:
         if suffix_of(job.out) not in INT8_SUFFIXES:
             form = FORMATS.get(FORMAT_OF_SUFFIX.get(suffix_of(job.out)))
             why = f'; {form.why_no_int8}' if form and form.why_no_int8 else ''
             raise ValueError(f'{job.out}: an int8 file is named {" or ".join(f"*{s}" for s in INT8_SUFFIXES)}{why}')
-        export.check_place(job.out, job.request.format, *sources)
         import_packages(job.request.format)
+    sources = job.config.filename, job.checkpoint, *job.photos[0]
+    if job.out:
+        export.check_place(job.out, job.request.format, *sources)
     if job.prepare and suffix_of(job.prepare) not in SUFFIXES:
         raise ValueError(f'--prepare {job.prepare}: a float network is written to {" or ".join(SUFFIXES)}')
     check_outputs([job.out, job.prepare, job.report], *sources)
