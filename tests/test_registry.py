@@ -23,9 +23,9 @@ import sys, warnings
 warnings.filterwarnings('ignore')
 {setup}
 parts = {parts}
-for registry, name, module in parts:
-    found = getattr(registries, registry).get('mobileone_ext.' + name)
-    print(registry, name, found and found.__module__)
+asked = [getattr(registries, registry).get('mobileone_ext.' + name) for registry, name, _ in parts]
+for (registry, name, _), part in zip(parts, asked):  # importing may print a line, too
+    print(registry, name, part and part.__module__)
 """
 # Who asks: which imports came before, and which registries are asked.
 ASKERS = {
@@ -67,8 +67,9 @@ child = Registry('model', parent=registry.MODELS, scope='stranger')
 transforms = Registry('transform', parent=registry.TRANSFORMS, scope='stranger')
 registry.init_default_scope('stranger')
 net = child.build(dict(type='mobileone_ext.MobileOne', arch='s4', out_indices=(0, 1, 2, 3)))
+augment = transforms.build(dict(type='mobileone_ext.AutoAugment', policies='imagenet'))
 print(type(net).__module__)
-print(type(transforms.build(dict(type='mobileone_ext.AutoAugment', policies='imagenet'))).__module__)
+print(type(augment).__module__)
 try:
     child.build(dict(type='mobileone_ext.ResNet', depth=50))
 except (KeyError, RuntimeError) as error:
