@@ -77,6 +77,7 @@ BUILT = [
     ('train_dataloader = dict(batchsize=4)', "train_dataloader: .*DataLoader.* 'batchsize'"),
     ('train_dataloader = dict(sampler=dict(shufle=True))', "DefaultSampler.* 'shufle'"),
     ('train_dataloader = dict(dataset=dict(data_rot=1))', "CustomDataset.* 'data_rot'"),
+    ("train_dataloader = dict(dataset=dict(type='CustomDatset'))", 'CustomDatset'),
     ("test_dataloader = dict(dataset=dict(pipeline=[dict(type='PackInputs', key=1)]))", "PackInputs.* 'key'"),
     ('optim_wrapper = dict(optimizer=dict(learning_rate=1))', "SGD.* 'learning_rate'"),
     ('optim_wrapper = dict(clip_gard=dict(max_norm=1))', "OptimWrapper.* 'clip_gard'"),
