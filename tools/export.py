@@ -29,9 +29,11 @@ def main():
     from mobileone_ext.deploy import cost, export
     from mobileone_ext.text import printable
 
+    preprocessing = Preprocessing(config)
+    size = args.size or preprocessing.side()
     request = export.Request(
         args.format,
-        args.size,
+        size,
         args.opset,
         args.normalize,
         args.softmax,
@@ -43,11 +45,9 @@ def main():
     photos, skipped = find_images([args.images] if args.images else []), []
     model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
     chosen = spread(photos, args.num_images)
-    difference = export.export_classifier(
-        model, args.out, request, Preprocessing(config), args.checkpoint, chosen, skipped
-    )
+    difference = export.export_classifier(model, args.out, request, preprocessing, args.checkpoint, chosen, skipped)
     print(f'{args.out}: written')
-    print(cost.describe(model, args.size, args.flops))
+    print(cost.describe(model, size, args.flops))
     if not FORMATS[args.format].runs_here:
         print(f'{args.format} runs on {FORMATS[args.format].platform} alone: compare it with PyTorch there')
     for message in skipped:

@@ -65,6 +65,7 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
+    from mobileone_ext.data.pixels import Preprocessing
     from mobileone_ext.deploy.formats.base import Request
     from mobileone_ext.deploy.quantization.calibrate import Options
     from mobileone_ext.deploy.quantization.quantize import Job, run
@@ -86,7 +87,7 @@ def main():
             config,
             args.checkpoint,
             args.out,
-            Request(form, args.size, args.opset, args.normalize, args.softmax),
+            Request(form, args.size or Preprocessing(config).side(), args.opset, args.normalize, args.softmax),
             options,
             args.images,
             args.num_images,

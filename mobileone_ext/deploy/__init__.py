@@ -25,9 +25,8 @@ def add_file_arguments(parser: argparse.ArgumentParser, first_opset: int = FIRST
         '--size',
         dest='size',
         type=positive,
-        default=DEFAULT_SIZE,
         metavar='N',
-        help='height and width of the images in pixels (%(default)s)',
+        help="height and width of the images in pixels (the test pipeline's)",
     )
     parser.add_argument('--normalize', action='store_true', help='take pixels 0..255: normalization inside the file')
     parser.add_argument('--softmax', action='store_true', help='return probabilities instead of logits')

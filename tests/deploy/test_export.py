@@ -12,9 +12,11 @@ import onnx
 import pytest
 import torch
 from conftest import only_line, randomize_norms
+from mmpretrain.registry import MODELS
 from PIL import Image
 
 from mobileone_ext import cli
+from mobileone_ext.config import load_config
 from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import export, fuse
 from mobileone_ext.deploy.formats import FORMATS
@@ -158,6 +160,16 @@ def test_tool_fuses_exports_and_compares(s0, run_tool, tmp_path):
     assert code == 0, text
     assert '3 images: 0 predictions changed' in text
     assert 'broken.png: not a readable image' in text
+
+
+def test_the_test_pipeline_says_the_size(run_tool, tmp_path):
+    """64 px for the digits: a file for 224 would take, and misread, photos of another size than the network learned."""
+    config = load_config('configs/mobileone_s0_digits.py')
+    torch.save(MODELS.build(config.model).state_dict(), tmp_path / 'net.pth')
+    code, text = run_tool('export', 'configs/mobileone_s0_digits.py', tmp_path / 'net.pth', tmp_path / 'net.onnx')
+    assert code == 0, text
+    shape = onnx.load(tmp_path / 'net.onnx').graph.input[0].type.tensor_type.shape
+    assert [axis.dim_value for axis in shape.dim][1:] == [3, 64, 64]
 
 
 def test_options_of_the_tool(s0, run_tool, tmp_path):

@@ -448,7 +448,9 @@ def test_tool_on_digits(digits, run_tool, tmp_path):
     code, text = run_tool('quantize', *arguments[:2], tmp_path / 'int8.param', '--calib', calibration, *options)
     assert code == 1 and "*.pte; ncnn's integers have no zero point" in only_line(text)
 
-    code, text = run_tool('quantize', *arguments[:3], '--calib', calibration, '--num-calib', 4, *options)
+    code, text = run_tool(
+        'quantize', *arguments[:3], '--calib', calibration, '--num-calib', 4, *options, '--image-size', 224
+    )
     assert code == 1 and only_line(text).endswith(
         "--image-size 224: the config's test pipeline gives images of 32 x 32 pixels"
     )
