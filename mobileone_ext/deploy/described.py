@@ -4,21 +4,23 @@ An exported file says it in its metadata; a run's checkpoints and its folder hav
 data: nothing in it runs.
 """
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..checkpoints.load import read_checkpoint
-from ..checkpoints.names import PUBLISHED
+from ..checkpoints.names import PUBLISHED, resolve
 from ..config import DATA_SUFFIXES, completed, find_file, load_config, resolved_config
+from ..data.classes import class_names, is_multi_label, labels, num_classes
 from ..data.pixels import Preprocessing
 from ..files import suffix_of
-from .exported import stored_labels
+from ..metadata import Metadata, fit_of
+from ..provenance import origin
 from .runtime import is_exported, open_network
 
 _FUSED = 'fused.pth'  # what tools/finetune.py leaves for use
@@ -27,11 +29,6 @@ _STEP = re.compile(r'(?:epoch|iter)_(\d+)\.pth')
 _RUN = 'run'  # in the folder of a fine-tuning
 # Of a run's config; the rest, and what became of it since, is nothing to a trained network.
 _KEYS = {'custom_imports', 'data_preprocessor', 'default_scope', 'model', 'test_dataloader', 'val_dataloader'}
-# Transforms that metadata may name, with their numbers and words: they are built, so none from elsewhere.
-_STEPS = ('LoadImageFromFile', 'mobileone_ext.LoadImageFromFile', 'ResizeEdge', 'Resize', 'CenterCrop', 'PackInputs')
-_UNSAID = '[]'
-_CROP = 0.875  # of the shorter edge, where a file says no more than its size
-_LARGEST = 8192  # pixels
 
 
 class Described(NamedTuple):
@@ -140,71 +137,44 @@ def _of_a_run(text: str, name: str, options: dict | None) -> Config:
 
 def _config_of_file(path: str, options: dict | None) -> tuple[Config, str] | None:
     """A config of what an exported file says of itself: names, mean and std, how images are resized and cropped."""
-    metadata = open_network(path).metadata
-    if not {'input', 'labels', 'mean', 'std'} <= set(metadata) or metadata.get('preprocessing') == _UNSAID:
+    metadata = Metadata.read(open_network(path).metadata)
+    pipeline = metadata.pipeline()
+    if not (metadata.input and metadata.labels and metadata.mean and metadata.std and pipeline):
         return None
     init_default_scope('mmpretrain')  # where the steps of its pipeline are looked up
-    try:
-        names, mean, std = (json.loads(metadata[key]) for key in ('labels', 'mean', 'std'))
-        size = json.loads(metadata.get('size', 'null'))
-        several = metadata.get('labels_of_an_image') == 'several'
-        config = Config(
-            dict(
-                model=dict(
-                    type='ImageClassifier',
-                    data_preprocessor=dict(mean=mean, std=std, to_rgb=metadata.get('channels') == 'RGB'),
-                    head=dict(
-                        type='MultiLabelLinearClsHead' if several else 'LinearClsHead',
-                        num_classes=len(names),
-                        in_channels=1,
-                    ),
+    config = Config(
+        dict(
+            model=dict(
+                type='ImageClassifier',
+                data_preprocessor=dict(mean=metadata.mean, std=metadata.std, to_rgb=metadata.channels == 'RGB'),
+                head=dict(
+                    type='MultiLabelLinearClsHead' if metadata.labels_of_an_image == 'several' else 'LinearClsHead',
+                    num_classes=len(metadata.labels),
+                    in_channels=1,
                 ),
-                test_dataloader=dict(dataset=dict(metainfo=dict(classes=stored_labels(metadata)))),
             ),
-            cfg_text=path,
-            filename=path,
-        )
-        steps = list(_steps(json.loads(metadata.get('preprocessing', _UNSAID))))
-        dataset, note = config.test_dataloader.dataset, 'by its metadata'
-        dataset.pipeline = steps
-        if not steps or (size and Preprocessing(config).image_size not in (None, tuple(size))):
-            height, width = size
-            edge = round(min(height, width) / _CROP)
-            dataset.pipeline = [
-                dict(type='mobileone_ext.LoadImageFromFile'),
-                dict(type='ResizeEdge', scale=edge, edge='short', backend='pillow'),
-                dict(type='CenterCrop', crop_size=(width, height)),
-                dict(type='PackInputs'),
-            ]
-            note += f', which do not say how photos are resized: the shorter edge to {edge} pixels, the middle cut out'
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f'{path}: its metadata are not read ({error})') from error
+            test_dataloader=dict(dataset=dict(pipeline=pipeline, metainfo=dict(classes=metadata.names))),
+        ),
+        cfg_text=path,
+        filename=path,
+    )
+    note = 'by its metadata'
+    if not metadata.says_fit:
+        edge = pipeline[1]['scale']
+        note += f', which do not say how photos are resized: the shorter edge to {edge} pixels, the middle cut out'
     return completed(config, options=options), note
 
 
-def preprocessing_of(preprocessing: Preprocessing) -> str:
-    """The test pipeline for an exported file's metadata, which do not tell of steps that they may not name."""
-    try:
-        return json.dumps(list(_steps(preprocessing.pipeline)))
-    except ValueError:
-        return _UNSAID
+def describe(preprocessing: Preprocessing, names: Sequence[str] | None, source: str | Path) -> Metadata:
+    """What a classifier made of the file ``source`` says of itself, whatever form it takes.
 
-
-def _steps(pipeline: Any) -> Iterator[dict]:
-    """The steps of a pipeline of :data:`_STEPS`.
-
-    Raises:
-        ValueError: for any other, or arguments that are more than numbers and words.
+    Args:
+        names: of its classes; None takes the config's.
     """
-    for step in pipeline:
-        kind = str(step.get('type')).removeprefix('mmpretrain.').removeprefix('mmcv.')
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in step.items()}
-        if kind not in _STEPS or not all(map(_is_plain, values.values())):
-            raise ValueError(f'preprocessing {str(step)[:80]} is not known')
-        yield {**values, 'type': kind}
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, (str, type(None))) or (isinstance(value, (int, float)) and abs(value) <= _LARGEST)
+    config, made_of = preprocessing.config, origin(resolve(source), 'torch', 'mmengine')
+    labels_ = labels(names or class_names(config), num_classes(config) or 0)
+    channels = 'RGB' if preprocessing.to_rgb else 'BGR'
+    told = dict(labels=labels_, channels=channels, mean=preprocessing.mean, std=preprocessing.std, **made_of)
+    with suppress(ValueError):  # no pipeline
+        told |= fit_of(preprocessing.pipeline)
+    return Metadata(**told, labels_of_an_image='several' if is_multi_label(config) else None)

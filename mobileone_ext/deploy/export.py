@@ -1,6 +1,5 @@
 """A trained classifier as a file for a device, in the formats of ``formats``, checked against PyTorch."""
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -13,14 +12,12 @@ from mmpretrain.models.necks import GlobalAveragePooling
 from torch import Tensor, nn
 
 from .. import files
-from ..checkpoints.names import resolve
-from ..data.classes import class_names, is_multi_label, labels, num_classes
+from ..data.classes import is_multi_label
 from ..data.pixels import Preprocessing, in_batches
 from ..files import suffix_of
-from ..provenance import origin
 from . import fuse
 from .compare import Difference, image_channels
-from .described import preprocessing_of
+from .described import describe
 from .formats import FORMAT_OF_SUFFIX, FORMATS
 from .formats.base import Request, load_format, using
 from .runtime import open_network
@@ -90,24 +87,16 @@ def described(
     Args:
         classes: names, as :func:`fuse.load_model` gives them; None takes the config's.
     """
-    config, form = preprocessing.config, FORMATS[request.format]
-    names = classes or class_names(config) or labels(None, num_classes(config) or 0)
-    made_of = origin(resolve(checkpoint), 'torch')
-    metadata = dict(
+    form = FORMATS[request.format]
+    metadata = replace(
+        describe(preprocessing, classes, checkpoint),
+        size=[request.size, request.size],
         input='pixels 0..255' if request.normalize else 'normalized pixels: (x - mean) / std',
-        channels='RGB' if preprocessing.to_rgb else 'BGR',
-        mean=json.dumps(preprocessing.mean),
-        std=json.dumps(preprocessing.std),
         output='probabilities' if request.softmax else 'logits',
-        labels=json.dumps(names),
-        **(dict(labels_of_an_image='several') if is_multi_label(config) else {}),
-        preprocessing=preprocessing_of(preprocessing),
-        **dict(made_of, versions=json.dumps(made_of['versions'])),
         layout=form.layout,
-        size=json.dumps([request.size, request.size]),
         precision='float16' if request.half else form.precision,
     )
-    return replace(request, metadata={**metadata, **request.metadata})
+    return replace(request, metadata={**metadata.write(), **request.metadata})
 
 
 def export_classifier(

@@ -1,6 +1,5 @@
 """An exported file with the interface of mmpretrain's classifiers, for the same pipeline, loop and evaluator."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -9,8 +8,9 @@ from mmengine.model import BaseModel
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..data.classes import check_same, class_names, is_multi_label, labels, num_classes
+from ..data.classes import check_same, class_names, is_multi_label, num_classes
 from ..data.pixels import Preprocessing
+from ..metadata import Metadata
 from .compare import Difference, check_finite
 from .runtime import Network, open_network
 
@@ -51,16 +51,16 @@ class ExportedClassifier(BaseModel):
         super().__init__(MODELS.build(preprocessor))
         self.path, self.network = path, open_network(path, threads)
         self.takes, self.assumed = _input_of(self.network, path, takes)
-        self.probabilities = self.network.metadata.get('output') == 'probabilities'
+        metadata = Metadata.read(self.network.metadata)
+        self.probabilities = metadata.output == 'probabilities'
         self.preprocessing = Preprocessing(config)
         self.num_classes = num_classes(config) or self.network.num_classes
         self.head = MODELS.build(config.model.get('head') or dict(type='ClsHead'))
         self.reference, self.difference = reference, Difference(is_multi_label(config))
         if self.network.num_classes not in (None, self.num_classes):
             raise ValueError(f'{path}: has {self.network.num_classes} classes, the config has {self.num_classes}')
-        stored = stored_labels(self.network.metadata)
-        check_same(stored, class_names(config), str(path), 'the config')
-        self.classes = stored or class_names(config)
+        check_same(metadata.names, class_names(config), str(path), 'the config')
+        self.classes = metadata.names or class_names(config)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'):
@@ -88,16 +88,6 @@ class ExportedClassifier(BaseModel):
     def _expected(self, pixels: Tensor) -> Tensor:
         expected = self.reference(self.preprocessing.normalize(pixels))
         return expected.log_softmax(1) if self.probabilities else expected
-
-
-def stored_labels(metadata: dict[str, str]) -> list[str] | None:
-    """The names of classes in an exported file's metadata; None if it has none, or numbers."""
-    try:
-        names = json.loads(metadata.get('labels', 'null'))
-    except ValueError:
-        return None
-    valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if valid and names != labels(None, len(names)) else None
 
 
 def _input_of(network: Network, path: str | Path, takes: str | None) -> tuple[str, bool]:

@@ -10,10 +10,10 @@ from torch import nn
 
 from ..backbone import MobileOne
 from ..checkpoints.load import CLASSES, Weights, load_weights
-from ..checkpoints.names import resolve
 from ..data.classes import class_names
-from ..provenance import origin
+from ..data.pixels import Preprocessing
 from .compare import check_finite, noise, relative_difference
+from .described import describe
 
 # Relative to the largest output. Rounding the fused weights to float32 costs about 1e-6 for any variant.
 FUSION_TOLERANCE = 1e-4
@@ -82,15 +82,16 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def save_fused(model: nn.Module, path: str | Path, config: Config, source: str | Path, place: str) -> None:
-    """Save a fused classifier's weights with ``meta``: source file, its sha256, config, versions, names of classes.
+    """Save a fused classifier's weights with ``meta``: what it says of itself, its config, names of classes.
 
     Args:
         source: the checkpoint that the weights come from.
         place: in that file, e.g. ``'state_dict (EMA)'``.
     """
-    file = resolve(source)
-    meta = dict(origin(file, 'torch', 'mmengine'), source_weights=place, config=config.pretty_text)
-    if getattr(model, 'classes', None):
-        meta['dataset_meta'] = {CLASSES: tuple(model.classes)}  # as mmengine writes them
+    classes = getattr(model, 'classes', None)
+    said = describe(Preprocessing(config), classes, source).values()
+    meta = dict(said, source_weights=place, config=config.pretty_text)
+    if classes:
+        meta['dataset_meta'] = {CLASSES: tuple(classes)}  # as mmengine writes them
     state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
     torch.save({'meta': meta, 'state_dict': state}, path)

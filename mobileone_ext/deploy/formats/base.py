@@ -8,7 +8,6 @@ A module of this folder has the format's name and two functions; its packages ar
 
 import copy
 import importlib
-import json
 import os
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from ...metadata import Metadata
 from ...provenance import sha256
 from .. import DEFAULT_OPSET, DEFAULT_SIZE
 from . import FORMATS
@@ -135,8 +135,7 @@ class Network:
     @property
     def takes_pixels(self) -> bool | None:
         """Whether pixels 0 .. 255 or normalized ones go in; None if the file does not say."""
-        text = self.metadata.get('input')
-        return text.startswith('pixels') if text else None
+        return Metadata.read(self.metadata).takes_pixels
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         # Some runtimes take images of any size, and give something.
@@ -220,8 +219,8 @@ def only(inputs: Sequence) -> Any:
 
 def described_shape(metadata: Mapping[str, str]) -> tuple:
     """Channels, height and width of the images by the file's metadata, where the graph does not say; None for open."""
-    channels = len(json.loads(metadata['mean'])) if 'mean' in metadata else None
-    return (channels, *(json.loads(metadata['size']) if 'size' in metadata else (None, None)))
+    said = Metadata.read(metadata)
+    return (len(said.mean) if said.mean else None, *(said.size or (None, None)))
 
 
 def beside(path: Path, suffix: str) -> Path:
