@@ -9,7 +9,12 @@ from mmengine import registry as mmengine
 
 SCOPE = 'mobileone_ext'
 
-DATASETS = Registry('dataset', parent=mmengine.DATASETS, scope=SCOPE, locations=['mobileone_ext.data.dataset'])
+DATASETS = Registry(
+    'dataset',
+    parent=mmengine.DATASETS,
+    scope=SCOPE,
+    locations=['mobileone_ext.data.dataset', 'mobileone_ext.data.shards'],
+)
 HOOKS = Registry('hook', parent=mmengine.HOOKS, scope=SCOPE, locations=['mobileone_ext.recipe'])
 MODELS = Registry(
     'model',

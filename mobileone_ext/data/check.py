@@ -28,6 +28,7 @@ from .classes import (
     names_of,
     num_classes,
     scanned_folder,
+    shards_of,
 )
 from .dataset import CustomDataset, ImageNet
 from .images import class_folders, names_of_folders, spread
@@ -95,7 +96,7 @@ def _look_for_data(dataset: dict, option: str) -> None:
     if dataset.get('indices') in (0, [], ()):  # mmengine fails without a word of it
         raise ValueError(f'{option}.indices={dataset["indices"]}: leaves no images')
     root, prefix = dataset.get('data_root'), dataset.get('data_prefix', '')
-    if root is None or not isinstance(prefix, str) or '://' in str(root):
+    if root is None or not isinstance(prefix, str) or '://' in str(root) or shards_of(dataset):
         return  # a data set of another kind speaks for itself
     folder = Path(root, prefix).expanduser()
     for path in (Path(root).expanduser(), folder, annotation_file(dataset) or folder):
@@ -109,17 +110,20 @@ def _look_for_data(dataset: dict, option: str) -> None:
 def _label_by_name(dataset: dict, option: str, classes: Sequence[str] | None, source: str) -> None:
     """Give class folders the labels of ``classes``, or raise ValueError if ``dataset`` has others than ``source``."""
     names, folder = names_of(dataset), scanned_folder(dataset)
+    place = folder or shards_of(dataset)
     if are_same(names, classes):
         return
     if folder is not None and given_names(dataset):
         folders = names_of_folders(class_folders(folder))
         if not set(folders) & set(names) and are_same(folders, classes):
             return  # names for show, of the same folders
-    if folder is None or given_names(dataset) or not set(names) <= set(classes):
-        check_same(names, classes, str(folder or annotation_file(dataset) or option), source)
-    dataset['classes'], dataset['exact'] = list(classes), True
+    if place is None or given_names(dataset) or not set(names) <= set(classes):
+        check_same(names, classes, str(place or annotation_file(dataset) or option), source)
+    dataset['classes'] = list(classes)
+    if folder is not None:
+        dataset['exact'] = True
     if len(set(names)) == len(set(classes)):
-        say(f'{folder}: labeled in the order of classes of {source}')
+        say(f'{place}: labeled in the order of classes of {source}')
 
 
 def fit_metrics(config: Config, evaluator: str, count: int | None) -> None:

@@ -23,6 +23,7 @@ from ..text import nfc, quoted, type_name
 from .images import class_folders, names_of_folders, photos_by_folder
 from .nested import datasets_of
 from .parts import check_are_classes
+from .shards import Shards, names_of_labels, photos_at
 
 _IMAGENET_IDS = '791ce0333040dd24'  # of the digest of the thousand WordNet ids
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -68,6 +69,8 @@ def names_of(dataset: dict) -> tuple[str, ...] | None:
     folder = scanned_folder(dataset)
     if not names and folder is not None and folder.is_dir():
         names = names_of_folders(class_folders(folder))
+    if not names and (shards := shards_of(dataset)):
+        names = names_of_labels({label for *_, label in photos_at(shards)})
     return tuple(map(nfc, names)) if names else None
 
 
@@ -75,20 +78,25 @@ def classes_in(dataset: dict) -> tuple[str, ...]:
     """The classes that the files of a data set hold, whatever its config or its type says of them.
 
     Names are those of its class folders. The images of a list have names where each label has a folder of its own, or
-    where the config names as many; else labels are their own names.
+    where the config names as many; else labels are their own names. Those of shards may be names.
 
     Raises:
         OSError: if there are no such files.
         ValueError: if they hold fewer than two classes, or labels that no image has.
     """
-    folder, file = scanned_folder(dataset), annotation_file(dataset)
-    place = folder or file
+    folder, file, shards = scanned_folder(dataset), annotation_file(dataset), shards_of(dataset)
+    place = folder or file or shards
     if folder is not None:
         inside, _ = photos_by_folder(folder)
         check_are_classes(folder, inside)
         names = names_of_folders(inside)
     elif file is not None and suffix_of(file) != '.json':
         listed, given = _classes_listed(file), given_names(dataset) or ()
+        names = given if len(given) == len(listed) else listed
+    elif shards is not None:
+        labels = {label for *_, label in photos_at(shards)}
+        listed, given = names_of_labels(labels), given_names(dataset) or ()
+        listed = listed or [*map(str, range(max(labels) + 1))]
         names = given if len(given) == len(listed) else listed
     else:
         names = names_of(dataset) or ()
@@ -183,6 +191,14 @@ def scanned_folder(dataset: dict) -> Path | None:
     if annotation_file(dataset) is not None or not isinstance(prefix, str):
         return None
     return Path(dataset.get('data_root') or '', prefix).expanduser()
+
+
+def shards_of(dataset: dict) -> Path | None:
+    """The folder or pattern of the tar shards of a data set; None if it has none."""
+    kind = dataset_class(dataset)
+    if not (isinstance(kind, type) and issubclass(kind, Shards)):
+        return None
+    return Path(dataset.get('data_root') or '', dataset.get('data_prefix') or dataset.get('split') or '').expanduser()
 
 
 def are_same(names: Sequence[str] | None, reference: Sequence[str] | None) -> bool:

@@ -74,11 +74,15 @@ def moments() -> dict[str, Callable]:
     from mmengine.hooks import EMAHook
     from mmengine.runner import ValLoop
 
+    from mobileone_ext.engine.runner import Runner
     from mobileone_ext.recipe.checkpointing import SafeCheckpointHook
     from mobileone_ext.recipe.curriculum import CurriculumHook
 
     # An epoch's checkpoint is written twice: after training (1, 3, 5, ..) and after validation (2, 4, 6, ..).
     return {
+        'before they meet': at(torch.distributed, 'init_process_group', 1),
+        'when they have met': at(torch.distributed, 'init_process_group', 1, 'after'),
+        'before the first step': at(Runner, 'load_or_resume', 1),
         'in the first write of all': in_the_write('epoch_', 1),
         'in the write': in_the_write('epoch_3', 1),
         'written, not yet in place': at(os, 'replace', 5, only=named('epoch_', 1)),
@@ -142,6 +146,22 @@ def _train(
 ) -> None:
     import contextlib
 
+    from mobileone_ext.engine import train as training
+
+    config = config_of(work_dir, digits, options, hooks, by_epoch, accumulate)
+    if os.environ['WORLD_SIZE'] != '1':
+        config.launcher = 'pytorch'
+        config.train_dataloader.batch_size = 22
+    with open(os.devnull, 'w') as sink, contextlib.redirect_stdout(sink):
+        if moment and os.environ['RANK'] == str(killed):
+            moments()[moment]()
+        training.train(config, resume=True)
+
+
+def config_of(
+    work_dir: str, digits: str, options: dict, hooks: Sequence[dict] = (), by_epoch: bool = True, accumulate: int = 1
+):
+    """The config of the run, for one process."""
     from mobileone_ext import cli
     from mobileone_ext.engine import train as training
 
@@ -149,6 +169,8 @@ def _train(
     config = cli.load_config(TINY, pairs)
     for loader, step in (('train_dataloader', 16), ('val_dataloader', 6)):  # some of each class
         config[loader].update(num_workers=0, persistent_workers=False, batch_size=45)
+        if [*Path(digits, 'train').glob('*.tar')]:
+            config[loader].dataset.type = 'mobileone_ext.Shards'
         config[loader].dataset.indices = list(range(0, 1437 if step == 16 else 360, step))
     config.custom_hooks[0].momentum = 0.5
     config.custom_hooks.append(
@@ -165,13 +187,7 @@ def _train(
         config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
         config.param_scheduler = [dict(type='CosineAnnealingLR', T_max=8, by_epoch=False)]
         config.default_hooks.checkpoint.update(by_epoch=False, interval=2)
-    if os.environ['WORLD_SIZE'] != '1':
-        config.launcher = 'pytorch'
-        config.train_dataloader.batch_size = 22
-    with open(os.devnull, 'w') as sink, contextlib.redirect_stdout(sink):
-        if moment and os.environ['RANK'] == str(killed):
-            moments()[moment]()
-        training.train(config, resume=True)
+    return config
 
 
 def train(

@@ -166,7 +166,7 @@ def calibration_files(config: Config, folder: str | None) -> tuple[Listing, str]
         raise ValueError(f'{error}; or {REMEDY}') from error
     sets = [DATASETS.build({**dataset, 'pipeline': []}) for dataset, _ in datasets_of(config, 'train_dataloader')]
     listed = dict.fromkeys(part.get_data_info(index).get('img_path') for part in sets for index in range(len(part)))
-    if None in listed:
+    if None in listed or any('://' in path for path in listed):
         raise ValueError(f'{config.filename}: its training images are no files; {REMEDY}')
     return Listing(map(Path, listed)), 'the training set'
 
