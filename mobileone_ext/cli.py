@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,9 @@ from .text import one_line, printable
 
 # A mistake that all processes meet is told by the first, and its launcher ends the others meanwhile.
 _SECONDS_FOR_THE_FIRST = 10
+# What gloo says in a process that the others wait for in vain; whoever ended has more to say, or the launcher has.
+_LOST = re.compile(r'gloo/transport/.*(by peer|closed)')
+LAUNCHER = 'MOBILEONE_LAUNCHER'  # the process that starts anew what has ended (``engine/launch.py``); a SIGHUP ends it
 _OURS = {'mobileone_ext', 'benchmarks', 'research', 'tests'}  # whose imports fail by a fault of ours
 
 
@@ -48,13 +52,17 @@ def run(main: Callable[[], int | None]) -> None:
             print(f'interrupted; {str(stop) or HOW_TO_GO_ON}', file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        message = outside_cause(error) or (one_line(error) if isinstance(error, (ValueError, OSError)) else None)
+        outside = outside_cause(error)
+        message = outside or (one_line(error) if isinstance(error, (ValueError, OSError)) else None)
         if message is None or os.environ.get(TRACEBACK_VARIABLE):
             raise
-        if rank():
+        if rank() or _LOST.search(str(error)):
             time.sleep(_SECONDS_FOR_THE_FIRST)
+        if rank():
             message = f'process {rank()}: {message}'
         print(f'error: {printable(message)}', file=sys.stderr)
+        if outside is None and LAUNCHER in os.environ:  # another attempt would meet the same mistake
+            os.kill(int(os.environ[LAUNCHER]), signal.SIGHUP)
         sys.exit(1)
 
 
@@ -70,6 +78,8 @@ def outside_cause(error: Exception) -> str | None:
             f"{one_line(error)}: the package is not installed; pip install 'mobileone_ext[EXTRA]' brings optional "
             'ones, EXTRA being benchmark, coreml, demo, deploy, executorch, gpu, heic, hub, litert, mnn or ncnn'
         )
+    if _LOST.search(text):
+        return f'another process of the run has ended; {HOW_TO_GO_ON}'
     if isinstance(error, MemoryError):
         return f'the memory does not suffice: {one_line(error)}'
     worker = re.search(r'DataLoader worker \(pid(?:\(s\))? (\d+)', text)

@@ -165,6 +165,21 @@ def test_the_line_about_extras_names_them_all():
     assert all(extra in line for extra in extras if extra != 'test')
 
 
+def test_a_process_that_the_others_have_left_waits_for_who_knows_more(monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr(cli.time, 'sleep', waited.append)
+
+    def main():
+        raise RuntimeError(
+            '[/x/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer. Hm'
+        )
+
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(main)
+    assert exit_.value.code == 1 and waited == [cli._SECONDS_FOR_THE_FIRST]
+    assert capsys.readouterr().err.startswith('error: another process of the run has ended; what was saved is whole')
+
+
 # What others have set: before and after everything of ours is imported. What we build on is there by then.
 PURE = """
 import importlib, logging, os, pkgutil, random, signal, sys, warnings

@@ -4,6 +4,8 @@ torchrun adds a traceback of its own to the error of its processes, whatever tha
 """
 
 import logging
+import os
+import signal
 
 from .. import cli
 from ..files import HOW_TO_GO_ON
@@ -16,6 +18,9 @@ def main() -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # With --max-restarts a group would find the addresses of the one before it in the store of --rdzv-backend=c10d.
+    os.environ.setdefault('TORCH_DISABLE_SHARE_RDZV_TCP_STORE', '1')
+    os.environ[cli.LAUNCHER] = str(os.getpid())
     for name in ('run', 'elastic.agent.server.api', 'elastic.multiprocessing.api'):
         logging.getLogger(f'torch.distributed.{name}').setLevel(logging.CRITICAL)
     try:
@@ -26,7 +31,7 @@ def main() -> int:
             raise ValueError(f'process {rank} was killed by signal {-failure.exitcode}; {HOW_TO_GO_ON}') from None
         return failure.exitcode
     except SignalException as error:
-        return 128 + error.sigval
+        return 1 if error.sigval == signal.SIGHUP else 128 + error.sigval
     except DistError as error:
         raise ValueError(f'the processes cannot meet: {one_line(error)} (MASTER_PORT=N names another port)') from None
     return 0

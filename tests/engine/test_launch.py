@@ -36,9 +36,9 @@ ENDS = {  # what the two processes do, and what the launcher's console shows
 }
 
 
-def launch(tmp_path, how, **options):
+def launch(tmp_path, how, *launching, **options):
     (tmp_path / 'child.py').write_text(CHILD)
-    command = [sys.executable, '-m', 'mobileone_ext.engine.launch', '--standalone', '--nproc_per_node=2']
+    command = [sys.executable, '-m', 'mobileone_ext.engine.launch', '--standalone', '--nproc_per_node=2', *launching]
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     return subprocess.Popen(
         [*command, str(tmp_path / 'child.py'), how],
@@ -52,7 +52,7 @@ def launch(tmp_path, how, **options):
 
 @pytest.mark.parametrize('how', ['all', *(pytest.param(how, marks=pytest.mark.slow) for how in ('one', 'killed'))])
 def test_what_ended_the_processes_is_one_line(tmp_path, how):
-    process = launch(tmp_path, how)
+    process = launch(tmp_path, how, f'--max-restarts={0 if how == "killed" else 2}')  # a mistake is made once
     _, console = process.communicate(timeout=60)
     assert process.returncode == 1 and console.count('\n') == 1
     assert console.startswith(ENDS[how])
