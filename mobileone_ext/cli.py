@@ -25,7 +25,7 @@ from .text import one_line, printable
 _SECONDS_FOR_THE_FIRST = 10
 # What gloo says in a process that the others wait for in vain; whoever ended has more to say, or the launcher has.
 _LOST = re.compile(r'gloo/transport/.*(by peer|closed)')
-LAUNCHER = 'MOBILEONE_LAUNCHER'  # the process that starts anew what has ended (``engine/launch.py``); a SIGHUP ends it
+LAUNCHER = 'MOBILEONE_LAUNCHER'  # the process that starts anew what has ended (``engine/launch.py``), until a SIGHUP
 _OURS = {'mobileone_ext', 'benchmarks', 'research', 'tests'}  # whose imports fail by a fault of ours
 
 
@@ -61,8 +61,8 @@ def run(main: Callable[[], int | None]) -> None:
         if rank():
             message = f'process {rank()}: {message}'
         print(f'error: {printable(message)}', file=sys.stderr)
-        if outside is None and LAUNCHER in os.environ:  # another attempt would meet the same mistake
-            os.kill(int(os.environ[LAUNCHER]), signal.SIGHUP)
+        if outside is None and os.environ.get(LAUNCHER) == str(os.getppid()):
+            os.kill(os.getppid(), signal.SIGHUP)  # another attempt would meet the same mistake
         sys.exit(1)
 
 
