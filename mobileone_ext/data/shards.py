@@ -12,7 +12,7 @@ import posixpath
 import re
 import tarfile
 from collections.abc import Set
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -133,14 +133,15 @@ def photos_in(shard: Path) -> list[Photo]:
         kept = json.loads(index.read_text(encoding='utf-8'))
         if kept['of'] == of:
             return kept['photos']
-    photos = _walk(shard)
-    with contextlib.suppress(OSError):  # where nothing may be written, it is walked each time
+    photos = _walk(shard, *of)
+    with contextlib.suppress(OSError):  # where nothing may be written, every process walks it
         write_text(json.dumps(dict(of=of, photos=photos)), index)
     return photos
 
 
-def _walk(shard: Path) -> list[Photo]:
-    """Raises ValueError, naming the shard and the member."""
+@cache
+def _walk(shard: Path, size: int, date: int) -> list[Photo]:
+    """The photos of a shard of this size and date; raises ValueError, naming the shard and the member."""
     photos: dict[str, tuple] = {}
     labels: dict[str, dict] = {}
     name = 'its start'
