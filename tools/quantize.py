@@ -67,7 +67,7 @@ def main():
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext.data.pixels import Preprocessing
     from mobileone_ext.deploy.formats.base import Request
-    from mobileone_ext.deploy.quantization.calibrate import Options
+    from mobileone_ext.deploy.quantization import Options
     from mobileone_ext.deploy.quantization.quantize import Job, run
 
     options = Options(

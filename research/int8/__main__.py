@@ -26,7 +26,7 @@ def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext.deploy.export import load_fused
-    from mobileone_ext.deploy.quantization.calibrate import Options
+    from mobileone_ext.deploy.quantization import Options
     from mobileone_ext.files import write_text
     from research.int8 import study
 

@@ -24,15 +24,16 @@ def main():
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext.deploy import export
     from mobileone_ext.deploy.formats import FORMAT_OF_SUFFIX
+    from mobileone_ext.deploy.quantization import Options, photos
     from mobileone_ext.deploy.quantization import quantize as pipeline
-    from mobileone_ext.deploy.quantization.calibrate import Options, quantize
+    from mobileone_ext.deploy.quantization.calibrate import quantize
     from mobileone_ext.deploy.runtime import open_network
     from mobileone_ext.files import write_text
     from mobileone_ext.text import markdown_table
 
     args.out.mkdir(parents=True, exist_ok=True)
     job = pipeline.Job(config, args.weights, images=args.photos, num_images=args.num_images)
-    images = pipeline.read_photos(job)
+    images = job.preprocessing.normalize(photos.read(*job.photos, job.preprocessing, job.num_images))
     int8 = quantize(job.model, images, Options())
     networks, sizes = {'simulation': lambda x: int8(pipeline.torch.from_numpy(x)).numpy()}, {}
     for suffix in pipeline.INT8_SUFFIXES:
@@ -42,7 +43,7 @@ def main():
         networks[suffix] = open_network(path, threads=1)
         sizes[suffix] = sum(name.stat().st_size for name in (path, *export.companions(path))) / 1e6
         print(path, 'written', flush=True)
-    rows = pipeline.measure_accuracy(job, networks)
+    rows = pipeline.measure_accuracy(job, job.test_images, networks)
     lines = []
     for row in rows:
         size = f'{sizes[row["name"]]:.1f}' if row['name'] in sizes else ''

@@ -18,7 +18,7 @@ from mobileone_ext import cli
 from mobileone_ext.text import markdown_table
 
 if TYPE_CHECKING:
-    from mobileone_ext.deploy.quantization.calibrate import Options
+    from mobileone_ext.deploy.quantization import Options
 
 CALIBRATIONS = ('half', 200), ('half', 32), ('outside', 100)
 SEEDS = (10, 11)
@@ -41,7 +41,7 @@ def parse_setting(text: str) -> 'Options':
     Raises:
         ValueError: for what is no option with a number, or a number that it does not take.
     """
-    from mobileone_ext.deploy.quantization.calibrate import Options
+    from mobileone_ext.deploy.quantization import Options
 
     numbers = {field.name: type(field.default) for field in fields(Options) if type(field.default) in (int, float)}
     values = {}

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mobileone_ext.data.images import find_images
 from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy.formats.base import Request
-from mobileone_ext.deploy.quantization.calibrate import Options, quantize
+from mobileone_ext.deploy.quantization import Options
+from mobileone_ext.deploy.quantization.calibrate import quantize
 from mobileone_ext.deploy.quantization.quantize import Job, measure_accuracy, write
 from mobileone_ext.text import markdown_table
 from research.sessions import in_exact_integers
@@ -97,7 +98,8 @@ def quantize_all(
 def table(config: Config, weights: str, files: dict[str, Path]) -> str:
     """Markdown: top-1, what it loses, and flips on the config's test set, a line a set."""
     networks = {name: in_exact_integers(path.read_bytes()) for name, path in files.items()}
-    reference, *rows = measure_accuracy(Job(config, weights), networks)
+    job = Job(config, weights)
+    reference, *rows = measure_accuracy(job, job.test_images, networks)
     lines = [('float', f'{reference["top1"]:.2f}', '', f'of {reference["num_images"]}')]
     lines += [
         (row['name'], f'{row["top1"]:.2f}', f'{reference["top1"] - row["top1"]:.2f}', row['flips']) for row in rows

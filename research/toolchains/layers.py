@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobileone_ext.deploy.quantization.calibrate import Int8, Options, quantize
+from mobileone_ext.deploy.quantization import Options
+from mobileone_ext.deploy.quantization.calibrate import Int8, quantize
 from mobileone_ext.deploy.quantization.chain import in_chunks, layers_of
 from mobileone_ext.text import markdown_table
 

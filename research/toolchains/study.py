@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy.compare import Difference, top_accuracies
-from mobileone_ext.deploy.quantization.calibrate import Options
+from mobileone_ext.deploy.export import load_fused
+from mobileone_ext.deploy.quantization import Options
+from mobileone_ext.deploy.quantization import photos as calibration
 from mobileone_ext.deploy.quantization.prepare import prepare
-from mobileone_ext.deploy.quantization.quantize import Job, read_photos
 from mobileone_ext.deploy.quantization.rounding import LEVELS
 from mobileone_ext.files import csv_text, write_text
 from mobileone_ext.text import markdown_table
@@ -95,6 +96,12 @@ def build(quantizer: Quantizer, name: str, model: nn.Module, photos: Tensor, sca
         raise ValueError(f'{name} is not installed ({error}): pip install {quantizer.package}') from error
 
 
+def read_photos(config: Config, folder: str, count: int) -> Tensor:
+    """``count`` normalized images (N, C, H, W)."""
+    preprocessing = Preprocessing(config)
+    return preprocessing.normalize(calibration.read(*calibration.find(config, folder), preprocessing, count))
+
+
 def run(config: Config, weights: str, folder: str, count: int, todo: Iterable[Arm], path: Path) -> list[dict]:
     """Run what has no row in the CSV file ``path`` yet; all rows. What is not installed is named and passed over."""
     rows = read_rows(path) if path.exists() else []
@@ -103,8 +110,7 @@ def run(config: Config, weights: str, folder: str, count: int, todo: Iterable[Ar
     if not todo:
         return rows
     torch.set_num_threads(1)
-    job = Job(config, weights, images=folder, num_images=count)
-    model, photos = job.model, read_photos(job)
+    model, photos = load_fused(config, weights), read_photos(config, folder, count)
     test = TestSet(config, model)
 
     def add(arm: Arm, predict: Predict, version: str) -> None:
@@ -138,8 +144,7 @@ def run(config: Config, weights: str, folder: str, count: int, todo: Iterable[Ar
 def show_layers(config: Config, weights: str, folder: str, count: int, networks: Sequence[str]) -> None:
     """Print what each layer of ``networks`` costs alone: every other photo calibrates, the rest measure."""
     torch.set_num_threads(1)
-    job = Job(config, weights, images=folder, num_images=count)
-    model, photos = job.model, read_photos(job)
+    model, photos = load_fused(config, weights), read_photos(config, folder, count)
     for network in networks:
         steps = LEVELS if network == 'snapped' else None
         ready = model if network == 'raw' else prepare(model, photos[::2], Options(), steps)[0]

@@ -8,7 +8,8 @@ from test_int8_formats import PACKAGES, written
 from test_quantization import SE_BLOCKS, images, int8_file, small_classifier
 
 from mobileone_ext.deploy.formats import FORMATS
-from mobileone_ext.deploy.quantization.calibrate import INPUT, POOLED, Options, quantize
+from mobileone_ext.deploy.quantization import Options
+from mobileone_ext.deploy.quantization.calibrate import INPUT, POOLED, quantize
 from mobileone_ext.deploy.quantization.chain import layers_of
 from mobileone_ext.deploy.runtime import open_network
 

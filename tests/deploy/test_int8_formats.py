@@ -13,7 +13,8 @@ from mobileone_ext import cli
 from mobileone_ext.deploy import fuse
 from mobileone_ext.deploy.formats import FORMATS, base
 from mobileone_ext.deploy.formats.base import Request, load_format
-from mobileone_ext.deploy.quantization.calibrate import Options, quantize
+from mobileone_ext.deploy.quantization import Options
+from mobileone_ext.deploy.quantization.calibrate import quantize
 from mobileone_ext.deploy.quantization.chain import layers_of
 from mobileone_ext.deploy.quantization.qdq_torch import qdq_net
 from mobileone_ext.deploy.runtime import open_network

@@ -1,5 +1,7 @@
 """The float network for other quantizers: the same function, of even channels, in an ordinary file; bad requests."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from test_quantization import SE_BLOCKS, images, small_classifier, unevenness
 from mobileone_ext import cli
 from mobileone_ext.block import MobileOneBlock
 from mobileone_ext.deploy import fuse
-from mobileone_ext.deploy.quantization.calibrate import Options, _at_random_pixels
+from mobileone_ext.deploy.quantization import Options
+from mobileone_ext.deploy.quantization.calibrate import _at_random_pixels
 from mobileone_ext.deploy.quantization.chain import layers_of
 from mobileone_ext.deploy.quantization.photos import warnings_about
 from mobileone_ext.deploy.quantization.prepare import prepare
@@ -69,10 +72,12 @@ def test_the_floor_reaches_the_prepared_network():
 def test_function_that_changes_is_refused(monkeypatch):
     from mobileone_ext.deploy.quantization import prepare as module
 
-    def spoil(model, images, *options):
+    def spoil(model, *rest):
+        model = copy.deepcopy(model)
         model.head.fc.bias.data[0] += 1
+        return model
 
-    monkeypatch.setattr(module, 'equalize', spoil)
+    monkeypatch.setattr(module, 'equalized', spoil)
     with pytest.raises(ValueError, match='outputs differ by'):
         prepare(small_classifier(), images(4), Options())
 
@@ -206,7 +211,7 @@ def test_dilation_is_prepared_and_snapped():
             # What the weights are fitted at is what the layer sees.
             seen = torch.randn(4, layer.linear.in_channels, 9, 9)
             inputs, outputs = _at_random_pixels(layer, seen, layer.linear(seen))
-            found = inputs @ layer.grouped_weight().transpose(1, 2) + layer.linear.bias[:, None, None]
+            found = inputs @ layer.grouped_weight.transpose(1, 2) + layer.linear.bias[:, None, None]
             torch.testing.assert_close(found, outputs, rtol=1e-4, atol=1e-4)
     assert prepare(model, x, Options())[1].max_rel_diff < 1e-4
     assert prepare(model, x, Options(), 127)[1].max_rel_diff < 0.1

@@ -15,19 +15,20 @@ from mobileone_ext import (
     backbone,  # noqa: F401  registers it
     cli,
 )
+from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import export, fuse
 from mobileone_ext.deploy.formats import FORMAT_OF_SUFFIX
 from mobileone_ext.deploy.formats.base import Request, load_format
+from mobileone_ext.deploy.quantization import Options, photos, rounding
 from mobileone_ext.deploy.quantization import quantize as pipeline
-from mobileone_ext.deploy.quantization import rounding
 from mobileone_ext.deploy.quantization.agreement import SUMS_FIT
-from mobileone_ext.deploy.quantization.calibrate import Options, quantize, sensitivity
-from mobileone_ext.deploy.quantization.chain import Int8, layers_of
-from mobileone_ext.deploy.quantization.equalization import (
+from mobileone_ext.deploy.quantization.calibrate import Int8, quantize, sensitivity
+from mobileone_ext.deploy.quantization.chain import (
     absorb_bias,
     channel_scales,
     equalize,
     largest_activations,
+    layers_of,
 )
 from mobileone_ext.deploy.quantization.qdq import insert_qdq
 from mobileone_ext.deploy.quantization.ranges import METHODS, choose_qparams, divergence, qparams_between
@@ -226,7 +227,7 @@ def test_range_methods():
     x = torch.rand(100, 2, 50, 50, generator=torch.Generator().manual_seed(0))
     x[0, 0, 0, 0] = 2.0
     importance = torch.ones(2)
-    highest = {method: choose_qparams(x, importance, method).scale * 255 for method in METHODS}
+    highest = {name: method(x, importance).scale * 255 for name, method in METHODS.items()}
     assert highest['minmax'] == pytest.approx(2)
     assert 0.99 < highest['percentile'] < 1.01
     assert highest['mse'] < 1.4
@@ -235,7 +236,7 @@ def test_range_methods():
 
 def test_zeros_do_not_narrow_the_range_of_entropy():
     x = torch.randn(50, 4, 30, 30, generator=torch.Generator().manual_seed(0))
-    grids = [choose_qparams(values, torch.ones(4), 'entropy') for values in (x[x > 0].reshape(-1, 1), x.relu())]
+    grids = [METHODS['entropy'](values, torch.ones(4)) for values in (x[x > 0].reshape(-1, 1), x.relu())]
     assert grids[0] == grids[1] and grids[0].scale * 255 > 2
     assert choose_qparams(torch.zeros(4, 2), torch.ones(2), 'entropy').scale > 0
 
@@ -466,11 +467,12 @@ def test_other_photos_stand_in_for_unreadable_ones(tmp_path):
     for number in (0, 5):  # the ends are taken first
         (tmp_path / f'{number}.png').write_text('no picture')
     skipped = []
-    images = pipeline.read_photos(pipeline.Job(config, '', images=str(tmp_path), num_images=3), skipped)
-    assert len(images) == 3 and len({float(image[0, 0, 0]) for image in images}) == 3
+    preprocessing, found = Preprocessing(config), photos.find(config, str(tmp_path))
+    pixels = photos.read(*found, preprocessing, 3, skipped)
+    assert len(pixels) == 3 and len({float(image[0, 0, 0]) for image in pixels}) == 3
     assert [message.split(':')[0][-5:] for message in skipped] == ['0.png', '5.png']
     with pytest.raises(ValueError, match='4 of 6 files are readable images, --num-images asks for 5'):
-        pipeline.read_photos(pipeline.Job(config, '', images=str(tmp_path), num_images=5))
+        photos.read(*found, preprocessing, 5)
 
 
 @pytest.mark.slow

@@ -12,10 +12,10 @@ import torch
 from test_quantization import SE_BLOCKS, chosen_scales, images, int8_file, small_classifier
 
 from mobileone_ext.deploy.formats.base import Request
-from mobileone_ext.deploy.quantization import agreement, rounding
-from mobileone_ext.deploy.quantization.calibrate import Options, quantize
+from mobileone_ext.deploy.quantization import Options, agreement, rounding
+from mobileone_ext.deploy.quantization.calibrate import excess, quantize
 from mobileone_ext.deploy.quantization.chain import layers_of
-from mobileone_ext.deploy.quantization.saturation import excess, neighbors_sum
+from mobileone_ext.deploy.quantization.rounding import neighbors_sum
 from mobileone_ext.deploy.runtime import open_network
 
 
@@ -107,7 +107,7 @@ def test_a_dense_layer_saturates_as_integers_do(quantized):
     padded = torch.nn.functional.pad(q, (1, 1, 1, 1), value=grid.zero_point)
     weight = (stem.linear.weight / int8.weight_scales[stem.name].reshape(-1, 1, 1, 1)).round()
     outputs = stem.linear.weight.shape[0]
-    found = int8.linear(stem, rounded, 'input')
+    found = int8.sums(stem, rounded, 'input')
     for row, column in ((0, 0), (5, 9), (31, 31)):
         patch = padded[0, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
         total = saturated_sum(
@@ -123,7 +123,7 @@ def test_a_dense_layer_saturates_as_integers_do(quantized):
     total = saturated_sum((features / grid.scale).round().numpy() + grid.zero_point, weight.round().numpy())
     total = total - grid.zero_point * weight.round().sum(1).numpy()
     expected = total * grid.scale * int8.weight_scales['head.fc'].numpy() + head.linear.bias.numpy()
-    np.testing.assert_allclose(int8.linear(head, features, 'pooled'), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(int8.sums(head, features, 'pooled'), expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

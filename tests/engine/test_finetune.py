@@ -19,7 +19,7 @@ from server import Server
 from mobileone_ext import cli
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.data.dataset import CustomDataset
-from mobileone_ext.deploy.quantization.quantize import calibration_files
+from mobileone_ext.deploy.quantization import photos as calibration
 from mobileone_ext.engine import finetune
 from mobileone_ext.engine.finetuning import photos as reading
 from mobileone_ext.engine.finetuning import recipe as numbers
@@ -444,7 +444,7 @@ def test_a_run_writes_a_config_a_network_and_a_report(run_tool, weights, finishe
 def test_the_commands_of_the_report_run_and_calibrate_with_what_was_trained(run_tool, finished):
     photos, work = finished
     lines = (work / 'train.txt').read_text().splitlines()
-    calibrating = [str(path) for path in calibration_files(cli.load_config(str(work / 'config.py')), None)[0]]
+    calibrating = [str(path) for path in calibration.find(cli.load_config(str(work / 'config.py')), None)[0]]
     assert calibrating == [str(photos / line.rpartition(' ')[0]) for line in lines] and len(lines) == 24
     commands = json.loads((work / 'report.json').read_text())['commands']
     assert len(commands) == 4

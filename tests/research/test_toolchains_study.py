@@ -109,7 +109,8 @@ def test_other_integers_are_the_same_numbers():
     from mobileone_ext.deploy.export import DeployNet
     from mobileone_ext.deploy.formats.base import Request
     from mobileone_ext.deploy.formats.onnx import onnx_proto
-    from mobileone_ext.deploy.quantization.calibrate import Options, quantize
+    from mobileone_ext.deploy.quantization import Options
+    from mobileone_ext.deploy.quantization.calibrate import quantize
 
     int8 = quantize(small_classifier(), images(8), Options())
     net = DeployNet(int8.model)

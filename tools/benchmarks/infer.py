@@ -304,7 +304,8 @@ def fold(name: str, net: nn.Module) -> nn.Module:
 
 def _export_int8(net: nn.Module, path: Path) -> None:
     from mobileone_ext.deploy.export import DeployNet
-    from mobileone_ext.deploy.quantization.calibrate import Options, quantize
+    from mobileone_ext.deploy.quantization import Options
+    from mobileone_ext.deploy.quantization.calibrate import quantize
     from mobileone_ext.deploy.quantization.qdq import insert_qdq
 
     # Rounded to nearest: the time of an int8 kernel does not depend on its numbers.

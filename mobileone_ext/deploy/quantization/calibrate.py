@@ -1,55 +1,124 @@
-"""Int8 in one pass over calibration images: each layer is fitted to the float network given the int8 ones before it."""
+"""Int8 in one pass over calibration images: each layer is fitted to the float network given the int8 ones before it.
+
+The simulation computes in float32 what an int8 runtime computes in integers; shapes as in chain.py.
+"""
 
 import copy
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import rounding
-from .chain import INPUT, POOLED, Int8, Layer, finite, in_chunks, layers_of
-from .equalization import absorb_bias, equalize
+from ..compare import check_finite
+from . import Options, rounding
+from .chain import Layer, equalized, in_chunks, layers_of, run_layers
 from .ranges import QParams, choose_qparams
 
+INPUT, POOLED = 'input', 'pooled'
+DEFAULT = Options()
 # Pixels of each image that a layer's moments are taken at: 12,800 samples of 200 images for at most 1,024 inputs.
 POSITIONS = 64
-# An activation's range is chosen on at most about this many rows and columns: neighbors tell little more.
-RANGE_PIXELS = 14
+LOWEST, HIGHEST = -(2**15), 2**15 - 1
+PAIRS = 512  # of products, at a time
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to do; each step can be left out.
+@dataclass
+class Int8:
+    """A quantized classifier: float tensors that int8 holds, and scales and zero points.
 
     Attributes:
-        per_channel: one weight scale for each output channel instead of one for the layer.
-        equalize, balance, floor: see equalization.py.
-        absorb_bias: move what a depthwise channel always exceeds into the next layer's bias.
-        correct_bias: fit each bias to the means of the float network.
-        compensate: least squares and compensated rounding instead of rounding to nearest; fits the bias too.
-        ranges: of activations, one of ``RANGES``.
-        ridge: holds least squares to the given weights, see rounding.py.
-        weight_bits: 8, or 7 for weights whose sums of products fit 16 bits, see saturation.py.
-        keep: names of layers that stay in float.
+        model: the classifier; its weights are multiples of their scales.
+        weight_scales: (O,) by the layer's name; a layer that stays in float is absent.
+        qparams: of the activations that enter int8 layers: by the name of the layer that
+            makes them, ``input``, ``pooled``, and ``NAME.linear`` for what enters an SE.
+        saturates: compute as a processor that adds pairs of products in 16 bits, see :func:`excess`.
     """
 
-    per_channel: bool = True
-    equalize: bool = True
-    balance: float = 0.5
-    floor: float = 1.0
-    absorb_bias: bool = False
-    correct_bias: bool = True
-    compensate: bool = True
-    ranges: str = 'mse'
-    ridge: float = 10.0
-    weight_bits: int = 7
-    keep: tuple[str, ...] = ()
+    model: nn.Module
+    weight_scales: dict[str, Tensor] = field(default_factory=dict)
+    qparams: dict[str, QParams] = field(default_factory=dict)
+    saturates: bool = False
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) for normalized images, as the int8 network gives them."""
+        *convolutions, head = layers_of(self.model)
+        x, source = self.rounded(INPUT, images), INPUT
+        for layer in convolutions:
+            x, source = self.block(layer, x, source), layer.name
+        return self.sums(head, self.rounded(POOLED, x.mean((2, 3))), POOLED)
+
+    def block(self, layer: Layer, x: Tensor, source: str) -> Tensor:
+        """What a convolution and all that follows it makes of ``x``, rounded by the parameters called ``source``."""
+        linear = self.rounded(f'{layer.name}.linear', self.sums(layer, x, source))
+        return self.rounded(layer.name, layer.finish(linear))
+
+    def sums(self, layer: Layer, x: Tensor, source: str) -> Tensor:
+        """The sums of products, and the bias, that ``layer`` alone makes of ``x``."""
+        outputs = layer.linear(x)
+        if not self.saturates or layer.is_depthwise or layer.name not in self.weight_scales:
+            return outputs
+        qparams, scales = self.qparams[source], self.weight_scales[layer.name]
+        # Padding is a real zero, which stands at its zero point.
+        integers = _patches(layer, x / qparams.scale).round() + qparams.zero_point
+        lost = excess(integers, (layer.grouped_weight[0] / scales[:, None]).round()) * (qparams.scale * scales)
+        return outputs - (lost if x.dim() == 2 else lost.unflatten(0, (len(x), *outputs.shape[2:])).movedim(-1, 1))
+
+    @property
+    def fits_16_bits(self) -> bool:
+        """Whether no pair of products can leave 16 bits, so that every processor computes the same."""
+        for layer in layers_of(self.model):
+            if layer.name in self.weight_scales and not layer.is_depthwise:
+                integers = (layer.grouped_weight[0] / self.weight_scales[layer.name][:, None]).round()
+                if not rounding.neighbors_sum(integers).max() <= rounding.PAIR_LIMIT:
+                    return False
+        return True
+
+    def rounded(self, name: str, x: Tensor) -> Tensor:
+        return self.qparams[name].apply(x) if name in self.qparams else x
+
+
+def _patches(layer: Layer, x: Tensor) -> Tensor:
+    """What each output pixel of a dense layer sees of ``x`` (N, C, H, W) or (N, C): (P, I), in the order of
+    ``Layer.grouped_weight``."""
+    conv = layer.linear
+    if isinstance(conv, nn.Linear):
+        return x
+    if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0):
+        return x.movedim(1, -1).flatten(0, 2)
+    unfolded = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # (N, C * K * K, L)
+    return unfolded.unflatten(1, (conv.in_channels, -1)).permute(0, 3, 2, 1).flatten(2).flatten(0, 1)
+
+
+def excess(x: Tensor, weight: Tensor) -> Tensor:
+    """What x86 processors without VNNI take away from ``x @ weight.T``, (P, O) for P pixels, O outputs.
+
+    ``pmaddubsw`` adds two neighboring products in 16 bits and saturates: 255 * 127 + 255 * 127 = 64,770 becomes 32,767.
+    onnxruntime and OpenVINO use it (AVX2, AVX-512 without VNNI) in dense layers; in depthwise ones both add in 32 bits.
+    Neighbors are those of the layer's reduction in NHWC order: (0, 1), (2, 3) .. of kernel row, column, channel in
+    onnxruntime; of each kernel position's channels in OpenVINO, which is the same for a 1x1 kernel and for an even
+    number of channels.
+
+    Args:
+        x: integers 0 .. 255 (P, I); weight: integers -128 .. 127 (O, I); both as floats, I in NHWC order.
+    """
+    if x.shape[1] % 2:
+        x, weight = (F.pad(tensor, (0, 1)) for tensor in (x, weight))
+    lost = x.new_zeros(len(x), len(weight))
+    # Few pairs can saturate: those alone are multiplied out.
+    large = 255 * weight.unflatten(1, (-1, 2))
+    outputs, pairs = ((large.clamp_min(0).sum(2) > HIGHEST) | (large.clamp_max(0).sum(2) < LOWEST)).nonzero().T
+    for output, pair in zip(outputs.split(PAIRS), pairs.split(PAIRS)):
+        first, second = 2 * pair, 2 * pair + 1
+        total = x[:, first] * weight[output, first] + x[:, second] * weight[output, second]
+        lost.index_add_(1, output, total - total.clamp(LOWEST, HIGHEST))
+    return lost
 
 
 @torch.no_grad()
-def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> Int8:
+def quantize(model: nn.Module, images: Tensor, options: Options = DEFAULT) -> Int8:
     """A quantized copy of a fused classifier.
 
     Args:
@@ -62,81 +131,51 @@ def quantize(model: nn.Module, images: Tensor, options: Options = Options()) -> 
     for name in options.keep:
         if name not in names:
             raise ValueError(f'keep: no layer {name!r}; the layers are {", ".join(names)}')
-    reference = copy.deepcopy(model).eval()
     images = images.contiguous(memory_format=torch.channels_last)
-    if options.equalize:
-        equalize(reference, images, options.balance, options.floor)
-    if options.absorb_bias:
-        absorb_bias(reference, images)
+    reference = equalized(model, images, options)
     result = Int8(copy.deepcopy(reference))
-
-    *convolutions, head = layers_of(reference)
-    *int8_convolutions, int8_head = layers_of(result.model)
-    following = [*convolutions[1:], head]
+    *float_convolutions, float_head = layers_of(reference)
+    *convolutions, head = layers_of(result.model)
     if names[0] not in options.keep:
-        _observe(result, INPUT, images, images.new_ones(images.shape[1]), options)
-    expected, rounded, source = images, in_chunks(lambda x: result.rounded(INPUT, x), images), INPUT
-    for layer, int8_layer, after in zip(convolutions, int8_convolutions, following):
-        linear = finite(in_chunks(layer.linear, expected), layer)
+        result.qparams[INPUT] = choose_qparams(images, images.new_ones(images.shape[1]), options.ranges)
+    rounded, source = in_chunks(lambda x: result.rounded(INPUT, x), images), INPUT
+    of_float = run_layers(float_convolutions, images)
+    for layer, after, outputs in zip(convolutions, [*convolutions[1:], head], of_float):
         is_int8 = layer.name not in options.keep
         if is_int8:
-            inputs, outputs = _at_random_pixels(int8_layer, rounded, linear)
-            _quantize_layer(result, int8_layer, inputs, outputs, result.qparams[source], options)
-        expected = in_chunks(layer.finish, linear)
+            samples = _at_random_pixels(layer, rounded, outputs.linear)
+            _quantize_layer(result, layer, *samples, source, options)
         if layer.has_se and is_int8:
-            gates = in_chunks(int8_layer.linear, rounded)
-            _observe(result, f'{layer.name}.linear', gates, gates.new_ones(gates.shape[1]), options)
-        rounded = in_chunks(lambda x: result.block(int8_layer, x, source), rounded)  # noqa: B023
+            gates = in_chunks(layer.linear, rounded)
+            unweighted = gates.new_ones(gates.shape[1])
+            result.qparams[f'{layer.name}.linear'] = choose_qparams(gates, unweighted, options.ranges)
+        rounded = in_chunks(lambda x: result.block(layer, x, source), rounded)  # noqa: B023
         source = layer.name
         # A map is rounded for the layer that reads it. The last one is read by the pooling, which runs in integers
         # behind an int8 layer whether the classifier stays in float or not.
         is_read_in_int8 = is_int8 if after is head else after.name not in options.keep
         if is_read_in_int8:
-            _observe(result, layer.name, rounded, _importance(after), options)
-            rounded = in_chunks(result.qparams[layer.name].apply, rounded)
+            result.qparams[source] = choose_qparams(rounded, after.importance, options.ranges)
+            rounded = in_chunks(result.qparams[source].apply, rounded)
     if head.name not in options.keep:
-        expected, rounded = expected.mean((2, 3)), rounded.mean((2, 3))
-        _observe(result, POOLED, rounded, _importance(head), options)
-        inputs, outputs = result.qparams[POOLED].apply(rounded)[None], finite(head.linear(expected), head)[None]
-        _quantize_layer(result, int8_head, inputs, outputs, result.qparams[POOLED], options)
+        rounded = rounded.mean((2, 3))
+        result.qparams[POOLED] = qparams = choose_qparams(rounded, head.importance, options.ranges)
+        expected = float_head.linear(outputs.finished.mean((2, 3)))
+        check_finite(expected, f'the float network, at {head.name},')
+        _quantize_layer(result, head, qparams.apply(rounded)[None], expected[None], POOLED, options)
     return result
 
 
-def _quantize_layer(
-    result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor, qparams: QParams, options: Options
-) -> None:
-    """Put ``layer``'s weights on int8 steps, given samples of its inputs (G, n, I), rounded by ``qparams``, and the
-    expected outputs (G, n, O)."""
-    stats = rounding.moments(inputs, outputs)
-    weight = layer.grouped_weight().double()
-    fits_bias = options.correct_bias or options.compensate
-    offsets = stats.mean_out.squeeze(1) if fits_bias else layer.linear.bias.double().view(len(weight), -1)
-    clips = rounding.CLIPS if options.compensate else (1.0,)
+def _quantize_layer(result: Int8, layer: Layer, inputs: Tensor, outputs: Tensor, source: str, options: Options) -> None:
+    """Put ``layer``'s weights on int8 steps, given samples of its inputs (G, n, I), rounded by the parameters called
+    ``source``, and the expected outputs (G, n, O)."""
     in_pairs = options.weight_bits == 7 and not layer.is_depthwise
-    if options.compensate:
-        weight = rounding.least_squares(weight, stats, options.ridge)
-    scales = rounding.choose_scales(weight, stats.inputs, offsets, qparams.scale, options.per_channel, in_pairs, clips)
-    if options.compensate:
-        weight = rounding.round_with_compensation(weight, stats.inputs, scales, in_pairs)
-    else:
-        weight = rounding.to_steps(weight, scales, in_pairs)
-    if fits_bias:
-        layer.linear.bias.copy_(rounding.fitted_bias(weight, stats))
-    layer.load_grouped_weight(weight)
+    stats, weight = rounding.moments(inputs, outputs), layer.grouped_weight.double()
+    input_scale = result.qparams[source].scale
+    weight, bias, scales = rounding.fit(weight, layer.linear.bias, stats, input_scale, in_pairs, options)
+    layer.linear.bias.copy_(bias)
+    layer.grouped_weight = weight
     result.weight_scales[layer.name] = scales.flatten().float()
-
-
-def _observe(result: Int8, name: str, x: Tensor, importance: Tensor, options: Options) -> None:
-    if x.dim() == 4 and options.ranges != 'minmax':
-        rows, columns = (max(1, size // RANGE_PIXELS) for size in x.shape[2:])
-        x = x[:, :, ::rows, ::columns]
-    result.qparams[name] = choose_qparams(x, importance, options.ranges)
-
-
-def _importance(layer: Layer) -> Tensor:
-    """Squared weight on each input channel, (C,): what an error there does to the layer's outputs."""
-    weight = layer.linear.weight**2
-    return weight.flatten(1).sum(1) if layer.is_depthwise else weight.transpose(0, 1).flatten(1).sum(1)
 
 
 def _at_random_pixels(layer: Layer, x: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,18 +212,14 @@ def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Te
         raise ValueError('--sensitivity calibrates on half of the images and measures on the others: two are needed')
     # A fitted layer makes up for the int8 layers before it, which are float here: round to nearest.
     full = quantize(model, images, dataclasses.replace(options, compensate=False, correct_bias=False))
-    reference = copy.deepcopy(model).eval()
-    if options.equalize:
-        equalize(reference, images, options.balance, options.floor)
+    reference = equalized(model, images, options)
     expected = in_chunks(Int8(reference), held_out).log_softmax(1)
     costs = []
-    for layer, quantized in zip(layers_of(reference), layers_of(full.model)):
+    for index, layer in enumerate(layers_of(full.model)):
         if layer.name not in full.weight_scales:
             continue
         alone = Int8(copy.deepcopy(reference), qparams={k: v for k, v in full.qparams.items() if k == layer.name})
-        for own in layers_of(alone.model):
-            if own.name == layer.name:
-                own.linear.load_state_dict(quantized.linear.state_dict())
-        found = in_chunks(alone, held_out).log_softmax(1)
-        costs.append((layer.name, float(F.kl_div(found, expected, log_target=True, reduction='batchmean'))))
+        layers_of(alone.model)[index].linear.load_state_dict(layer.linear.state_dict())
+        logits = in_chunks(alone, held_out).log_softmax(1)
+        costs.append((layer.name, float(F.kl_div(logits, expected, log_target=True, reduction='batchmean'))))
     return sorted(costs, key=lambda cost: -cost[1])

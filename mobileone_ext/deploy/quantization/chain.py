@@ -1,25 +1,28 @@
-"""A fused classifier as the chain of linear layers that int8 works on, and the chain in simulated int8.
+"""A fused classifier as the chain of linear layers that int8 works on, and its channels brought to one range.
 
-The simulation computes in float32 what an int8 runtime computes in integers.
+Equalization: ReLU(x / s) = ReLU(x) / s for s > 0, so layer a may return channel c divided by s[c] if layer b
+multiplies it back (Nagel et al. 2019, arXiv 1906.04721, section 4.1). There s balances the weights of a and b alone;
+here it balances the range of the activation too, since it has one scale for all channels whatever the weights have.
 
 Legend: N images, C channels, O outputs, I inputs of one output (in_channels / groups * K * K), G groups
 (depthwise: one a channel; otherwise 1).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...block import MobileOneBlock
 from ..compare import check_finite
-from .ranges import QParams
-from .saturation import PAIR_LIMIT, excess, neighbors_sum
+from . import Options
 
 CHUNK = 25  # images
-INPUT, POOLED = 'input', 'pooled'
+HEAD = 'head.fc'
+WEIGHT_FLOOR = 0.5  # of the median; of weights that are 0, say
 
 
 @dataclass
@@ -42,29 +45,31 @@ class Layer:
     def is_depthwise(self) -> bool:
         return getattr(self.linear, 'groups', 1) > 1
 
+    @property
+    def weight_by_input(self) -> Tensor:
+        """The weights that each input channel meets, (C, ...)."""
+        weight = self.linear.weight
+        return (weight if self.is_depthwise else weight.transpose(0, 1)).flatten(1)
+
+    @property
+    def importance(self) -> Tensor:
+        """Squared weight on each input channel, (C,): what an error there does to the layer's outputs."""
+        return (self.weight_by_input**2).sum(1)
+
+    @property
     def grouped_weight(self) -> Tensor:
         """The weight as (G, O, I), inputs in the order in which kernels add them up: row, column, channel."""
         weight = self.linear.weight
         return weight.flatten(2) if self.is_depthwise else weight.movedim(1, -1).flatten(1)[None]
 
+    @grouped_weight.setter
     @torch.no_grad()
-    def load_grouped_weight(self, grouped: Tensor) -> None:
-        """The inverse of :meth:`grouped_weight`."""
+    def grouped_weight(self, grouped: Tensor) -> None:
         weight = self.linear.weight
         if self.is_depthwise:
             weight.copy_(grouped.reshape(weight.shape))
         else:
             weight.copy_(grouped.reshape(weight.movedim(1, -1).shape).movedim(-1, 1))
-
-    def patches(self, x: Tensor) -> Tensor:
-        """What each output pixel of a dense layer sees of ``x`` (N, C, H, W) or (N, C): (P, I), in the same order."""
-        if isinstance(self.linear, nn.Linear):
-            return x
-        conv = self.linear
-        if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0):
-            return x.movedim(1, -1).flatten(0, 2)
-        unfolded = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # (N, C * K * K, L)
-        return unfolded.unflatten(1, (conv.in_channels, -1)).permute(0, 3, 2, 1).flatten(2).flatten(0, 1)
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
@@ -90,7 +95,7 @@ def layers_of(model: nn.Module) -> list[Layer]:
             layers.append(Layer(name, block.branch_reparam, finish, not isinstance(block.se, nn.Identity)))
     if not layers:
         raise ValueError(f'the backbone is {type(model.backbone).__name__}: int8 knows the blocks of MobileOne alone')
-    return [*layers, Layer('head.fc', model.head.fc, nn.Identity())]
+    return [*layers, Layer(HEAD, model.head.fc, nn.Identity())]
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -98,63 +103,96 @@ def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return torch.cat([function(chunk) for chunk in images.split(CHUNK)])
 
 
-def finite(x: Tensor, layer: Layer) -> Tensor:
-    """``x`` of the float network, unless it holds NaN or infinities behind ``layer``."""
-    check_finite(x, f'the float network, at {layer.name},')
-    return x
+class Outputs(NamedTuple):
+    """Of a convolution: ``linear``, its own, and ``finished``, with SE and activation."""
+
+    linear: Tensor
+    finished: Tensor
 
 
-@dataclass
-class Int8:
-    """A quantized classifier: float tensors that int8 holds, and scales and zero points.
+def run_layers(convolutions: Sequence[Layer], images: Tensor) -> Iterator[Outputs]:
+    """What each of the network's ``convolutions`` makes of ``images``, one after the other.
 
-    Attributes:
-        model: the classifier; its weights are multiples of their scales.
-        weight_scales: (O,) by the layer's name; a layer that stays in float is absent.
-        qparams: of the activations that enter int8 layers: by the name of the layer that
-            makes them, ``input``, ``pooled``, and ``NAME.linear`` for what enters an SE.
-        saturates: compute as a processor that adds pairs of products in 16 bits, see saturation.py.
+    Raises:
+        ValueError: naming the layer behind which there is NaN or an infinity.
     """
+    x = images
+    for layer in convolutions:
+        linear = in_chunks(layer.linear, x)
+        check_finite(linear, f'the float network, at {layer.name},')
+        x = in_chunks(lambda chunk: layer.finish(chunk.clone()), linear)  # noqa: B023  activations work in place
+        yield Outputs(linear, x)
 
-    model: nn.Module
-    weight_scales: dict[str, Tensor] = field(default_factory=dict)
-    qparams: dict[str, QParams] = field(default_factory=dict)
-    saturates: bool = False
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) for normalized images, as the int8 network gives them."""
-        *convolutions, head = layers_of(self.model)
-        x, source = self.rounded(INPUT, images), INPUT
-        for layer in convolutions:
-            x, source = self.block(layer, x, source), layer.name
-        return self.linear(head, self.rounded(POOLED, x.mean((2, 3))), POOLED)
+@torch.no_grad()
+def equalized(model: nn.Module, images: Tensor, options: Options) -> nn.Module:
+    """A copy in eval mode that computes the same with the channels' ranges that ``options`` ask for."""
+    model = copy.deepcopy(model).eval()
+    if options.equalize:
+        equalize(model, images, options.balance, options.floor)
+    if options.absorb_bias:
+        absorb_bias(model, images)
+    return model
 
-    def block(self, layer: Layer, x: Tensor, source: str) -> Tensor:
-        """What a convolution and all that follows it makes of ``x``, rounded by the parameters called ``source``."""
-        linear = self.rounded(f'{layer.name}.linear', self.linear(layer, x, source))
-        return self.rounded(layer.name, layer.finish(linear))
 
-    def linear(self, layer: Layer, x: Tensor, source: str) -> Tensor:
-        """What ``layer`` alone makes of ``x``."""
-        outputs = layer.linear(x)
-        if not self.saturates or layer.is_depthwise or layer.name not in self.weight_scales:
-            return outputs
-        qparams, scales = self.qparams[source], self.weight_scales[layer.name]
-        # Padding is a real zero, which stands at its zero point.
-        integers = layer.patches(x / qparams.scale).round() + qparams.zero_point
-        lost = excess(integers, (layer.grouped_weight()[0] / scales[:, None]).round()) * (qparams.scale * scales)
-        return outputs - (lost if x.dim() == 2 else lost.unflatten(0, (len(x), *outputs.shape[2:])).movedim(-1, 1))
+@torch.no_grad()
+def equalize(model: nn.Module, images: Tensor, balance: float, floor: float) -> None:
+    """Bring the channels between any two layers to one range, in place; the function stays the same.
 
-    @property
-    def fits_16_bits(self) -> bool:
-        """Whether no pair of products can leave 16 bits, so that every processor computes the same."""
-        for layer in layers_of(self.model):
-            if layer.name in self.weight_scales and not layer.is_depthwise:
-                integers = (layer.grouped_weight()[0] / self.weight_scales[layer.name][:, None]).round()
-                if not neighbors_sum(integers).max() <= PAIR_LIMIT:
-                    return False
-        return True
+    An SE between them reads the divided channels, so it is made to multiply them back.
+    """
+    layers = layers_of(model)
+    for layer, after, largest in zip(layers, layers[1:], largest_activations(layers, images)):
+        weight_out, weight_in = layer.linear.weight.abs().flatten(1).amax(1), after.weight_by_input.abs().amax(1)
+        scales = channel_scales(largest, weight_out, weight_in, balance, floor)
+        layer.linear.weight.div_(scales.reshape(-1, *[1] * (layer.linear.weight.dim() - 1)))
+        layer.linear.bias.div_(scales)
+        for reads in [layer.finish[0].conv1.conv, after.linear] if layer.has_se else [after.linear]:
+            # Depthwise weights are (C, 1, K, K), dense ones (O, C, ...).
+            by_channel = (-1, 1) if getattr(reads, 'groups', 1) > 1 else (1, -1)
+            reads.weight.mul_(scales.reshape(*by_channel, *[1] * (reads.weight.dim() - 2)))
 
-    def rounded(self, name: str, x: Tensor) -> Tensor:
-        return self.qparams[name].apply(x) if name in self.qparams else x
+
+def largest_activations(layers: Sequence[Layer], images: Tensor) -> list[Tensor]:
+    """The largest value of each channel (C,) behind every convolution of a network's ``layers``."""
+    return [outputs.finished.amax((0, 2, 3)) for outputs in run_layers(layers[:-1], images)]
+
+
+def channel_scales(activation: Tensor, weight_out: Tensor, weight_in: Tensor, balance: float, floor: float) -> Tensor:
+    """What to divide each of C channels by; all arguments (C,), their median 1 in the result.
+
+    Args:
+        activation: largest value of the channel on the calibration images.
+        weight_out: largest weight of the layer before that makes the channel.
+        weight_in: largest weight of the layer after that reads it.
+        balance: 1 brings the activations to one range, 0 makes the weights alike in both layers.
+        floor: what an activation counts as at least, of the median: a channel that is quiet on the calibration images
+            may be loud on others.
+    """
+    activation = _floored(activation, floor)
+    weights = (_floored(weight_out, WEIGHT_FLOOR) / _floored(weight_in, WEIGHT_FLOOR)).sqrt()
+    scales = activation**balance * (weights / weights.median()) ** (1 - balance)
+    return scales / scales.median()
+
+
+def _floored(values: Tensor, floor: float) -> Tensor:
+    """``values`` over the median of the positive ones, none below ``floor``."""
+    positive = values[values > 0]
+    if not len(positive):
+        return torch.ones_like(values)
+    return (values / positive.median()).clamp_min(floor)
+
+
+@torch.no_grad()
+def absorb_bias(model: nn.Module, images: Tensor) -> None:
+    """High-bias absorption, in place: what a depthwise channel exceeds on all images moves into the next bias.
+
+    ReLU(x) - c = ReLU(x - c) where x >= c >= 0 (Nagel et al. 2019, arXiv 1906.04721, section 4.1.3). Only into a
+    1x1 convolution: zero padding does not know of c. Exact where no x falls below c.
+    """
+    layers = layers_of(model)
+    shifts = [outputs.linear.amin((0, 2, 3)).clamp_min(0) for outputs in run_layers(layers[:-1], images)]
+    for layer, after, shift in zip(layers, layers[1:], shifts):
+        if layer.is_depthwise and not layer.has_se:
+            layer.linear.bias -= shift
+            after.linear.bias += after.linear.weight.flatten(1) @ shift

@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from .chain import INPUT, POOLED, Int8, layers_of
+from .calibrate import INPUT, POOLED, Int8
+from .chain import layers_of
 
 
 def insert_qdq(proto: onnx.ModelProto, int8: Int8) -> onnx.ModelProto:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the operators
 
 from .. import export
-from .chain import INPUT, POOLED, Int8, layers_of
+from .calibrate import INPUT, POOLED, Int8
+from .chain import layers_of
 from .ranges import QParams
 from .rounding import LEVELS
 

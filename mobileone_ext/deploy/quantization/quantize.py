@@ -1,43 +1,39 @@
-"""What tools/quantize.py does: read images, quantize, write the file, measure it."""
+"""What tools/quantize.py does: check, calibrate, write, measure."""
 
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from mmpretrain.registry import DATASETS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ...data.check import check_loaders, prepare_data
 from ...data.classes import is_multi_label
-from ...data.images import Listing, find_images, spread
-from ...data.nested import datasets_of
+from ...data.images import Listing
 from ...data.pixels import Preprocessing
-from ...files import check_outputs, suffix_of, write_json
+from ...files import check_outputs, suffix_of, write_atomically, write_json
 from ...text import print_table, printable, with_progress
-from .. import export
+from .. import export, fuse
 from ..compare import Difference, image_channels, top_accuracies
 from ..formats import FORMAT_OF_SUFFIX, FORMATS
 from ..formats.base import Request, import_packages
 from ..runtime import open_network
-from . import agreement
-from .calibrate import Options, quantize, sensitivity
-from .chain import Int8, in_chunks, layers_of
-from .photos import warnings_about
-from .prepare import SUFFIXES, prepare, write_prepared
+from . import Options, agreement, photos
+from .calibrate import Int8, quantize, sensitivity
+from .chain import HEAD, in_chunks, layers_of
+from .prepare import prepare
 from .qdq import insert_qdq
 from .qdq_torch import qdq_net
 
 INT8_SUFFIXES = [suffix for suffix, name in FORMAT_OF_SUFFIX.items() if FORMATS[name].int8]
-REMEDY = '--images DIR names calibration images'
+FLOAT_SUFFIXES = ('.pth', '.onnx')  # of a prepared network
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class Job:
     @cached_property
     def photos(self) -> tuple[Listing, str]:
         """The files of the photos, and where they are, for messages."""
-        return calibration_files(self.config, self.images)
+        return photos.find(self.config, self.images)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -91,10 +87,21 @@ class Job:
         return export.load_fused(self.config, self.checkpoint, self.ema, self.trust)
 
     @cached_property
+    def described(self) -> Request:
+        """``request`` with what every file of this network says of itself."""
+        return export.described(self.request, self.preprocessing, self.checkpoint, self.model.classes)
+
+    @cached_property
+    def multi_label(self) -> bool:
+        return is_multi_label(self.config)
+
+    @cached_property
     def test_images(self) -> DataLoader:
-        """Of the config's test set."""
+        """Of the config's test set; what of it cannot be read is said."""
         prepare_data(self.config, 'test_dataloader', classes=self.model.classes)
-        return Runner.build_dataloader(self.config.test_dataloader)
+        loader = Runner.build_dataloader(self.config.test_dataloader)
+        check_loaders(dict(test=loader), self.config)
+        return loader
 
 
 def run(job: Job) -> None:
@@ -104,6 +111,7 @@ def run(job: Job) -> None:
         ValueError, OSError: for what cannot be read, written or quantized; nothing is left half-written.
     """
     check(job)
+    test_images = job.test_images if job.evaluate else None  # built, and their data looked at, before the work
     images = calibrate(job)
     report = dict(options=vars(job.options), num_calib=len(images))
     if job.sensitivity:
@@ -111,18 +119,13 @@ def run(job: Job) -> None:
         rows = [(name, f'{cost:.5f}') for name, cost in report['sensitivity']]
         print_table('each layer alone in int8, largest cost first', ('layer', 'divergence'), rows)
     if job.prepare:
-        prepared, difference = prepare(job.model, images, job.options, job.preround)
-        write_prepared(prepared, job.prepare, job.request, job.preprocessing, job.checkpoint, bool(job.preround))
-        print(
-            f'{job.prepare}: written; on the calibration images {difference.changed_predictions} of '
-            f'{difference.num_images} predictions change, outputs within {difference.max_rel_diff:.1e} of the largest'
-        )
+        write_prepared(job, images)
     if job.out:
         report['agreement'] = write(job, quantize(job.model, images, job.options), job.out, images)
         print(f'{job.out}: written')
         print(agreement.describe(report['agreement']))
-    if job.evaluate:
-        report['accuracy'] = measure(job, images)
+    if test_images:
+        report['accuracy'] = measure(job, images, test_images)
     if job.report:
         write_json(report, job.report)
 
@@ -142,35 +145,13 @@ def check(job: Job) -> None:
     sources = job.config.filename, job.checkpoint, *job.photos[0]
     if job.out:
         export.check_place(job.out, job.request.format, *sources)
-    if job.prepare and suffix_of(job.prepare) not in SUFFIXES:
-        raise ValueError(f'--prepare {job.prepare}: a float network is written to {" or ".join(SUFFIXES)}')
+    if job.prepare and suffix_of(job.prepare) not in FLOAT_SUFFIXES:
+        raise ValueError(f'--prepare {job.prepare}: a float network is written to {" or ".join(FLOAT_SUFFIXES)}')
     check_outputs([job.out, job.prepare, job.report], *sources)
     layers_of(job.model)  # refuses what int8 does not know
-    if job.evaluate:
-        check_loaders(dict(test=job.test_images), job.config)
 
 
-def calibration_files(config: Config, folder: str | None) -> tuple[Listing, str]:
-    """The images in ``folder``, or else those that the config trains on; and where that is, for messages.
-
-    Raises:
-        OSError, ValueError: for a folder without images, or a config whose training images are not there.
-    """
-    if folder is not None:
-        return find_images([folder]), folder
-    if not config.get('train_dataloader'):
-        raise ValueError(f'{config.filename}: has no training set to calibrate on; {REMEDY}')
-    try:
-        prepare_data(config, 'train_dataloader')
-    except (ValueError, OSError) as error:
-        raise ValueError(f'{error}; or {REMEDY}') from error
-    sets = [DATASETS.build({**dataset, 'pipeline': []}) for dataset, _ in datasets_of(config, 'train_dataloader')]
-    listed = dict.fromkeys(part.get_data_info(index).get('img_path') for part in sets for index in range(len(part)))
-    if None in listed or any('://' in path for path in listed):
-        raise ValueError(f'{config.filename}: its training images are no files; {REMEDY}')
-    return Listing(map(Path, listed)), 'the training set'
-
-
+@torch.no_grad()
 def calibrate(job: Job) -> Tensor:
     """The normalized calibration images (N, C, H, W); what is odd about them is said.
 
@@ -178,9 +159,9 @@ def calibrate(job: Job) -> Tensor:
         ValueError: if there are fewer readable images than asked for, or they are not of the size that is asked for.
     """
     (files, place), skipped = job.photos, []
-    images = read_photos(job, skipped)
-    if images.shape[2:] != (job.request.size, job.request.size):
-        height, width = images.shape[2:]
+    pixels = photos.read(files, place, job.preprocessing, job.num_images, skipped)
+    height, width = pixels.shape[2:]
+    if (height, width) != (job.request.size, job.request.size):
         raise ValueError(
             f"--image-size {job.request.size}: the config's test pipeline gives images of {height} x {width} pixels"
         )
@@ -188,43 +169,38 @@ def calibrate(job: Job) -> Tensor:
         print(f'{place}: {files.note}')
     for message in skipped:
         print(f'skipped {printable(message)}')
-    print(f'{len(images)} calibration images from {place}, {len(skipped)} skipped')
-    pixels = images * job.preprocessing.normalize.std + job.preprocessing.normalize.mean
-    with torch.no_grad():
-        probabilities = None if is_multi_label(job.config) else in_chunks(job.model, images).softmax(1)
-    for warning in warnings_about(pixels, probabilities, place):
+    print(f'{len(pixels)} calibration images from {place}, {len(skipped)} skipped')
+    images = job.preprocessing.normalize(pixels)
+    probabilities = None if job.multi_label else in_chunks(job.model, images).softmax(1)
+    for warning in photos.warnings_about(pixels, probabilities, place):
         print(f'WARNING: {printable(warning)}')
     return images
 
 
-def read_photos(job: Job, skipped: list[str] | None = None) -> Tensor:
-    """``job.num_images`` normalized images (N, C, H, W), spread evenly over the photos, for unreadable ones others.
-
-    Args:
-        skipped: gets a message about each unreadable file.
-    """
-    (files, place), count = job.photos, job.num_images
-    chosen = dict.fromkeys([*spread(files, count), *files])
-    read = job.preprocessing.read(chosen, [] if skipped is None else skipped)
-    pixels = [image for _, image in islice(read, count)]
-    if len(pixels) < count:
-        raise ValueError(
-            f'{place}: {len(pixels)} of {len(files)} files are readable images, --num-images asks for {count}'
-        )
-    sizes = {tuple(image.shape[1:]) for image in pixels}
-    if len(sizes) > 1:
-        raise ValueError(f"{place}: the config's test pipeline gives images of several sizes: {sorted(sizes)[:4]}")
-    return job.preprocessing.normalize(torch.stack(pixels))
+def write_prepared(job: Job, images: Tensor) -> None:
+    """Write the float network for other quantizers to ``job.prepare``: a fused checkpoint or ONNX, by its suffix."""
+    prepared, difference = prepare(job.model, images, job.options, job.preround)
+    how = 'prepared for int8: ' + ('weights on steps, biases fitted' if job.preround else 'channels equalized')
+    if suffix_of(job.prepare) == '.pth':
+        with write_atomically(job.prepare) as part:
+            fuse.save_fused(prepared, part, job.config, job.checkpoint, how)
+    else:
+        request = dataclasses.replace(job.request, format='onnx', metadata=dict(prepared=how))
+        export.export_classifier(prepared, job.prepare, request, job.preprocessing, job.checkpoint)
+    print(
+        f'{job.prepare}: written; on the calibration images {difference.changed_predictions} of '
+        f'{difference.num_images} predictions change, outputs within {difference.max_rel_diff:.1e} of the largest'
+    )
 
 
 def write(job: Job, int8: Int8, path: str | Path, images: Tensor | None = None) -> dict | None:
     """Write the file of ``int8``; what :func:`agreement.measure` says of it on ``images``, if there are any."""
-    form, asked = FORMATS[job.request.format], job.request
+    form, asked = FORMATS[job.request.format], job.described
     normalize = job.preprocessing.normalize if asked.normalize else None
     request = dataclasses.replace(
         asked,
         int8=True,
-        metadata=dict(precision='int8', sums=agreement.sums(int8)),
+        metadata={**asked.metadata, 'precision': 'int8', 'sums': agreement.sums(int8)},
         channels=image_channels(int8.model),
     )
     if form.int8 == 'graph':
@@ -232,9 +208,7 @@ def write(job: Job, int8: Int8, path: str | Path, images: Tensor | None = None) 
         request = dataclasses.replace(request, rewrite=lambda proto: insert_qdq(proto, int8))
     else:
         net = qdq_net(int8, normalize, asked.softmax, **form.pairs)
-        scales = int8.weight_scales.get(layers_of(int8.model)[-1].name)
-        request = dataclasses.replace(request, classifier_scales=scales)
-    request = export.described(request, job.preprocessing, job.checkpoint, getattr(int8.model, 'classes', None))
+        request = dataclasses.replace(request, classifier_scales=int8.weight_scales.get(HEAD))
 
     def agree(part: Path) -> dict:
         return agreement.measure(job.model, int8, open_network(part), images, job.preprocessing.normalize, request)
@@ -242,7 +216,7 @@ def write(job: Job, int8: Int8, path: str | Path, images: Tensor | None = None) 
     return export.export(net, path, request, agree if images is not None else None)
 
 
-def measure(job: Job, images: Tensor) -> list[dict]:
+def measure(job: Job, images: Tensor, test_images: DataLoader) -> list[dict]:
     """Rows of :func:`measure_accuracy`, also of the steps to ``job.options`` where these are asked for; shown."""
     with tempfile.TemporaryDirectory() as folder:
         networks = {}
@@ -251,7 +225,7 @@ def measure(job: Job, images: Tensor) -> list[dict]:
             write(job, quantize(job.model, images, options), path)
             networks[name] = open_network(path)
         networks['int8'] = open_network(job.out)
-        rows = measure_accuracy(job, networks)
+        rows = measure_accuracy(job, test_images, networks)
     shown = [
         (row['name'], *('-' if row[key] is None else f'{row[key]:.2f}' for key in ('top1', 'top5')), row['flips'])
         for row in rows
@@ -273,23 +247,25 @@ def steps_to(options: Options) -> Iterator[tuple[str, Options]]:
 
 
 @torch.no_grad()
-def measure_accuracy(job: Job, networks: dict[str, Callable[[np.ndarray], np.ndarray]]) -> list[dict]:
-    """Float model and int8 files of ``job`` on the config's test set: rows with ``name``, ``top1``, ``top5``
+def measure_accuracy(
+    job: Job, test_images: DataLoader, networks: dict[str, Callable[[np.ndarray], np.ndarray]]
+) -> list[dict]:
+    """Float model and int8 files of ``job`` on ``test_images``: rows with ``name``, ``top1``, ``top5``
     (percent; None where an image may have several labels), ``flips`` (predictions unlike the float model's) and
     ``num_images``."""
     outputs: dict[str, list[Tensor]] = {name: [] for name in ('float', *networks)}
     labels = []
-    preprocessing = job.preprocessing
-    for batch in with_progress(job.test_images, 'evaluate'):
+    model, preprocessing = job.model, job.preprocessing
+    for batch in with_progress(test_images, 'evaluate'):
         pixels = torch.stack(list(batch['inputs'])).float()
         pixels = pixels.flip(1) if preprocessing.to_rgb else pixels
         images = preprocessing.normalize(pixels)
-        outputs['float'].append(job.model(images))
+        outputs['float'].append(model(images))
         taken = (pixels if job.request.normalize else images).numpy()
         for name, network in networks.items():
             outputs[name].append(torch.from_numpy(np.array(network(taken))))
         labels.extend(sample.gt_label for sample in batch['data_samples'])
-    multi_label, expected = is_multi_label(job.config), torch.cat(outputs['float'])
+    multi_label, expected = job.multi_label, torch.cat(outputs['float'])
     rows = []
     for name, parts in outputs.items():
         predicted = torch.cat(parts)

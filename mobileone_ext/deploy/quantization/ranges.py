@@ -10,6 +10,7 @@ PERCENTILE = 99.99  # what vendors' tools take
 CLIPS = np.linspace(1.0, 0.4, 13)  # of the largest value, that mse tries: below, the errors of what is cut off rule
 # Entropy needs to be told of more: it weighs a value by how many there are, not by how large it is.
 ENTROPY_CLIPS = np.geomspace(1.0, 0.02, 60)
+PIXELS = 14  # a range is chosen on at most about this many rows and columns: neighbors tell little more
 BINS = 4096  # of the histogram, 16 a step
 
 
@@ -42,6 +43,9 @@ def choose_qparams(x: Tensor, importance: Tensor, method: str) -> QParams:
             range with the least mean squared error; ``entropy`` the one whose rounded values
             are distributed most like the values (least Kullback-Leibler divergence).
     """
+    if x.dim() == 4 and method != 'minmax':
+        rows, columns = (max(1, size // PIXELS) for size in x.shape[2:])
+        x = x[:, :, ::rows, ::columns]
     return METHODS[method](x, importance)
 
 

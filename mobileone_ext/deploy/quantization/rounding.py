@@ -13,13 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .saturation import PAIR_LIMIT, neighbors_sum
+from . import Options
 
 LEVELS = 127  # symmetric int8: -127 .. 127
 # Steps that a bias may have: half of int32, so that the sum of products that it is added to fits as well.
 BIAS_LEVELS = 2**30
 DAMPING = 0.01  # of the mean diagonal, as in GPTQ
 OUTLIER = 4  # times the median energy of a layer's samples; what has more counts no more than this
+PAIR_LIMIT = (2**15 - 1) // 255  # 128: what two neighboring weights of one sign may be together, see calibrate.excess
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
 
 
@@ -55,6 +56,28 @@ def sample_weights(outputs: Tensor) -> Tensor:
     return (weights / weights.sum())[None, :, None]
 
 
+def fit(
+    weight: Tensor, bias: Tensor, stats: Moments, input_scale: float, in_pairs: bool, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer's weight (G, O, I) on int8 steps, the bias (G * O,) that belongs to it, and the scales (G, O).
+
+    Args:
+        stats: of the layer's rounded inputs, whose scale is ``input_scale``, and expected outputs.
+        in_pairs: as in :func:`to_steps`.
+    """
+    fits_bias = options.correct_bias or options.compensate
+    offsets = stats.mean_out.squeeze(1) if fits_bias else bias.double().view(len(weight), -1)
+    clips = CLIPS if options.compensate else (1.0,)
+    if options.compensate:
+        weight = least_squares(weight, stats, options.ridge)
+    scales = choose_scales(weight, stats.inputs, offsets, input_scale, options.per_channel, in_pairs, clips)
+    if options.compensate:
+        weight = round_with_compensation(weight, stats.inputs, scales, in_pairs)
+    else:
+        weight = to_steps(weight, scales, in_pairs)
+    return weight, fitted_bias(weight, stats) if fits_bias else bias, scales
+
+
 def damped(second_moments: Tensor, amount: float) -> Tensor:
     """``second_moments`` plus ``amount`` times its mean diagonal on the diagonal."""
     mean = second_moments.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
@@ -71,6 +94,15 @@ def least_squares(weight: Tensor, stats: Moments, ridge: float) -> Tensor:
 def fitted_bias(weight: Tensor, stats: Moments) -> Tensor:
     """The bias (G * O,) that gives the outputs their expected mean."""
     return (stats.mean_out - stats.mean_in @ weight.transpose(1, 2)).flatten()
+
+
+def neighbors_sum(weight: Tensor) -> Tensor:
+    """The largest absolute sum of two neighboring weights of one sign, (..., O) for ``weight`` (..., O, I).
+
+    All neighbors count, not only the pairs from 0 on: then padding before the first channel does no harm.
+    """
+    sums = [(signed[..., 1:] + signed[..., :-1]) for signed in (weight.clamp_min(0), -weight.clamp_max(0))]
+    return torch.cat([*sums, weight.abs()], -1).amax(-1)
 
 
 def to_steps(weight: Tensor, scales: Tensor, in_pairs: bool = False) -> Tensor:
