@@ -5,7 +5,6 @@ import csv
 import errno
 import io
 import json
-import math
 import os
 import re
 import shutil
@@ -227,26 +226,8 @@ def write_text(text: str, path: str | Path) -> None:
 
 
 def json_text(value: object) -> str:
-    """``value`` as JSON, which knows neither NaN nor infinities.
-
-    Raises:
-        ValueError: naming the first number that is not finite.
-    """
-    for place in _not_finite(value):
-        raise ValueError(f'{place.lstrip(".")} is not a finite number; JSON has none but these')
+    """``value`` as JSON; ValueError for NaN or infinities, which that has none of."""
     return json.dumps(value, indent=2, allow_nan=False) + '\n'
-
-
-def _not_finite(value: object, place: str = '') -> Iterator[str]:
-    """Where ``value`` holds NaN or an infinity, e.g. ``accuracy[1].top1``."""
-    if isinstance(value, float) and not math.isfinite(value):
-        yield place
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _not_finite(item, f'{place}.{key}')
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _not_finite(item, f'{place}[{index}]')
 
 
 def write_json(value: object, path: str | Path) -> None:

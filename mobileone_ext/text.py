@@ -155,16 +155,22 @@ def make_console(**options) -> Console:
     return Console(**{'markup': False, 'emoji': False, 'highlight': False, **options})
 
 
-def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table: the first column to the left, numbers behind it to the right."""
+def print_table(
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    words: int = 1,
+    console: Console | None = None,
+) -> None:
+    """Print a table: the first columns, of ``words``, to the left, numbers behind them to the right."""
     from rich.table import Table
 
     table = Table(title=title)
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify='right' if number else 'left')
+        table.add_column(heading, justify='left' if number < words else 'right')
     for row in rows:
         table.add_row(*map(str, row))
-    make_console().print(table)
+    (console or make_console()).print(table)
 
 
 def with_progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:

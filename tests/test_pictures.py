@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
@@ -13,7 +14,7 @@ from mobileone_ext.ablation import report
 from mobileone_ext.ablation.study import Study
 from mobileone_ext.engine import plot_recipe
 from mobileone_ext.engine.finetuning import report as reporting
-from mobileone_ext.engine.finetuning.curves import Curve
+from mobileone_ext.engine.finetuning.curves import Curve, read_curves
 from mobileone_ext.engine.finetuning.pictures import draw_curves, draw_mistakes
 from mobileone_ext.engine.finetuning.scores import Scores
 from mobileone_ext.engine.metrics import draw_matrix
@@ -195,6 +196,19 @@ def test_the_report_of_photos_tells_what_numbers_mean(fonts):
     assert f'numbers stand for names that no font here has: 1: {FOREIGN}.' in text
     assert r'| a\|b | 1 | 100.0 % | - |' in text and r'| machine | Core\|2 |' in text
     assert r'- \<b\>.jpg: not readable' in text and "`` tensorboard --logdir 'a`b' ``" in text
+
+
+def test_curves_are_means_of_quarters_of_an_epoch():
+    logged = {'train/loss': [float(step) for step in range(1, 17)], 'train/lr': [0.5] * 16, 'val/top1': [40.0, 60.0]}
+    scalars = {name: dict(history_buffer=torch.tensor(values)) for name, values in logged.items()}
+    checkpoint = dict(meta=dict(run=dict(steps_per_epoch=8)), message_hub=dict(log_scalars=scalars))
+    quarters = [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
+    assert read_curves(checkpoint, 'top1') == {
+        'loss': (quarters, [1.5, 3.5, 5.5, 7.5, 9.5, 11.5, 13.5, 15.5]),
+        'lr': (quarters, [0.5] * 8),
+        'top1': ([1.0, 2.0], [40.0, 60.0]),
+    }
+    assert list(read_curves(checkpoint, 'top5')) == ['loss', 'lr']
 
 
 def test_a_line_is_cut_where_its_width_ends():

@@ -1,7 +1,4 @@
-"""How far the runs of a study are: shown while it waits for one, and what a training checkpoint remembers.
-
-That is how long the steps took, and what each validation found.
-"""
+"""How far the runs of a study are: shown while it waits for one, and how long a finished one took."""
 
 import json
 import statistics
@@ -9,14 +6,12 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from itertools import accumulate
 from pathlib import Path
 
-from mmengine.config import Config
 from rich.status import Status
 from rich.text import Text
 
-from ..checkpoints.training import read_training_checkpoint
+from ..checkpoints.training import history, read_training_checkpoint
 from ..text import make_console
 
 _SECONDS_BETWEEN_LINES = 600
@@ -85,19 +80,5 @@ def training_minutes(checkpoint: str | Path) -> float | None:
 
     None where the run had no ``IterTimerHook``.
     """
-    seconds = _history(read_training_checkpoint(checkpoint), 'train/time')
+    seconds = history(read_training_checkpoint(checkpoint), 'train/time')
     return sum(seconds) / 60 if seconds else None
-
-
-def validations(checkpoint: str | Path, config: Config, metric: str = 'accuracy/top1') -> list[tuple[float, float]]:
-    """(minutes of training, ``metric``) of each validation of the run that ``config`` describes."""
-    saved = read_training_checkpoint(checkpoint)
-    interval = config.train_cfg.get('val_interval', 1) * saved['meta']['run'].get('steps_per_epoch', 1)
-    minutes = list(accumulate(seconds / 60 for seconds in _history(saved, 'train/time')))
-    values = _history(saved, f'val/{metric}')
-    return [(minutes[min(index * interval, len(minutes)) - 1], value) for index, value in enumerate(values, 1)]
-
-
-def _history(checkpoint: dict, name: str) -> list[float]:
-    history = checkpoint['message_hub']['log_scalars'].get(name)
-    return history['history_buffer'].tolist() if history else []

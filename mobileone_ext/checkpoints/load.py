@@ -89,12 +89,12 @@ class Weights:
         own, state = model.state_dict(), {**self.state, **self.extra}
         if new_head:
             state = {**{key: own[key] for key in own if key.startswith('head.')}, **without_head(state)}
-        expected, found = shapes_of(own), shapes_of(state)
-        if differences(expected, found):
+        expected, actual = shapes_of(own), shapes_of(state)
+        if differences(expected, actual):
             fused = copy.deepcopy(model)
             _fuse(fused)
-            if differences(shapes_of(fused.state_dict()), found):
-                raise ValueError(f'{self.name}: {_misfit(expected, found)}')
+            if differences(shapes_of(fused.state_dict()), actual):
+                raise ValueError(f'{self.name}: {_misfit(expected, actual)}')
             _fuse(model)
         model.load_state_dict(state)
 
@@ -105,16 +105,16 @@ def _fuse(model: Any) -> None:
         model.backbone.switch_to_deploy()
 
 
-def _misfit(expected: dict, found: dict) -> str:
+def _misfit(expected: dict, actual: dict) -> str:
     """Why weights of these shapes do not fit: two MobileOnes that differ, or else the keys."""
-    reason = f'does not fit the network of the config: {"; ".join(differences(expected, found))}'
+    reason = f'does not fit the network of the config: {"; ".join(differences(expected, actual))}'
     with suppress(ValueError):
-        wanted, held = read_structure(expected), read_structure(found)
+        wanted, held = read_structure(expected), read_structure(actual)
         if str(held) != str(wanted):
             reason = f'another network: it holds {held}; the config builds {wanted}'
         if held.form != wanted.form:
             reason += '; tools/convert_checkpoint.py --branched un-fuses, tools/reparam.py fuses'
-    return reason + other_head(expected, found)
+    return reason + other_head(expected, actual)
 
 
 def load_weights(path: str | Path, ema: str = 'auto', trust: bool = False, plain: bool = False) -> Weights:

@@ -2,7 +2,7 @@
 
 MobileOne, arXiv 2206.04040, Table 7 and Fig. 3. Keys are own ones (layouts.py).
 A file is held against the whole network that it describes, so a tensor that is
-missing, left over or of another shape is found and named.
+missing, left over or of another shape is named.
 """
 
 import re
@@ -164,13 +164,13 @@ def read_structure(shapes: dict[str, Shape]) -> Structure:
     return structure
 
 
-def differences(expected: dict[str, Shape], found: dict[str, Shape]) -> list[str]:
-    """What keeps ``found`` from being ``expected``, as phrases; empty if nothing does."""
+def differences(expected: dict[str, Shape], actual: dict[str, Shape]) -> list[str]:
+    """What keeps ``actual`` from being ``expected``, as phrases; empty if nothing does."""
     problems = []
-    missing = [key for key in expected if key not in found]
-    surplus = [key for key in found if key not in expected]
-    differing = [key for key, shape in expected.items() if key in found and found[key] != shape]
-    wrong = [f'{key} {list(found[key])} instead of {list(expected[key])}' for key in differing]
+    missing = [key for key in expected if key not in actual]
+    surplus = [key for key in actual if key not in expected]
+    differing = [key for key, shape in expected.items() if key in actual and actual[key] != shape]
+    wrong = [f'{key} {list(actual[key])} instead of {list(expected[key])}' for key in differing]
     if missing:
         problems.append(f'{_keys(missing)} missing: {abbreviate(missing)}')
     if surplus:
@@ -180,12 +180,12 @@ def differences(expected: dict[str, Shape], found: dict[str, Shape]) -> list[str
     return problems
 
 
-def other_head(expected: dict[str, Shape], found: dict[str, Shape]) -> str:
-    """What to do if ``found`` is ``expected`` but for the number of classes; empty for any other difference."""
-    wrong = [key for key in expected if expected[key] != found.get(key)]
-    others = [key for key in wrong if expected[key][1:] != found.get(key, ())[1:]]
-    layers, counts = {key.rpartition('.')[0] for key in wrong}, {found[key][0] for key in wrong if found.get(key)}
-    if set(found) != set(expected) or others or len(layers) != 1 or len(counts) != 1:
+def other_head(expected: dict[str, Shape], actual: dict[str, Shape]) -> str:
+    """What to do if ``actual`` is ``expected`` but for the number of classes; empty for any other difference."""
+    wrong = [key for key in expected if expected[key] != actual.get(key)]
+    others = [key for key in wrong if expected[key][1:] != actual.get(key, ())[1:]]
+    layers, counts = {key.rpartition('.')[0] for key in wrong}, {actual[key][0] for key in wrong if actual.get(key)}
+    if set(actual) != set(expected) or others or len(layers) != 1 or len(counts) != 1:
         return ''
     place = 'model.head' if 'head' in layers.pop().split('.') else 'model'  # timm's networks have none
     return f'; --cfg-options {place}.num_classes={counts.pop()} builds a head like that'

@@ -62,6 +62,12 @@ def read_training_checkpoint(path: str | Path, without_digest: bool = False) -> 
     return checkpoint
 
 
+def history(checkpoint: dict, name: str) -> list[float]:
+    """The values of a scalar that the run logged, ``'train/loss'`` of each step say; none where it logged no such."""
+    logged = checkpoint['message_hub']['log_scalars'].get(name)
+    return logged['history_buffer'].tolist() if logged else []
+
+
 def _check_digest(path: str | Path, checkpoint: dict, saved: Any) -> None:
     if saved is None:
         what = 'it has no digest, so nothing tells whether it is what a run saved'

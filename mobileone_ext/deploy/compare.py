@@ -4,8 +4,9 @@ NaN fails every comparison here: outputs that are not finite are refused, since 
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from mmpretrain.evaluation import Accuracy
@@ -109,33 +110,43 @@ def relative_difference(backbone: nn.Module, other: nn.Module) -> float:
     return difference.max_rel_diff
 
 
+class Measured(NamedTuple):
+    """A network on images: top-1 and top-5 in percent (None where an image may have several labels), and how far its
+    outputs lie from the first network's."""
+
+    top1: float | None
+    top5: float | None
+    difference: Difference
+
+
 @torch.no_grad()
-def compare(before: nn.Module, after: nn.Module, batches: Iterable[dict]) -> tuple[Difference, dict[str, float]]:
-    """Two classifiers on the same images: how far their outputs lie apart, and the accuracy of both.
+def compare(networks: Mapping[str, Callable[[Tensor], Tensor]], batches: Iterable[dict]) -> dict[str, Measured]:
+    """Networks on the same images, by name.
 
     Args:
+        networks: each makes outputs (N, classes) of normalized images; the first is a classifier of mmpretrain.
         batches: of a test loader, as mmpretrain's classifiers take them.
-
-    Returns:
-        The difference; ``top1_before``, ``top1_after``, ``top5_before`` and ``top5_after`` in percent, where every
-        image has one label.
 
     Raises:
         ValueError: if an output is not finite, or there is no image.
     """
-    difference, labels = Difference(isinstance(before.head, MultiLabelClsHead)), []
-    logits = {'before': [], 'after': []}
+    first, reference = next(iter(networks.items()))
+    multi_label = isinstance(reference.head, MultiLabelClsHead)
+    outputs, labels = {name: [] for name in networks}, []
+    differences = {name: Difference(multi_label) for name in networks}
     for batch in batches:
-        batch = before.data_preprocessor(batch)
-        logits['before'].append(before(batch['inputs']).cpu())
-        logits['after'].append(after(batch['inputs']).cpu())
-        difference.add(logits['before'][-1], logits['after'][-1], FUSION)
+        batch = reference.data_preprocessor(batch)
+        for name, network in networks.items():
+            outputs[name].append(network(batch['inputs']).cpu())
+            differences[name].add(outputs[first][-1], outputs[name][-1], (first, name))
         labels.extend(sample.gt_label.cpu() for sample in batch['data_samples'])
-    difference.check(max_flips=None)
-    accuracies = {}
-    for name, parts in logits.items() if not difference.multi_label else ():
-        accuracies[f'top1_{name}'], accuracies[f'top5_{name}'] = top_accuracies(torch.cat(parts), torch.cat(labels))
-    return difference, accuracies
+    differences[first].check()
+    return {
+        name: Measured(
+            *((None, None) if multi_label else top_accuracies(torch.cat(parts), torch.cat(labels))), differences[name]
+        )
+        for name, parts in outputs.items()
+    }
 
 
 def top_accuracies(logits: Tensor, labels: Tensor) -> tuple:

@@ -76,8 +76,13 @@ def _compare_on_data(config: Config, before: nn.Module, after: nn.Module, max_fl
     check_loaders(dict(test=loader), config)
     device = get_device()
     batches = with_progress(loader, 'comparing predictions')
-    difference, accuracies = compare.compare(before.to(device), after.to(device), batches)
+    models = dict(zip(compare.FUSION, (before.to(device), after.to(device))))
+    measured = compare.compare(models, batches)
+    difference = measured[compare.FUSION[1]].difference
     difference.check(max_flips)
+    accuracies = {}
+    for when, result in zip(('before', 'after'), measured.values()) if not difference.multi_label else ():
+        accuracies |= {f'top1_{when}': result.top1, f'top5_{when}': result.top5}
     return dict(
         num_images=difference.num_images,
         changed_predictions=difference.changed_predictions,

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from torch import Tensor
 
 from ..data.classes import labels
 from ..pictures import names_in_pictures, picture
-from ..text import make_console, shorten
+from ..text import make_console, print_table, shorten
 
 ROWS = 50  # a table of more classes shows the lowest figures alone
 COLUMNS = 20  # a confusion matrix of more classes shows the largest confusions alone
@@ -53,12 +52,8 @@ def show(metrics: dict, classes: Sequence[str] | None, **options) -> None:
         key: value for key, value in figures.items() if key not in shown and not (is_numbers(value) and len(value) > 1)
     }
     if rest:
-        table = Table(title=f'{figures["num_images"]} images')
-        table.add_column('')
-        table.add_column('', justify='right')
-        for key, value in rest.items():
-            table.add_row(key, _text(value))
-        console.print(table)
+        rows = ((key, _text(value)) for key, value in rest.items())
+        print_table(f'{figures["num_images"]} images', ('', ''), rows, console=console)
     for columns in by_class.values():
         _show_classes(columns, classes, console)
     for key, matrix in matrices.items():
@@ -97,36 +92,29 @@ def _show_classes(columns: dict[str, list], classes: Sequence[str] | None, conso
         rows, title = range(count), f'{count} classes'
     else:
         rows, title = rows[:ROWS], f'the {ROWS} of {count} classes with the lowest figures'
-    table = Table(title=title)
-    table.add_column('class')
-    for key in columns:
-        table.add_column(key.removesuffix('_classwise'), justify='right')
-    for row in rows:
-        table.add_row(shorten(names[row], LETTERS), *(_text(values[row]) for values in columns.values()))
-    console.print(table)
+    headings = ('class', *(key.removesuffix('_classwise') for key in columns))
+    cells = ((shorten(names[row], LETTERS), *(_text(v[row]) for v in columns.values())) for row in rows)
+    print_table(title, headings, cells, console=console)
 
 
 def _show_matrix(key: str, matrix: list[list], classes: Sequence[str] | None, console) -> None:
     count = len(matrix)
-    names = labels(classes, count)
+    names = [shorten(name, LETTERS) for name in labels(classes, count)]
     if count <= COLUMNS:
-        table = Table(title=f'{key}: what is (rows), what was predicted (columns)')
-        table.add_column('')
-        for number in range(count):
-            table.add_column(str(number), justify='right')
-        for number, row in enumerate(matrix):
-            table.add_row(f'{number} {shorten(names[number], LETTERS)}', *(_text(value) for value in row))
+        title, words = f'{key}: what is (rows), what was predicted (columns)', 1
+        headings = ('', *map(str, range(count)))
+        rows = [(f'{number} {names[number]}', *map(_text, row)) for number, row in enumerate(matrix)]
     else:
+        title, words = f'{key}: the most frequent confusions of {count} classes', 2
+        headings = ('what is', 'what was predicted', 'images')
         cells = np.array(matrix, dtype=float)
         np.fill_diagonal(cells, 0)
         order = np.argsort(-np.nan_to_num(cells), axis=None, kind='stable')[:COLUMNS]
-        table = Table(title=f'{key}: the most frequent confusions of {count} classes')
-        for heading in ('what is', 'what was predicted', 'images'):
-            table.add_column(heading, justify='right' if heading == 'images' else 'left')
-        for row, column in zip(*np.unravel_index(order, cells.shape)):
-            if cells[row, column] > 0:
-                table.add_row(shorten(names[row], LETTERS), shorten(names[column], LETTERS), _text(matrix[row][column]))
-    console.print(table)
+        places = zip(*np.unravel_index(order, cells.shape))
+        rows = [
+            (names[row], names[column], _text(matrix[row][column])) for row, column in places if cells[row, column] > 0
+        ]
+    print_table(title, headings, rows, words, console)
 
 
 def draw_matrices(metrics: dict, classes: Sequence[str] | None, out: str | Path) -> list[Path]:

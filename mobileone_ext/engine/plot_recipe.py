@@ -12,6 +12,7 @@ from mmengine.hooks import EMAHook, ParamSchedulerHook
 
 from ..config import building
 from ..data.check import prepare_data
+from ..data.images import spread
 from ..pictures import in_picture, picture
 from ..recipe.curriculum import CurriculumHook, Stage, pipelines, stage_at, stage_label
 from ..recipe.schedule import ema_decay, named_groups
@@ -103,7 +104,7 @@ def _walk(runner: DryRunner, config: Config, images: int) -> Preview:
             if curriculum:
                 curriculum.before_train_epoch(runner)
             seed_generators(runner.seed, epoch)
-            pictures = [_rgb(dataset[i], runner.model.data_preprocessor) for i in spread(len(dataset), images)]
+            pictures = [_rgb(dataset[i], runner.model.data_preprocessor) for i in spread(range(len(dataset)), images)]
             spans.append(Span(epoch, epoch, stage_label(size, stage.strength), pictures))
         spans[-1] = spans[-1]._replace(last=epoch)
         decay = ema_decay(ema, epoch, -(-len(dataset) // loader.batch_size)) if ema else None
@@ -117,11 +118,6 @@ def _walk(runner: DryRunner, config: Config, images: int) -> Preview:
         if scheduler:
             scheduler.after_train_epoch(runner)
     return Preview(epochs, spans, '', steps, lr, weight_decay)
-
-
-def spread(length: int, number: int) -> list[int]:
-    """``number`` places spread over ``length`` of them: a data set is in the order of its classes."""
-    return [i * length // number if length >= number else i % length for i in range(number)]
 
 
 def _missing_data(config: Config) -> str:

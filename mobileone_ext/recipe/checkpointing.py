@@ -5,10 +5,10 @@ Here a checkpoint holds nothing but containers, numbers, strings and tensors.
 """
 
 import inspect
-import io
 import math
 import os
 import re
+import tempfile
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -194,10 +194,10 @@ class SafeCheckpointHook(CheckpointHook):
             if name == 'auto' or not best or not os.path.isfile(best):
                 continue
             form = re.compile(re.escape(self._best_name(name)).replace(r'\{\}', r'(\d+)'))
-            found = {file: form.fullmatch(file) for file in os.listdir(self.out_dir)}
+            numbered = {file: form.fullmatch(file) for file in os.listdir(self.out_dir)}
             self._remove(
                 os.path.join(self.out_dir, file)
-                for file, match in found.items()
+                for file, match in numbered.items()
                 if match and int(match[1]) <= newest and file != os.path.basename(best)
             )
 
@@ -274,7 +274,7 @@ def _first_elements(value: Any) -> Any:
 
 
 def check_saving(runner) -> dict:
-    """Save a checkpoint of ``runner`` in memory, in small, and read it back; what was read.
+    """Save a checkpoint of ``runner`` aside, in small, and read it back; what was read.
 
     Raises:
         ValueError: for a state that a checkpoint cannot hold, before an hour's work and not at its first save.
@@ -283,24 +283,15 @@ def check_saving(runner) -> dict:
     if plain is None or not is_main_process():
         return {}
     plain.in_small = True
-    register_backend('mobileone_memory', MemoryBackend, force=True)
     try:
-        runner.save_checkpoint('', 'small.pth', save_optimizer=True, backend_args=dict(backend='mobileone_memory'))
-        return torch.load(io.BytesIO(MemoryBackend.saved), weights_only=True)
+        with tempfile.TemporaryDirectory() as folder:
+            runner.save_checkpoint(folder, 'small.pth', save_optimizer=True)
+            return torch.load(Path(folder, 'small.pth'), weights_only=True)
     except Exception as error:
         reason = one_line(error)
         raise ValueError(f'checkpoints of this run could not be saved and read back: {reason[:300]}') from error
     finally:
-        plain.in_small, MemoryBackend.saved = False, b''
-
-
-class MemoryBackend(LocalBackend):
-    """Keeps the last file that was written, in memory."""
-
-    saved = b''
-
-    def put(self, obj: bytes, filepath) -> None:
-        MemoryBackend.saved = bytes(obj)
+        plain.in_small = False
 
 
 def restore_history(value: Any) -> Any:

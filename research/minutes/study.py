@@ -2,13 +2,14 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from mmengine.config import Config
 
 from mobileone_ext.ablation.ablate import Run, config_text, execute, read_report
-from mobileone_ext.ablation.progress import validations
 from mobileone_ext.ablation.report import environment
+from mobileone_ext.checkpoints.training import history
 from mobileone_ext.config import check_config, override
 from mobileone_ext.deploy.fuse import fuses
 from mobileone_ext.engine.train import latest_checkpoint, use_data
@@ -55,16 +56,24 @@ def run_all(runs: Iterable[Run], path: Path) -> None:
 
 def measured(run: Run) -> dict:
     """A row of the table: minutes of training, top-1 of the test, and the curve as ``minutes:top-1`` pairs."""
-    found = read_report(run)
-    curve = validations(latest_checkpoint(run.folder)[0], Config.fromfile(run.config_file))
+    metrics = read_report(run)
+    curve = validations(latest_checkpoint(run.folder)[1], Config.fromfile(run.config_file))
     return dict(
         config=run.variant,
         seed=run.seed,
-        minutes=f'{found["training_minutes"]:.2f}',
-        top1=f'{found["top1_after"]:.2f}',
-        num_images=f'{found["num_images"]:g}',
+        minutes=f'{metrics["training_minutes"]:.2f}',
+        top1=f'{metrics["top1_after"]:.2f}',
+        num_images=f'{metrics["num_images"]:g}',
         curve=' '.join(f'{minutes:.2f}:{top1:.2f}' for minutes, top1 in curve),
     )
+
+
+def validations(checkpoint: dict, config: Config, metric: str = 'accuracy/top1') -> list[tuple[float, float]]:
+    """(minutes of training, ``metric``) of each validation of the run of ``config`` that left ``checkpoint``."""
+    interval = config.train_cfg.get('val_interval', 1) * checkpoint['meta']['run'].get('steps_per_epoch', 1)
+    minutes = list(accumulate(seconds / 60 for seconds in history(checkpoint, 'train/time')))
+    values = history(checkpoint, f'val/{metric}')
+    return [(minutes[min(index * interval, len(minutes)) - 1], value) for index, value in enumerate(values, 1)]
 
 
 def report(out: Path) -> str:

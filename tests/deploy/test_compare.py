@@ -66,7 +66,7 @@ def test_outputs_that_are_not_finite_are_refused(number, side, place):
 
 @pytest.mark.parametrize('number', NOT_NUMBERS)
 def test_json_holds_numbers_alone(number):
-    with pytest.raises(ValueError, match=r'^rows\[1\]\.top1 is not a finite number'):
+    with pytest.raises(ValueError, match='not JSON compliant'):
         json_text(dict(rows=[dict(top1=1.0), dict(top1=number)]))
     assert json.loads(json_text(dict(a=[1, (2.5, None)], b='nan'))) == dict(a=[1, [2.5, None]], b='nan')
 

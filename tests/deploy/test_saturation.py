@@ -11,7 +11,6 @@ import pytest
 import torch
 from test_quantization import SE_BLOCKS, chosen_scales, images, int8_file, small_classifier
 
-from mobileone_ext.deploy.formats.base import Request
 from mobileone_ext.deploy.quantization import Options, agreement, rounding
 from mobileone_ext.deploy.quantization.calibrate import excess, quantize
 from mobileone_ext.deploy.quantization.chain import layers_of
@@ -177,8 +176,8 @@ def test_files_on_kernels_without_vnni(quantized, tmp_path):
     ],
 )
 def test_how_far_a_file_may_be_from_the_simulation(int8, file, expected):
-    found = dict(int8=dict(divergence=int8), file=dict(divergence=file))
-    assert agreement.differs(found, 'file') == expected
+    measured = dict(int8=dict(divergence=int8), file=dict(divergence=file))
+    assert agreement.differs(measured, 'file') == expected
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -186,18 +185,14 @@ def test_a_file_that_computes_something_else_is_told(quantized, tmp_path):
     model, by_bits, x = quantized
     saturating = dataclasses.replace(by_bits[8], saturates=True)
 
-    class Saturating:
-        def __call__(self, chunk):
-            return saturating(torch.from_numpy(chunk)).numpy()
-
-    identity = torch.nn.Identity()
-    found = agreement.measure(model, by_bits[8], Saturating(), x, identity, Request())
-    assert found['file'] == pytest.approx(found['saturating'])
-    text = agreement.describe(found)
+    measured = agreement.measure(model, by_bits[8], saturating, x)
+    assert measured['file'] == pytest.approx(measured['saturating'])
+    text = agreement.describe(measured)
     assert 'WARNING: on this machine the file does not compute' in text and 'it is another network' in text
 
     int8_file(model, by_bits[7], tmp_path / 'int8.onnx')
-    found = agreement.measure(model, by_bits[7], open_network(tmp_path / 'int8.onnx'), x, identity, Request())
-    assert found['saturating'] == dict(flips=0, divergence=0)
-    assert agreement.describe(found).startswith('on this machine the file computes what was calibrated')
-    assert agreement.SUMS_FIT in agreement.describe(found)
+    network = open_network(tmp_path / 'int8.onnx')
+    measured = agreement.measure(model, by_bits[7], lambda chunk: torch.from_numpy(network(chunk.numpy())), x)
+    assert measured['saturating'] == dict(flips=0, divergence=0)
+    assert agreement.describe(measured).startswith('on this machine the file computes what was calibrated')
+    assert agreement.SUMS_FIT in agreement.describe(measured)

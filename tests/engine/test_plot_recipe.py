@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mobileone_ext import cli
-from mobileone_ext.engine.plot_recipe import draw, preview, spread, summary
+from mobileone_ext.engine.plot_recipe import draw, preview, summary
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -79,11 +79,6 @@ def test_curves_are_those_of_the_run(digits, tmp_path):
     assert Image.open(tmp_path / 'r.jpg').format == 'JPEG'
     with pytest.raises(ValueError, match="'doc' is not supported"):
         draw(found, 'digits', tmp_path / 'r.doc')
-
-
-def test_images_arespread_over_the_data_set():
-    assert spread(1437, 10) == [0, 143, 287, 431, 574, 718, 862, 1005, 1149, 1293]
-    assert spread(2, 3) == [0, 1, 0]
 
 
 def test_it_is_drawn_without_optional_packages(run_tool, tmp_path, without_scikit_learn):

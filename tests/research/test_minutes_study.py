@@ -3,9 +3,10 @@
 import pytest
 import torch
 from conftest import ROOT
+from mmengine.config import Config
 from PIL import Image
 
-from research.minutes.study import table
+from research.minutes.study import table, validations
 from research.training import read_rows
 
 CONFIG = ROOT / 'configs/mobileone_s0_imagenette_96px.py'
@@ -24,6 +25,16 @@ def test_table_has_a_line_for_each_config():
         '| a | 2 | 8.5 | 41.00 | 1.41 | 40.00, 42.00 |',
         '| b | 1 | 8.5 | 20.00 | - | 20.00 |',
     ]
+
+
+@pytest.mark.parametrize('steps_per_epoch, interval', [(2, 1), (1, 2), (None, 2)])
+def test_a_validation_is_placed_after_the_steps_before_it(steps_per_epoch, interval):
+    logged = {'train/time': [60.0, 120.0, 60.0, 60.0], 'val/accuracy/top1': [20.0, 45.0]}
+    scalars = {name: dict(history_buffer=torch.tensor(values)) for name, values in logged.items()}
+    run = {} if steps_per_epoch is None else dict(steps_per_epoch=steps_per_epoch)
+    checkpoint = dict(meta=dict(run=run), message_hub=dict(log_scalars=scalars))
+    config = Config(dict(train_cfg=dict(val_interval=interval)))
+    assert validations(checkpoint, config) == [(3.0, 20.0), (5.0, 45.0)]
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 """Does a written int8 file compute what was measured: on this processor, and on one that adds in 16 bits?"""
 
 import dataclasses
+from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..compare import check_finite
-from ..formats.base import Request
-from ..runtime import Network
 from .calibrate import Int8
 from .chain import in_chunks
 
@@ -23,26 +21,21 @@ SUMS_OVERFLOW = 'for processors that add in 32 bits (x86 with VNNI, Arm)'
 
 @torch.no_grad()
 def measure(
-    model: nn.Module, int8: Int8, network: Network, images: Tensor, normalize: nn.Module, request: Request
+    model: nn.Module, int8: Int8, file: Callable[[Tensor], Tensor], images: Tensor, softmax: bool = False
 ) -> dict:
     """How far the file and a processor that saturates are from the simulation in exact integers.
 
     Args:
-        model: the float network; network: the written file, opened on this machine.
+        model: the float network; file: the written one, run on this machine.
         images: normalized calibration images, of which some are taken.
+        softmax: the file returns probabilities.
 
     Returns:
         ``num_images``; ``fits_16_bits``; ``int8``, ``file`` and ``saturating``: a dict each of ``flips`` and
         ``divergence``, the first from the float network, the others from the simulation.
     """
     images = images[:: max(1, len(images) // IMAGES)][:IMAGES]
-
-    def run_file(chunk: Tensor) -> Tensor:
-        pixels = chunk * normalize.std + normalize.mean if request.normalize else chunk
-        return torch.from_numpy(np.array(network(pixels.numpy())))
-
-    exact = in_chunks(int8, images)
-    outputs = in_chunks(run_file, images)
+    exact, outputs = in_chunks(int8, images), in_chunks(file, images)
     check_finite(outputs, 'the int8 file')
     saturating = exact
     if not int8.fits_16_bits:
@@ -51,7 +44,7 @@ def measure(
         num_images=len(images),
         fits_16_bits=int8.fits_16_bits,
         int8=_apart(in_chunks(model, images).log_softmax(1), exact.log_softmax(1)),
-        file=_apart(exact.log_softmax(1), outputs.log() if request.softmax else outputs.log_softmax(1)),
+        file=_apart(exact.log_softmax(1), outputs.log() if softmax else outputs.log_softmax(1)),
         saturating=_apart(exact.log_softmax(1), saturating.log_softmax(1)),
     )
 

@@ -32,7 +32,6 @@ def prepare(
     Raises:
         ValueError: for a network that int8 does not know, or if the function is not the same without ``preround``.
     """
-    layers_of(model)  # refuses what int8 does not know
     if preround:
         # All of the 127 steps: the next quantizer takes the largest weight of a channel for the last of them.
         # Percentiles lie between min-max and tighter ranges: biases fitted to them suit other quantizers best.

@@ -21,7 +21,7 @@ from ...data.pixels import Preprocessing
 from ...files import check_outputs, suffix_of, write_atomically, write_json
 from ...text import print_table, printable, with_progress
 from .. import export, fuse
-from ..compare import Difference, image_channels, top_accuracies
+from ..compare import compare, image_channels
 from ..formats import FORMAT_OF_SUFFIX, FORMATS
 from ..formats.base import Request, import_packages
 from ..runtime import open_network
@@ -90,10 +90,6 @@ class Job:
     def described(self) -> Request:
         """``request`` with what every file of this network says of itself."""
         return export.described(self.request, self.preprocessing, self.checkpoint, self.model.classes)
-
-    @cached_property
-    def multi_label(self) -> bool:
-        return is_multi_label(self.config)
 
     @cached_property
     def test_images(self) -> DataLoader:
@@ -171,7 +167,7 @@ def calibrate(job: Job) -> Tensor:
         print(f'skipped {printable(message)}')
     print(f'{len(pixels)} calibration images from {place}, {len(skipped)} skipped')
     images = job.preprocessing.normalize(pixels)
-    probabilities = None if job.multi_label else in_chunks(job.model, images).softmax(1)
+    probabilities = None if is_multi_label(job.config) else in_chunks(job.model, images).softmax(1)
     for warning in photos.warnings_about(pixels, probabilities, place):
         print(f'WARNING: {printable(warning)}')
     return images
@@ -211,7 +207,7 @@ def write(job: Job, int8: Int8, path: str | Path, images: Tensor | None = None) 
         request = dataclasses.replace(request, classifier_scales=int8.weight_scales.get(HEAD))
 
     def agree(part: Path) -> dict:
-        return agreement.measure(job.model, int8, open_network(part), images, job.preprocessing.normalize, request)
+        return agreement.measure(job.model, int8, on_normalized(open_network(part), job), images, request.softmax)
 
     return export.export(net, path, request, agree if images is not None else None)
 
@@ -246,31 +242,26 @@ def steps_to(options: Options) -> Iterator[tuple[str, Options]]:
                 yield f'+ {step}', current
 
 
-@torch.no_grad()
 def measure_accuracy(
     job: Job, test_images: DataLoader, networks: dict[str, Callable[[np.ndarray], np.ndarray]]
 ) -> list[dict]:
     """Float model and int8 files of ``job`` on ``test_images``: rows with ``name``, ``top1``, ``top5``
     (percent; None where an image may have several labels), ``flips`` (predictions unlike the float model's) and
     ``num_images``."""
-    outputs: dict[str, list[Tensor]] = {name: [] for name in ('float', *networks)}
-    labels = []
-    model, preprocessing = job.model, job.preprocessing
-    for batch in with_progress(test_images, 'evaluate'):
-        pixels = torch.stack(list(batch['inputs'])).float()
-        pixels = pixels.flip(1) if preprocessing.to_rgb else pixels
-        images = preprocessing.normalize(pixels)
-        outputs['float'].append(model(images))
-        taken = (pixels if job.request.normalize else images).numpy()
-        for name, network in networks.items():
-            outputs[name].append(torch.from_numpy(np.array(network(taken))))
-        labels.extend(sample.gt_label for sample in batch['data_samples'])
-    multi_label, expected = job.multi_label, torch.cat(outputs['float'])
-    rows = []
-    for name, parts in outputs.items():
-        predicted = torch.cat(parts)
-        top1, top5 = (None, None) if multi_label else top_accuracies(predicted, torch.cat(labels))
-        difference = Difference(multi_label)
-        difference.add(expected, predicted, ('the float network', name))
-        rows.append(dict(name=name, top1=top1, top5=top5, flips=difference.changed_predictions, num_images=len(labels)))
-    return rows
+    functions = {name: on_normalized(network, job) for name, network in networks.items()}
+    measured = compare({'float': job.model, **functions}, with_progress(test_images, 'evaluate'))
+    return [
+        dict(name=name, top1=top1, top5=top5, flips=difference.changed_predictions, num_images=difference.num_images)
+        for name, (top1, top5, difference) in measured.items()
+    ]
+
+
+def on_normalized(network: Callable[[np.ndarray], np.ndarray], job: Job) -> Callable[[Tensor], Tensor]:
+    """An opened file of ``job`` as a function of normalized images, whatever it takes itself."""
+    normalize = job.preprocessing.normalize
+
+    def run(images: Tensor) -> Tensor:
+        taken = images * normalize.std + normalize.mean if job.request.normalize else images
+        return torch.from_numpy(np.array(network(taken.numpy())))
+
+    return run

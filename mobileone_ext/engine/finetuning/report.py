@@ -16,6 +16,7 @@ from ...pictures import legend
 from ...provenance import machine
 from ...text import as_markdown, code, markdown_table, printable
 from ..metrics import draw_matrix
+from ..train import latest_checkpoint
 from . import pictures
 from .curves import read_curves
 from .scores import Scores, by_class, confusion
@@ -101,7 +102,7 @@ def next_commands(folder: Path, photo: str, size: int, num_photos: int, multi_la
 def write_report(report: dict, result: Scores, folder: Path) -> None:
     """Write report.json, the pictures and report.md into ``folder``."""
     monitor = 'multi-label/mAP' if result.multi_label else 'accuracy/top1'
-    curves = read_curves(folder / 'run', monitor)
+    curves = read_curves(latest_checkpoint(folder / 'run')[1], monitor)
     drawn = []
     if not result.multi_label and len(result.classes) <= MAX_CLASSES:
         draw_matrix(np.array(report['confusion'], dtype=float), result.classes, folder / 'confusion.png')
@@ -177,7 +178,7 @@ def markdown(report: dict, drawn: list[str]) -> str:
 
 
 def class_table(rows: list[dict]) -> str:
-    """Markdown: a line a class, its photos, how many were result, and how many of those named so are right."""
+    """Markdown: a line a class, its photos, how many of them are right, and how many of those named so are right."""
 
     def shown(value: float | None) -> str:
         return '-' if value is None else f'{value:.1f} %'
