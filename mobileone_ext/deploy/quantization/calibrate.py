@@ -63,18 +63,19 @@ class Int8:
         qparams, scales = self.qparams[source], self.weight_scales[layer.name]
         # Padding is a real zero, which stands at its zero point.
         integers = _patches(layer, x / qparams.scale).round() + qparams.zero_point
-        lost = excess(integers, (layer.grouped_weight[0] / scales[:, None]).round()) * (qparams.scale * scales)
+        lost = excess(integers, self.integers(layer)) * (qparams.scale * scales)
         return outputs - (lost if x.dim() == 2 else lost.unflatten(0, (len(x), *outputs.shape[2:])).movedim(-1, 1))
 
     @property
     def fits_16_bits(self) -> bool:
         """Whether no pair of products can leave 16 bits, so that every processor computes the same."""
-        for layer in layers_of(self.model):
-            if layer.name in self.weight_scales and not layer.is_depthwise:
-                integers = (layer.grouped_weight[0] / self.weight_scales[layer.name][:, None]).round()
-                if not rounding.neighbors_sum(integers).max() <= rounding.PAIR_LIMIT:
-                    return False
-        return True
+        dense = (layer for layer in layers_of(self.model) if not layer.is_depthwise)
+        integers = (self.integers(layer) for layer in dense if layer.name in self.weight_scales)
+        return all(bool(rounding.neighbors_sum(weight).max() <= rounding.PAIR_LIMIT) for weight in integers)
+
+    def integers(self, layer: Layer) -> Tensor:
+        """The weight of a dense int8 layer as what is stored, (O, I)."""
+        return (layer.grouped_weight[0] / self.weight_scales[layer.name][:, None]).round()
 
     def rounded(self, name: str, x: Tensor) -> Tensor:
         return self.qparams[name].apply(x) if name in self.qparams else x

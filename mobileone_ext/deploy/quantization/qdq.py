@@ -30,21 +30,22 @@ class _Writer:
 
     def write(self) -> onnx.ModelProto:
         layers = layers_of(self.int8.model)
-        by_weight = dict(zip(self._weight_names(layers), layers))
-        ends = self._ends(by_weight)
-        previous = INPUT
+        by_weight, last = dict(zip(self._weight_names(layers), layers)), None
         for node in self.proto.graph.node:
             layer = by_weight.get(node.input[1]) if len(node.input) > 2 else None
-            if layer is not None:
-                if previous == INPUT:
-                    self._round(node.input[0], INPUT)
-                previous = layer.name
-            self._use_rounded(node)
+            if layer is not None and last is None:
+                self._round(node.input[0], INPUT)
+            last = layer or last
+            for index, name in enumerate(node.input):
+                node.input[index] = self.replaced.get(name, name)
             if layer is not None and layer.name in self.int8.weight_scales:
                 self._quantize_weights(node, layer.name)
             self.nodes.append(node)
-            for name in ends.get(node.output[0], ()):
-                self._round(node.output[0], name)
+            # Parameters belong to a layer's own output where an SE reads it, to its activation's and to the pooled map.
+            if layer is not None and layer.has_se:
+                self._round(node.output[0], f'{layer.name}.linear')
+            elif node.op_type in ('Relu', 'GlobalAveragePool') and '/se/' not in node.name:
+                self._round(node.output[0], last.name if node.op_type == 'Relu' else POOLED)
         del self.proto.graph.node[:]
         self.proto.graph.node.extend(self.nodes)
         used = {name for node in self.nodes for name in node.input}
@@ -65,21 +66,6 @@ class _Writer:
             raise ValueError(f'the graph has {len(chain)} layers, the network {len(layers)}')
         return chain
 
-    def _ends(self, by_weight) -> dict[str, list[str]]:
-        """Which parameters belong to which tensor: a layer's own output, its activation's, and the pooled map."""
-        ends, last = {}, None
-        for node in self.proto.graph.node:
-            layer = by_weight.get(node.input[1]) if len(node.input) > 2 else None
-            if layer is not None:
-                last = layer
-                if layer.has_se:
-                    ends[node.output[0]] = [f'{layer.name}.linear']
-            elif node.op_type == 'Relu' and '/se/' not in node.name:
-                ends[node.output[0]] = [last.name]
-            elif node.op_type == 'GlobalAveragePool' and '/se/' not in node.name:
-                ends[node.output[0]] = [POOLED]
-        return ends
-
     def _round(self, tensor: str, name: str) -> None:
         if name not in self.int8.qparams:
             return
@@ -89,10 +75,6 @@ class _Writer:
         self.nodes.append(helper.make_node('QuantizeLinear', [tensor, scale, zero_point], [f'{tensor}_q']))
         self.nodes.append(helper.make_node('DequantizeLinear', [f'{tensor}_q', scale, zero_point], [f'{tensor}_dq']))
         self.replaced[tensor], self.qparams_of[f'{tensor}_dq'] = f'{tensor}_dq', name
-
-    def _use_rounded(self, node: onnx.NodeProto) -> None:
-        for index, name in enumerate(node.input):
-            node.input[index] = self.replaced.get(name, name)
 
     def _quantize_weights(self, node: onnx.NodeProto, layer_name: str) -> None:
         weight = numpy_helper.to_array(self.initializers[node.input[1]])

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmpretrain.models.heads import MultiLabelClsHead
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ...data.check import check_loaders, prepare_data
-from ...data.classes import is_multi_label
 from ...data.images import Listing
 from ...data.pixels import Preprocessing
 from ...files import check_outputs, suffix_of, write_atomically, write_json
@@ -167,7 +167,7 @@ def calibrate(job: Job) -> Tensor:
         print(f'skipped {printable(message)}')
     print(f'{len(pixels)} calibration images from {place}, {len(skipped)} skipped')
     images = job.preprocessing.normalize(pixels)
-    probabilities = None if is_multi_label(job.config) else in_chunks(job.model, images).softmax(1)
+    probabilities = None if isinstance(job.model.head, MultiLabelClsHead) else in_chunks(job.model, images).softmax(1)
     for warning in photos.warnings_about(pixels, probabilities, place):
         print(f'WARNING: {printable(warning)}')
     return images
