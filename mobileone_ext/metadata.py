@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-FITS = ('crop', 'pad', 'squash')
 _CROP = 0.875  # of the shorter edge, where a file says no more than its size
 _LARGEST = 8192  # pixels
 _SCOPES = ('mmpretrain.', 'mmcv.', 'mobileone_ext.')
@@ -45,7 +44,7 @@ class Metadata:
     Attributes:
         labels: names of the classes in the order of the outputs; their numbers where there are none.
         size: height and width of the image in pixels.
-        fit: how a photo gets that size, one of ``FITS``: ``'crop'`` makes the shorter edge ``min(size) / crop`` pixels,
+        fit: how a photo gets that size: ``'crop'`` makes the shorter edge ``min(size) / crop`` pixels,
             rounded, and cuts out the middle; ``'pad'`` makes the longer one fit; ``'squash'`` forgets its proportions.
         crop: the share of the shorter edge that the crop keeps.
         interpolation: ``'bilinear'``, ``'bicubic'``...
@@ -131,7 +130,7 @@ class Metadata:
         (height, width), fit = self.size, self.fit or 'crop'
         how = dict(interpolation=self.interpolation or 'bilinear', backend=self.backend or 'pillow')
         edge = round(min(self.size) / (self.crop or _CROP))
-        resize = dict(
+        resize: dict[str, list[dict]] = dict(
             crop=[
                 dict(type='ResizeEdge', scale=edge, edge='short', **how),
                 dict(type='CenterCrop', crop_size=(width, height)),
@@ -156,6 +155,11 @@ def _parsed(stored: Any) -> Any:
         return None
 
 
+def as_lines(labels: Sequence[str]) -> str:
+    """The text of a file of labels, a line each."""
+    return ''.join(f'{" ".join(label.split())}\n' for label in labels)
+
+
 def fit_of(pipeline: Sequence[Mapping]) -> dict[str, Any]:
     """``size``, ``fit``, ``crop``, ``interpolation``, ``backend`` of a test pipeline, and ``channels`` of a gray one.
 
@@ -163,9 +167,9 @@ def fit_of(pipeline: Sequence[Mapping]) -> dict[str, Any]:
     """
     match [(_kind_of(step), step) for step in pipeline]:
         case [('LoadImageFromFile', load), ('Resize', resize), ('PackInputs', _)]:
-            fit, cut, own = 'squash', resize['scale'], {'keep_ratio': False}
+            fit, cut, own = 'squash', resize['scale'], dict[str, Any](keep_ratio=False)
         case [('LoadImageFromFile', load), ('ResizeEdge', resize), ('CenterCrop', crop), ('PackInputs', _)]:
-            fit, cut, own = 'crop', crop['crop_size'], {'edge': 'short'}
+            fit, cut, own = 'crop', crop['crop_size'], dict[str, Any](edge='short')
         case _:
             return {}
     width, height = cut if isinstance(cut, Sequence) else (cut, cut)

@@ -10,7 +10,10 @@ def parse_args():
     cli.add_checkpoint_arguments(parser)
     parser.add_argument('out', help=f'the file to write: {", ".join(f"*{suffix}" for suffix in FORMAT_OF_SUFFIX)}')
     parser.add_argument('--format', choices=FORMATS, default='onnx', help=f'{", ".join(FORMATS)} (onnx)')
-    parser.add_argument('--half', action='store_true', help='float16 inside; input and output stay float32')
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument('--half', action='store_true', help='float16 inside; input and output stay float32')
+    precision.add_argument('--float32', action='store_true', help='float32 inside, where float16 is the default')
+    parser.add_argument('--heatmap', action='store_true', help='a second output: the places of each logit (onnx, ort)')
     deploy.add_file_arguments(parser)
     parser.add_argument(
         '--input-name', type=deploy.input_name, default='image', metavar='NAME', help="of the graph's input (image)"
@@ -18,6 +21,7 @@ def parse_args():
     parser.add_argument('--fixed-batch', action='store_true', help='one image at a time instead of any number')
     cli.add_images_arguments(parser, 'compare the written file with PyTorch on these images')
     parser.add_argument('--flops', action='store_true', help='print the column "FLOPs (G)" of vendors\' tables as well')
+    parser.add_argument('--layers', action='store_true', help='print what each layer costs, with its time here')
     return parser.parse_args()
 
 
@@ -27,7 +31,7 @@ def main():
     from mobileone_ext.data.images import find_images, spread
     from mobileone_ext.data.pixels import Preprocessing
     from mobileone_ext.deploy import cost, export
-    from mobileone_ext.text import printable
+    from mobileone_ext.text import print_table, printable
 
     preprocessing = Preprocessing(config)
     size = args.size or preprocessing.side()
@@ -38,6 +42,8 @@ def main():
         args.normalize,
         args.softmax,
         half=args.half,
+        float32=args.float32,
+        heatmap=args.heatmap,
         dynamic_batch=not args.fixed_batch,
         input_name=args.input_name,
     )
@@ -48,6 +54,11 @@ def main():
     difference = export.export_classifier(model, args.out, request, preprocessing, args.checkpoint, chosen, skipped)
     print(f'{args.out}: written')
     print(cost.describe(model, size, args.flops))
+    if args.layers:
+        rows = [(*row[:3], *map('{:,}'.format, row[3:5]), f'{row[5]:.3f}') for row in cost.layers(model, size)]
+        print_table('layers, time by onnxruntime on one thread', cost.COLUMNS, rows)
+    if note := export.note(request):
+        print(note)
     if not FORMATS[args.format].runs_here:
         print(f'{args.format} runs on {FORMATS[args.format].platform} alone: compare it with PyTorch there')
     for message in skipped:

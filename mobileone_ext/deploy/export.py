@@ -15,6 +15,7 @@ from .. import files
 from ..data.classes import is_multi_label
 from ..data.pixels import Preprocessing, in_batches
 from ..files import suffix_of
+from ..metadata import Metadata, as_lines
 from . import fuse
 from .compare import Difference, image_channels
 from .described import describe
@@ -94,7 +95,7 @@ def described(
         input='pixels 0..255' if request.normalize else 'normalized pixels: (x - mean) / std',
         output='probabilities' if request.softmax else 'logits',
         layout=form.layout,
-        precision='float16' if request.half else form.precision,
+        precision=request.precision,
     )
     return replace(request, metadata={**metadata.write(), **request.metadata})
 
@@ -137,18 +138,30 @@ def export(
     """
     out = Path(out)
     check_place(out, request.format)
+    if request.heatmap and FORMATS[request.format].module != 'onnx':
+        raise ValueError(f'--heatmap: a file of format {request.format} has one output; onnx and ort have it')
     channels = request.channels or image_channels(net)
     image = torch.zeros(2 if request.dynamic_batch else 1, channels, request.size, request.size)
-    with files.staging_folder(out, [name.name for name in companions(out)]) as folder:
+    with files.staging_folder(out, [path.name for path in (*companions(out), labels_path(out))]) as folder:
         part = folder / out.name
         try:
             with using(request.format, f'{request.format} cannot hold this network'), warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # the exporters announce their own successors
                 load_format(request.format).write(net, image, part, request)
+            names = Metadata.read(request.metadata).labels or ()
+            if names or labels_path(out).exists():  # not those of another network
+                files.write_text(as_lines(names), labels_path(part))
             return check(part) if check else None
         except Exception:
             files.check_room(folder, 2 * sum(tensor.nbytes for tensor in net.state_dict().values()))
             raise
+
+
+def note(request: Request) -> str:
+    """What is to be said of a written file: who cannot read it, and why; empty if nothing is."""
+    apps, asked = FORMATS[request.format].apps[:1], FORMATS[request.format].apps[1:]
+    missing = ' '.join(f'--{option}' for option in asked if not getattr(request, option))
+    return f'{apps[0]} cannot read this file: that takes {missing}' if missing else ''
 
 
 def check_place(out: str | Path, form: str, *sources: str | Path | None) -> None:
@@ -183,6 +196,11 @@ def companions(out: str | Path) -> list[Path]:
     return [out.with_suffix(suffix) for suffix in FORMATS[form].companions] if form else []
 
 
+def labels_path(out: Path) -> Path:
+    """Where the names of the classes of ``out`` lie, a line each in the order of its outputs."""
+    return out.with_name(f'{out.name}.labels.txt')
+
+
 @torch.no_grad()
 def prove(
     net: nn.Module,
@@ -205,19 +223,19 @@ def prove(
     """
     if not FORMATS[request.format].runs_here:
         return None
-    network = open_network(path)
+    network, half = open_network(path), request.precision == 'float16'
 
     def difference_on(batches: Iterable[Tensor], max_flips: int | None) -> Difference:
         difference = Difference(is_multi_label(preprocessing.config))
         for images in batches:
             difference.add(net(images), torch.from_numpy(network(images.numpy())), NAMES)
-        difference.check(max_flips, HALF_TOLERANCE if request.half else TOLERANCE)
+        difference.check(max_flips, HALF_TOLERANCE if half else TOLERANCE)
         return difference
 
     noise = torch.rand(2, image_channels(net), request.size, request.size, generator=torch.Generator().manual_seed(0))
-    difference_on([noise * 255 if request.normalize else noise * 4 - 2], None)
+    difference_on([(noise * 255).round() if request.normalize else noise * 4 - 2], None)
     if not photos:
         return None
     read = in_batches(preprocessing.read(photos, [] if skipped is None else skipped), 1 if network.fixed_batch else 25)
     images = (pixels if request.normalize else preprocessing.normalize(pixels) for _, pixels in read)
-    return difference_on(images, None if request.half else 0)
+    return difference_on(images, None if half else 0)

@@ -45,3 +45,37 @@ def test_what_thop_counts():
     assert cost.count_as_thop(Net(), (8, 4)) == 48 * 18 + 48 + 6 + 5 * 6
     assert cost.vendor_gflops(450_123_456) == 1.0
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize('variant', ['s0', 's4'])
+def test_layers_add_up_to_the_network(variant):
+    """Parameters to those of the module, multiply-adds to the convolutions' and the classifier's, counted by shapes."""
+    model = fuse.build_model(cli.load_config(f'configs/mobileone_{variant}_8xb32.py'), 'fused').eval()
+    counted = 0
+
+    def count(module, inputs, output):
+        nonlocal counted
+        counted += module.weight[0].numel() * output[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(count)
+    model(torch.zeros(1, 3, 64, 64))
+    expected = counted
+    rows = cost.layers(model, 64, runs=2)
+    assert len(rows) == dict(s0=44, s4=68)[variant] + 1
+    names, operators, outputs, parameters, multiply_adds, milliseconds = zip(*rows)
+    assert sum(parameters) == cost.count_parameters(model)
+    assert sum(multiply_adds) == expected
+    assert min(milliseconds) > 0
+    assert (operators[0], operators[-2], names[-1]) == ('Conv', 'Gemm', 'all else')
+    assert 'stage0' in names[0] and outputs[0].endswith('x 32 x 32')
+
+
+def test_the_tool_prints_layers(run_tool, tmp_path):
+    config = 'tests/configs/tiny_digits.py'
+    torch.save(fuse.build_model(cli.load_config(config), 'fused').state_dict(), tmp_path / 'net.pth')
+    for options, count in (((), 0), (('--layers',), 1)):
+        code, text = run_tool('export', config, tmp_path / 'net.pth', tmp_path / 'net.onnx', *options)
+        assert code == 0 and text.count('layers, time by onnxruntime') == count, text
+        assert 'as vendors print them' not in text

@@ -212,3 +212,120 @@ def test_signals_find_their_stack_after_openvino(s0, tmp_path):
     network = open_network(tmp_path / 'net.xml')
     network(np.zeros((1, 3, 64, 64), np.float32))
     assert signal_stack() == before
+
+
+@pytest.mark.parametrize(('form', 'half'), [('onnx', False), ('onnx', True), ('ort', False)])
+def test_heat_map_is_where_the_logits_come_from(form, half, tmp_path):
+    """Its mean over the places and the layer's bias are the logit; each place by the weights, in float64."""
+    import onnxruntime
+
+    _, model = classifier(S0)
+    net, path = export.DeployNet(model), tmp_path / f'net.{form}'
+    request = Request(form, 96, half=half, heatmap=True)
+    export.export(net, path, request, lambda part: None if half else open_network(part))
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    assert [(output.name, output.type, output.shape[1:]) for output in session.get_outputs()] == [
+        ('output', 'tensor(float)', [1000]),
+        ('heatmap', 'tensor(float)', [1000, 3, 3]),
+    ]
+    images = torch.randn(2, 3, 96, 96)
+    logits, places = map(torch.from_numpy, session.run(None, {'image': images.numpy()}))
+    last = model.double().backbone(images.double())[-1]
+    weight, bias = model.head.fc.weight, model.head.fc.bias
+    expected = torch.einsum('oc,nchw->nohw', weight, last)
+    tolerance = (2e-2 if half else 1e-5) * float(expected.abs().max())
+    torch.testing.assert_close(places.double(), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(places.double().mean((2, 3)) + bias, logits.double(), rtol=0, atol=tolerance)
+    plain = onnx_proto(export.DeployNet(model.float()), images, Request(size=96))
+    if form == 'onnx' and not half:  # no weight is there twice
+        assert path.stat().st_size < len(plain.SerializeToString()) + 4096
+
+
+def test_heat_map_of_what_has_none_is_refused(s0, run_tool, tmp_path):
+    code, text = run_tool('export', S0, s0[2], tmp_path / 'net.pt', '--format', 'torchscript', '--heatmap')
+    assert code == 1 and '--heatmap: a file of format torchscript has one output' in only_line(text)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.Flatten(), torch.nn.LazyLinear(4)).eval()
+    net(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match='a heat map needs average pooling and a linear layer'):
+        export.export(net, tmp_path / 'net.onnx', Request(size=8, heatmap=True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('float32', [False, True])
+def test_coreml_takes_an_image_and_names_classes(s0, float32, tmp_path):
+    """Of the program: the numbers by which pixels become what the network was trained on, and its precision."""
+    import coremltools
+
+    config, _, checkpoint = s0
+    preprocessing, path = Preprocessing(config), tmp_path / 'net.mlpackage'
+    request = Request('coreml', 64, normalize=True, softmax=True, float32=float32)
+    export.export_classifier(export.load_fused(config, str(checkpoint)), path, request, preprocessing, str(checkpoint))
+    spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
+    (block,) = spec.mlProgram.functions['main'].block_specializations.values()
+    kinds = Counter(operation.type for operation in block.operations)
+    assert kinds['conv'] == 43 and kinds['softmax'] == kinds['classify'] == 1
+    numbers = {
+        operation.outputs[0].name: operation.attributes['val'].immediateValue.tensor
+        for operation in block.operations
+        if operation.type == 'const'
+    }
+    first = {kind: next(each for each in block.operations if each.type == kind) for kind in ('add', 'mul')}
+    mean, scale = (numbers[each.inputs['y'].arguments[0].name] for each in first.values())
+    assert first['add'].inputs['x'].arguments[0].name == 'image'
+    np.testing.assert_allclose(mean.floats.values, [-123.675, -116.28, -103.53], rtol=1e-6)  # in float32, in either
+    found = scale.floats.values if float32 else np.frombuffer(scale.bytes.values, np.float16)
+    np.testing.assert_allclose(found, [1 / 58.395, 1 / 57.12, 1 / 57.375], rtol=1e-6 if float32 else 1e-3)
+    assert spec.description.metadata.userDefined['precision'] == ('float32' if float32 else 'float16')
+    types = {output.type.tensorType.dataType for operation in block.operations for output in operation.outputs}
+    float16 = 10
+    assert (float16 in types) is not float32
+    assert spec.description.input[0].type.WhichOneof('Type') == 'imageType'
+    export.export(export.DeployNet(fuse.fuse(s0[1])), path, Request('coreml', 64))  # as arrays, where nothing is asked
+    described = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec().description
+    kinds = [entry.type.WhichOneof('Type') for entry in (*described.input, *described.output)]
+    assert kinds == ['multiArrayType'] * 2
+
+
+def test_a_file_that_apps_cannot_read_is_said(s0, run_tool, tmp_path):
+    out = tmp_path / 'net.mlpackage'
+    code, text = run_tool('export', S0, s0[2], out, '--format', 'coreml', '--size', 64, '--softmax')
+    assert code == 0, text
+    assert "Vision and Xcode's preview cannot read this file: that takes --normalize" in text.splitlines()
+    assert (tmp_path / 'net.mlpackage.labels.txt').read_text().splitlines()[0] == 'tench, Tinca tinca'
+    assert export.note(Request('litert', normalize=True)) == export.note(Request('onnx')) == ''
+    assert export.note(Request('litert')) == 'MediaPipe cannot read this file: that takes --normalize'
+    assert export.note(Request('coreml')).endswith('takes --normalize --softmax')
+
+
+def test_names_of_another_network_do_not_stay(tmp_path):
+    net = export.DeployNet(classifier('tests/configs/tiny_digits.py')[1])
+    for labels, text in ((['a', 'two\nlines'], 'a\ntwo lines\n'), (None, '')):
+        metadata = {} if labels is None else dict(labels=json.dumps(labels))
+        export.export(net, tmp_path / 'net.onnx', Request(size=32, metadata=metadata))
+        assert (tmp_path / 'net.onnx.labels.txt').read_text() == text
+
+
+def test_coreml_on_macos(s0, tmp_path, monkeypatch):
+    """The file is opened as it is there; in the runtime's place, what it would be given and give."""
+    import coremltools
+
+    config, path = s0[0], tmp_path / 'net.mlpackage'
+    request = Request('coreml', 64, normalize=True, softmax=True)
+    net = export.DeployNet(fuse.fuse(s0[1]), Preprocessing(config).normalize, softmax=True)
+    export.export(net, path, export.described(request, Preprocessing(config), str(s0[2]), None))
+    labels = (tmp_path / 'net.mlpackage.labels.txt').read_text().splitlines()
+
+    def predict(self, given):
+        pixels = torch.from_numpy(np.array(given['image'])).permute(2, 0, 1)[None].float()
+        scores = net(pixels)[0].tolist()
+        keys = [f'{name} ({index})' if name == 'crane' else name for index, name in enumerate(labels)]
+        return dict(classLabel='', classLabel_probs=dict(sorted(zip(keys, scores))))
+
+    monkeypatch.setattr(coremltools.models.MLModel, 'predict', predict)
+    monkeypatch.setattr(sys, 'platform', 'darwin')
+    network = open_network(path)
+    monkeypatch.undo()
+    monkeypatch.setattr(coremltools.models.MLModel, 'predict', predict)
+    assert network.fixed_batch and network.size == (64, 64) and network.in_channels == 3
+    images = torch.randint(0, 256, (2, 3, 64, 64)).float()
+    np.testing.assert_allclose(network(images.numpy()), net(images).numpy(), atol=1e-6)

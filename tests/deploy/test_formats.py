@@ -107,7 +107,8 @@ def test_file_computes_what_the_branched_model_does(tiny, form, suffix, inside, 
     assert network.num_classes in (10, None)
     assert is_exported(out)
     written = {path.name for path in tmp_path.iterdir()}
-    assert written == {out.name, *(f'net{companion}' for companion in FORMATS[form].companions)}
+    assert written == {out.name, f'{out.name}.labels.txt', *(f'net{each}' for each in FORMATS[form].companions)}
+    assert (tmp_path / f'{out.name}.labels.txt').read_text() == ''.join(f'{digit}\n' for digit in range(10))
 
 
 @pytest.mark.parametrize(('form', 'suffix'), FILES)

@@ -96,12 +96,14 @@ def test_no_sum_leaves_int32(case):
 
 @torch.no_grad()
 def test_stored_biases_are_the_networks(tmp_path):
-    """The int32 of a file times its scale, in float64, against the network's bias."""
+    """The int32 of a file times its scale, in float64, against the network's bias; without a zero point."""
     int8 = quantize(broken_classifier(1e-9), images())
-    stored = {
-        item.name: numpy_helper.to_array(item)
-        for item in int8_file(None, int8, tmp_path / 'int8.onnx').graph.initializer
-    }
+    graph = int8_file(None, int8, tmp_path / 'int8.onnx').graph
+    stored = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    pairs = [node for node in graph.node if node.op_type == 'DequantizeLinear']
+    of_biases = [node for node in pairs if node.input[0] in stored and stored[node.input[0]].dtype == np.int32]
+    assert len(of_biases) == len(layers_of(int8.model)) and {len(node.input) for node in of_biases} == {2}
+    assert {len(node.input) for node in pairs if node not in of_biases} == {3}
     for layer, input_scale in sources(int8):
         name = 'fc.bias' if layer.name == 'head.fc' else f'{layer.name}.branch_reparam.bias'
         step = input_scale * int8.weight_scales[layer.name].double().numpy()

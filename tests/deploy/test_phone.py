@@ -1,6 +1,10 @@
 """What the snippets of docs/phone.md do to a photo, done in Python on written files, against the network in PyTorch."""
 
 import json
+import os
+import re
+import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -109,23 +113,29 @@ def test_kotlin_with_litert(phone):
 
 
 def test_swift_with_coreml(phone):
-    """The planes that the loop fills, given to PyTorch; of the file itself names and shape (it runs on macOS alone)."""
+    """The file's own description, which Vision and Xcode go by: an image in, the best label and all of them out."""
     coremltools = pytest.importorskip('coremltools')
-    rgba = np.dstack([cropped(phone[2]), np.full((224, 224), 255, np.uint8)]).reshape(-1)
-    planes = np.zeros(3 * 224 * 224, np.float32)
-    for channel in range(3):
-        planes[channel * 224 * 224 : (channel + 1) * 224 * 224] = rgba[channel::4]
-    with torch.no_grad():
-        found = phone[1](torch.from_numpy(planes).reshape(1, 3, 224, 224))[0].numpy()
-    np.testing.assert_allclose(found, probabilities(phone), atol=1e-5)
-
     path = write(phone, 'net.mlpackage', 'coreml')
-    spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec().description
-    assert [(entry.name, list(entry.type.multiArrayType.shape)) for entry in spec.input] == [
-        ('image', [1, 3, 224, 224])
-    ]
-    assert [entry.name for entry in spec.output] == ['output']
-    assert len(json.loads(spec.metadata.userDefined['labels'])) == 1000
+    spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
+    described = spec.description
+    (image,) = described.input
+    picture = image.type.imageType
+    assert (image.name, picture.width, picture.height) == ('image', 224, 224)
+    assert picture.colorSpace == picture.ColorSpace.Value('RGB')
+    kinds = {entry.name: entry.type.WhichOneof('Type') for entry in described.output}
+    assert kinds == dict(classLabel='stringType', classLabel_probs='dictionaryType')
+    assert (described.predictedFeatureName, described.predictedProbabilitiesName) == (
+        'classLabel',
+        'classLabel_probs',
+    )
+    (block,) = spec.mlProgram.functions['main'].block_specializations.values()
+    assert block.operations[-1].type == 'classify'
+    (given,) = (argument.value for argument in block.operations[-1].inputs['classes'].arguments)
+    names = [name for value in given.immediateValue.list.values for name in value.immediateValue.tensor.strings.values]
+    assert len(names) == len(set(names)) == 1000
+    assert names[:2] == ['tench, Tinca tinca', 'goldfish, Carassius auratus']
+    assert [name for name in names if name.startswith('crane')] == ['crane (134)', 'crane (517)']
+    assert len(json.loads(described.metadata.userDefined['labels'])) == 1000
 
 
 @pytest.mark.apps
@@ -161,9 +171,60 @@ def test_cpp_with_ncnn(phone):
     assert len(json.loads(json.loads(path.with_suffix('.json').read_text())['labels'])) == 1000
 
 
+def snippet(language):
+    """The page's first piece of this language that is whole by itself."""
+    return re.search(rf'```{language}\n(.*?)```', PAGE, re.S)[1]
+
+
+def test_javascript_is_javascript(tmp_path):
+    if not shutil.which('node'):
+        pytest.skip('node is not installed')
+    (tmp_path / 'page.mjs').write_text(snippet('js'))
+    done = subprocess.run(['node', '--check', tmp_path / 'page.mjs'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+NCNN = """// What the snippet calls, as ncnn's net.h and mat.h declare it.
+namespace ncnn {
+class Mat {
+public:
+    enum PixelType { PIXEL_RGB = 1 };
+    static Mat from_pixels_roi_resize(const unsigned char* pixels, int type, int w, int h, int roix, int roiy, int roiw,
+                                      int roih, int target_width, int target_height);
+    operator float*();
+    float& operator[](unsigned long i);
+    int w;
+};
+class Extractor {
+public:
+    int input(const char* blob_name, const Mat& in);
+    int extract(const char* blob_name, Mat& feat, int type = 0);
+};
+class Net {
+public:
+    int load_param(const char* protopath);
+    int load_model(const char* modelpath);
+    Extractor create_extractor() const;
+};
+}
+"""
+
+
+def test_cpp_compiles(tmp_path):
+    """With ncnn's own headers where NCNN_INCLUDE names their folder; its package for Python leaves them out."""
+    if not shutil.which('g++'):
+        pytest.skip('g++ is not installed')
+    (tmp_path / 'net.h').write_text(NCNN)
+    headers = os.environ.get('NCNN_INCLUDE', tmp_path)
+    (tmp_path / 'page.cpp').write_text(snippet('cpp'))
+    command = ['g++', '-std=c++11', '-Wall', '-Werror', '-fsyntax-only', '-isystem', headers]
+    done = subprocess.run([*command, tmp_path / 'page.cpp'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_page_uses_the_names_and_numbers_of_the_files():
     assert f'extract("{OUTPUT_NAME}"' in PAGE
-    assert f'featureValue(for: "{OUTPUT_NAME}")' in PAGE
+    assert 'setModelAssetPath("s0.tflite")' in PAGE and 'VNCoreMLRequest(model: model)' in PAGE
     assert 'extractor.input("image"' in PAGE
     settings = cli.load_config(S0).model.data_preprocessor
     for values in (settings.mean, settings.std):

@@ -106,7 +106,12 @@ def test_tool_writes_an_ordinary_checkpoint_and_onnx(digits, run_tool, tmp_path)
         )
         assert code == 0, text
         assert 'on the calibration images 0 of 20 predictions change' in text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['net.pth', 'prepared.onnx', 'prepared.pth']
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        'net.pth',
+        'prepared.onnx',
+        'prepared.onnx.labels.txt',
+        'prepared.pth',
+    ]
     assert 'channels equalized' in open_network(tmp_path / 'prepared.onnx').metadata['prepared']
     found = []
     for name in ('net.pth', 'prepared.pth', 'prepared.onnx'):

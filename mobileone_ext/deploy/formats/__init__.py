@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-OUTPUT_NAME = 'output'
+OUTPUT_NAME, HEATMAP_NAME = 'output', 'heatmap'
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Format:
         holds: where its file is a folder, the names in it.
         layout: of the images.
         precision: of every file, with ``half`` or without.
+        apps: what takes a file of some options alone, and those, of ``Request``.
         platform: the only one that runs it, as ``sys.platform`` has it; empty for any.
         int8: what its int8 files are made from, the ``'graph'`` of ONNX or the ``'network'``; empty if it has none.
         pairs: how quantization is written into the network, see ``quantization/qdq_torch.py``.
@@ -37,6 +38,7 @@ class Format:
     holds: tuple[str, ...] = ()
     layout: str = 'NCHW'
     precision: str = 'float32'
+    apps: tuple[str, ...] = ()
     platform: str = ''
     int8: str = ''
     pairs: Mapping[str, bool] = field(default_factory=dict)
@@ -56,7 +58,13 @@ FORMATS = {
     'torchscript': Format(('.pt', '.pt2'), 'torchscript'),
     'openvino': Format(('.xml',), 'openvino', companions=('.bin',), packages=('onnx', 'openvino'), int8='graph'),
     'coreml': Format(
-        ('.mlpackage',), 'coreml', 'coreml', holds=('Manifest.json', 'Data'), precision='float16', platform='darwin'
+        ('.mlpackage',),
+        'coreml',
+        'coreml',
+        holds=('Manifest.json', 'Data'),
+        precision='float16',
+        apps=("Vision and Xcode's preview", 'normalize', 'softmax'),
+        platform='darwin',
     ),
     'litert': Format(
         ('.tflite',),
@@ -64,6 +72,7 @@ FORMATS = {
         'litert',
         packages=('litert_torch', 'ai_edge_litert'),
         layout='NHWC',
+        apps=('MediaPipe', 'normalize'),
         int8='network',
         pairs=dict(folded=False),
     ),

@@ -74,6 +74,8 @@ class Request:
         normalize: it takes pixels 0 .. 255, normalization inside.
         softmax: it returns probabilities instead of logits.
         half: float16 inside; input and output stay float32.
+        float32: float32 inside, where the format's files have float16.
+        heatmap: a second output ``HEATMAP_NAME``, of ONNX, see :func:`mobileone_ext.deploy.formats.onnx.with_heatmap`.
         dynamic_batch: any number of images at a time instead of one, where the format has that.
         input_name: where the format names inputs.
         metadata: strings by name.
@@ -89,6 +91,8 @@ class Request:
     normalize: bool = False
     softmax: bool = False
     half: bool = False
+    float32: bool = False
+    heatmap: bool = False
     dynamic_batch: bool = True
     input_name: str = 'image'
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -96,6 +100,11 @@ class Request:
     int8: bool = False
     classifier_scales: Tensor | None = None
     channels: int | None = None
+
+    @property
+    def precision(self) -> str:
+        """Of the numbers inside, ``'float16'`` or ``'float32'``."""
+        return 'float16' if self.half else 'float32' if self.float32 else FORMATS[self.format].precision
 
 
 class Network:

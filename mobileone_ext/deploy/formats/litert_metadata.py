@@ -10,6 +10,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 
+from ...metadata import Metadata, as_lines
 from . import OUTPUT_NAME
 from .base import Request
 
@@ -104,10 +105,9 @@ def associated_files(model: bytes, request: Request) -> bytes:
     """``model`` with a zip archive of its labels, a line each, and all its metadata behind it."""
     archive = io.BytesIO(model)
     archive.seek(0, io.SEEK_END)
-    labels = json.loads(request.metadata.get('labels', '[]'))
     with zipfile.ZipFile(archive, 'a', zipfile.ZIP_STORED) as files:
         for name, text in (
-            (LABELS_FILE, ''.join(f'{" ".join(label.split())}\n' for label in labels)),
+            (LABELS_FILE, as_lines(Metadata.read(request.metadata).labels or ())),
             (METADATA_FILE, json.dumps(request.metadata, indent=2) + '\n'),
         ):
             # A fixed date: the same export is the same file.

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -24,14 +25,30 @@ def kind_of(path: Path) -> str | None:
     return 'program' if is_program else None
 
 
+def has_tracer() -> bool:
+    """Whether this torch still has ``torch.jit.trace`` and the exporter of ONNX that rests on it."""
+    return hasattr(torch.jit, 'trace') and find_spec('torch.onnx.utils') is not None
+
+
+def traced(net: nn.Module, image: Tensor, dynamic_batch: bool):
+    """``net`` as a graph for another tool: TorchScript, or where torch has no more of it, a program."""
+    if has_tracer():
+        return torch.jit.trace(net, image)
+    return program_of(net, image, dynamic_batch).run_decompositions({})
+
+
+def program_of(net: nn.Module, image: Tensor, dynamic_batch: bool) -> torch.export.ExportedProgram:
+    """``net`` as a program of torch.export; image (N, C, H, W) is an example, of two images where N may change."""
+    batch = {0: torch.export.Dim('batch')} if dynamic_batch else None
+    return torch.export.export(net, (image,), dynamic_shapes=(batch,))
+
+
 def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
     net = half_precision(net) if request.half else net
     extra = {_METADATA: json.dumps(request.metadata)}
     buffer = io.BytesIO()  # on a full disk torch ends the whole process
     if path.suffix == '.pt2':
-        batch = {0: torch.export.Dim('batch')} if request.dynamic_batch else None
-        program = torch.export.export(net, (image,), dynamic_shapes=(batch,))
-        torch.export.save(program, buffer, extra_files=extra)
+        torch.export.save(program_of(net, image, request.dynamic_batch), buffer, extra_files=extra)
     else:
         torch.jit.save(torch.jit.freeze(torch.jit.trace(net, image)), buffer, _extra_files=extra)
     path.write_bytes(buffer.getvalue())

@@ -93,9 +93,11 @@ class _Writer:
         assert np.abs(integers).max() <= np.iinfo(dtype).max, name  # the scales are chosen for that
         values = self._constant(f'{name}_q', integers.astype(dtype))
         scale = self._constant(f'{name}_scale', np.asarray(scales, np.float32))
-        zero_point = self._constant(f'{name}_zero_point', np.zeros(np.shape(scales), dtype))
+        inputs = [values, scale]
+        if dtype != np.int32:  # the standard says that these have none
+            inputs.append(self._constant(f'{name}_zero_point', np.zeros(np.shape(scales), dtype)))
         axis = dict(axis=0) if np.ndim(scales) else {}
-        self.nodes.append(helper.make_node('DequantizeLinear', [values, scale, zero_point], [f'{name}_dq'], **axis))
+        self.nodes.append(helper.make_node('DequantizeLinear', inputs, [f'{name}_dq'], **axis))
         return f'{name}_dq'
 
     def _constant(self, name: str, value: np.ndarray) -> str:

@@ -119,6 +119,8 @@ def run(job: Job) -> None:
     if job.out:
         report['agreement'] = write(job, quantize(job.model, images, job.options), job.out, images)
         print(f'{job.out}: written')
+        if said := export.note(job.request):
+            print(said)
         print(agreement.describe(report['agreement']))
     if test_images:
         report['accuracy'] = measure(job, images, test_images)
