@@ -5,7 +5,7 @@
 
 import ast
 import difflib
-import runpy
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -38,8 +38,10 @@ def _main() -> int:
         raise ValueError(f'mobileone {name}: no such command; {hint}')
     sys.argv = [f'mobileone {name}', *arguments]
     sys.path.insert(0, str(tools[name].parent))  # as Python does for a script
-    runpy.run_path(str(tools[name]), run_name='__main__')
-    return 0
+    spec = importlib.util.spec_from_file_location(f'mobileone_{name}', tools[name])
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool.main() or 0
 
 
 def _summary(path: Path) -> str:

@@ -18,7 +18,7 @@ def parse_args():
     parser.add_argument(
         '--dry-run',
         action='store_true',
-        help='build all but the images, save and load a checkpoint in memory, stop',
+        help='build all but the images, save and load a checkpoint in memory (with --resume: go on from it), stop',
     )
     parser.add_argument('--work-dir', help='where logs and checkpoints go (work_dirs/CONFIG)')
     parser.add_argument(
@@ -90,15 +90,19 @@ def main():
         config.randomness.deterministic = True
     for phrase in misfits(config):
         print(f'note: {phrase}; --epochs N scales a schedule')
-    if args.dry_run:
-        from mobileone_ext.engine.dry_run import describe, dry_run
-
-        print(describe(dry_run(config, args.config)))
-        return
-    options = {'progress': args.progress} if args.progress else {}
+    resume = {}
     if args.resume:
-        options.update(resume=True if args.resume == 'latest' else args.resume, without_digest=args.without_digest)
-    training.train(config, **options)
+        resume = dict(resume=True if args.resume == 'latest' else args.resume, without_digest=args.without_digest)
+    if args.dry_run:
+        from mobileone_ext.engine.dry_run import describe, dry_run, missing_data
+
+        runner = dry_run(config, args.config, checkpoint=training.prepare_resume(config, **resume))
+        missing = missing_data(config)
+        print(describe(runner))
+        if missing:
+            print(f'note: {missing}')
+        return
+    training.train(config, **({'progress': args.progress} if args.progress else {}), **resume)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """The configs that tools read: from a file or text, every name and number held against who reads it, overridden."""
 
-from .keys import building, check_config, require_data
+from .keys import building, check_config, require_data, unknown_part
 from .load import DATA_SUFFIXES, completed, find_file, load_config, resolved_config
 from .override import override
 
@@ -14,4 +14,5 @@ __all__ = [
     'override',
     'require_data',
     'resolved_config',
+    'unknown_part',
 ]

@@ -8,13 +8,17 @@ values that are taken as they are or that a hook meets hours later.
 import difflib
 import inspect
 import os
+import re
 import traceback
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
+from itertools import chain
 from numbers import Real
 from typing import Any
 
+from mmengine import registry
 from mmengine.config import Config
+from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import Runner
 
 from ..arguments import is_integer
@@ -81,7 +85,7 @@ def hint(key: str, known: Iterable[str]) -> str:
     """What ``key`` may have meant: the nearest of ``known``, or some of them."""
     known = sorted(map(str, known))
     close = difflib.get_close_matches(key, known, 1)
-    return f'; did you mean {close[0]!r}?' if close else f'; known keys are {abbreviate(known, 8)}'
+    return f'; did you mean {close[0]!r}?' if close else f'; known are {abbreviate(known, 8)}'
 
 
 def check_config(config: Config) -> None:
@@ -129,9 +133,28 @@ def building(name: str, what: str = 'does not build') -> Iterator[None]:
     except (ValueError, OSError):
         raise
     except Exception as error:
-        hint = '' if os.environ.get(TRACEBACK_VARIABLE) else f' ({TRACEBACK_VARIABLE}=1 shows where)'
+        unknown = re.match(r"'(\S+) is not in the (?:\w+::)?([\w ]+) registry", str(error))
+        if isinstance(error, KeyError) and unknown:
+            raise ValueError(f'{name}: {what}: {unknown_part(*unknown.groups())}') from error
+        where = '' if os.environ.get(TRACEBACK_VARIABLE) else f' ({TRACEBACK_VARIABLE}=1 shows where)'
         kind = f'{_part_of(error)}{type(error).__name__}'
-        raise ValueError(f'{name}: {what}: {kind}: {one_line(error)[:400]}{hint}') from error
+        raise ValueError(f'{name}: {what}: {kind}: {one_line(error)[:400]}{where}') from error
+
+
+def unknown_part(name: str, kind: str) -> str:
+    """What to say of a ``name`` that no registry of a ``kind`` (``'model'``, ``'parameter scheduler'``) has."""
+    known: list[str] = []
+    for root in vars(registry).values():
+        family = (root, *root.children.values()) if isinstance(root, Registry) else ()
+        if kind in {part.name for part in family}:
+            known += chain.from_iterable(map(_names_in, family))
+    return f'no {kind} is {name!r}{hint(name, known)}'
+
+
+def _names_in(part: Registry) -> Iterator[str]:
+    """What a config calls the parts that are registered there."""
+    plain = part.parent is None or part.scope == DefaultScope.get_current_instance().scope_name
+    yield from (name if plain else f'{part.scope}.{name}' for name in part.module_dict)
 
 
 def _part_of(error: Exception) -> str:

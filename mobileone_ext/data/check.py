@@ -99,11 +99,16 @@ def _look_for_data(dataset: dict, option: str) -> None:
     if root is None or not isinstance(prefix, str) or '://' in str(root) or shards_of(dataset):
         return  # a data set of another kind speaks for itself
     folder = Path(root, prefix).expanduser()
-    for path in (Path(root).expanduser(), folder, annotation_file(dataset) or folder):
+    another = f'--data ROOT (train, ablate) or --cfg-options {option}.data_root=ROOT names another place'
+    for path, remedy in (
+        (Path(root).expanduser(), another),
+        (folder, another),
+        (annotation_file(dataset) or folder, f'--cfg-options {option}.ann_file=FILE names another list'),
+    ):
         if not path.exists():
-            raise ValueError(
-                f'{path}: no such data; expected are class folders {folder}/CLASS/*.JPEG, or images in {folder} that '
-                f'an annotation file lists; --cfg-options {option}.data_root=DIR and {option}.ann_file=FILE name others'
+            raise FileNotFoundError(
+                f'{path}: no such data; expected are class folders {folder}/CLASS with photos, or photos in {folder} '
+                f'that an annotation file lists; {remedy}'
             )
 
 

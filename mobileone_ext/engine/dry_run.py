@@ -26,6 +26,7 @@ from ..data.classes import LOADERS, is_multi_label
 from ..data.nested import innermost
 from ..recipe.checkpointing import check_saving
 from ..recipe.run import unwrap
+from ..text import one_line
 from .runner import Runner
 
 BATCHES = 20  # in an epoch without images
@@ -116,7 +117,9 @@ def build_training(config: Config, work_dir: str, data: bool) -> DryRunner:
     return runner
 
 
-def dry_run(config: Config, name: str, data: bool = False, step: bool = False) -> DryRunner:
+def dry_run(
+    config: Config, name: str, data: bool = False, step: bool = False, checkpoint: dict | None = None
+) -> DryRunner:
     """Build the run of ``config``, take a step without gradients, save and load what it leaves.
 
     Weights are not initialized, so none are downloaded. All is done on the CPU, and mixed precision left out.
@@ -124,12 +127,13 @@ def dry_run(config: Config, name: str, data: bool = False, step: bool = False) -
     Args:
         data: with its images found, of which none is read.
         step: a whole one, on a photograph, where the network is a classifier.
+        checkpoint: what is in the file ``config.load_from``, which the run goes on from.
 
     Raises:
-        ValueError: naming what does not build, or what a checkpoint could not hold.
+        ValueError: naming what does not build, does not go on, or what a checkpoint could not hold.
     """
     require_data(config, 'train_dataloader')
-    config = copy.deepcopy(config)
+    source, config = config.get('load_from'), copy.deepcopy(config)
     if data:
         prepare_data(config, *(name for name in LOADERS if config.get(name)))
     with tempfile.TemporaryDirectory() as work_dir, building(name):
@@ -141,6 +145,11 @@ def dry_run(config: Config, name: str, data: bool = False, step: bool = False) -
         runner.call_hook('before_run')
         if data:
             check_loaders(runner.loaders(), config)
+        if checkpoint is not None:
+            runner.checkpoint, runner._load_from = checkpoint, source
+            if runner._classes is None:  # folders that are not looked at name them
+                checkpoint['meta']['dataset_meta'] = runner.train_dataloader.dataset.metainfo
+            runner.resume(source)
         runner.call_hook('before_train')
         if step and isinstance(runner.model, ImageClassifier):
             _step_on_a_photo(runner)
@@ -153,6 +162,15 @@ def dry_run(config: Config, name: str, data: bool = False, step: bool = False) -
         if missing:
             raise ValueError(f'a checkpoint does not have the keys of its model: {sorted(missing)[:3]}')
     return runner
+
+
+def missing_data(config: Config) -> str | None:
+    """What training would say of data that is not there; ValueError for data that is, and does not fit."""
+    try:
+        prepare_data(copy.deepcopy(config), 'train_dataloader', 'val_dataloader')
+    except FileNotFoundError as error:
+        return one_line(error)
+    return None
 
 
 def describe(runner: DryRunner) -> str:

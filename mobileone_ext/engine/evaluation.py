@@ -57,8 +57,8 @@ def make_literal(metric: BaseMetric) -> None:
     if isinstance(metric, MultiTasksMetric):
         for inner in [one for group in metric._metrics.values() for one in group]:
             make_literal(inner)
-    if isinstance(metric, _RETRIEVAL) and not hasattr(np, 'in1d'):  # which NumPy 2.4 took away, and these call
-        np.in1d = np.isin
+    if isinstance(metric, _RETRIEVAL) and not hasattr(np, 'in1d'):
+        metric.process = _with_in1d(metric.process)
     thresholds = [getattr(metric, 'thr', None), *getattr(metric, 'thrs', ())]
     if isinstance(metric, _OF_AN_ORDER) and not any(thresholds):
         metric.process = _on_logits(metric.process)
@@ -68,6 +68,19 @@ def make_literal(metric: BaseMetric) -> None:
         metric.calculate = _average_precision(metric)
     elif isinstance(metric, _BY_CLASS):
         metric.calculate = _over_present(metric)
+
+
+def _with_in1d(process: Callable) -> Callable:
+    """``process`` of a metric that calls ``numpy.in1d``, which NumPy 2.4 took away: there meanwhile, and gone again."""
+
+    def with_in1d(*args) -> None:
+        np.in1d = np.isin
+        try:
+            process(*args)
+        finally:
+            del np.in1d
+
+    return with_in1d
 
 
 def _on_logits(process: Callable) -> Callable:

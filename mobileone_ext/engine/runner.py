@@ -14,7 +14,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm, is_model_wrapper
-from mmengine.registry import MODEL_WRAPPERS
+from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS
 from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import Runner as _Runner
 from torch.utils.data import DataLoader
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from .. import recipe  # noqa: F401  the hooks below
 from ..checkpoints.load import class_names_in, read_checkpoint
 from ..checkpoints.training import check_fits_run, is_sealed, read_training_checkpoint, step_as_built
-from ..config import building
+from ..config import building, unknown_part
 from ..data.check import check_loaders, leave_out_last_of_one
 from ..data.classes import check_same
 from ..data.flip import check_flips
@@ -200,6 +200,7 @@ class Runner(_Runner):
     def build_optim_wrapper(self, optim_wrapper):
         if isinstance(optim_wrapper, dict):
             check_weight_decay(optim_wrapper)
+            check_optimizer(optim_wrapper)
         with building('optim_wrapper'):
             return super().build_optim_wrapper(optim_wrapper)
 
@@ -349,6 +350,13 @@ def check_weight_decay(optim_wrapper: dict) -> None:
             f'optim_wrapper.optimizer.weight_decay is missing: paramwise_cfg.{factors[0]} multiplies it; '
             'set it (0 for none), or replace paramwise_cfg (_delete_=True)'
         )
+
+
+def check_optimizer(optim_wrapper: dict) -> None:
+    """Raise ValueError for an optimizer that nobody has registered, where mmengine would call None."""
+    kind = (optim_wrapper.get('optimizer') or {}).get('type')
+    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+        raise ValueError(f'optim_wrapper.optimizer: {unknown_part(kind, "optimizer")}')
 
 
 @contextmanager

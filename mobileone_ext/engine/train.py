@@ -161,16 +161,15 @@ def train(
     launcher = config.get('launcher', 'none')
     if launcher == 'pytorch':
         end_with_parent()
-    source = resume or (config.get('resume') and (config.get('load_from') or True))
-    checkpoint = _resume(config, source, without_digest) if source else None
+    checkpoint = prepare_resume(config, resume, without_digest)
+    require_data(config, 'train_dataloader')
+    prepare_data(config, 'train_dataloader', 'val_dataloader')
     with one_writer(config.work_dir, 'tools/train.py') if is_first(launcher) else nullcontext():
-        if not source and next(saved_checkpoints(config.work_dir), None):
+        if checkpoint is None and next(saved_checkpoints(config.work_dir), None):
             raise ValueError(
                 f'{config.work_dir}: holds checkpoints of an earlier run; '
                 '--resume goes on with it, --work-dir names another folder'
             )
-        require_data(config, 'train_dataloader')
-        prepare_data(config, 'train_dataloader', 'val_dataloader')
         with building(config.filename or 'the config'):
             runner = Runner.from_cfg(config)
         runner.checkpoint = checkpoint
@@ -180,11 +179,15 @@ def train(
         return runner
 
 
-def _resume(config: Config, source: str | Path | bool, without_digest: bool) -> dict | None:
-    """Let ``config`` go on from ``source`` (see :func:`train`), with its seed unless it sets one; what is in there.
+def prepare_resume(config: Config, resume: str | Path | bool = False, without_digest: bool = False) -> dict | None:
+    """Let ``config`` go on from ``resume`` (see :func:`train`), with its seed unless it sets one; what is in there.
 
-    None where it starts anew, in a work dir without checkpoints. mmengine adopts the seed too late for the data order.
+    None where it starts anew: nothing is to be resumed, or the work dir has no checkpoints. mmengine adopts the seed
+    too late for the data order.
     """
+    source = resume or (config.get('resume') and (config.get('load_from') or True))
+    if not source:
+        return None
     if source is True:
         source, checkpoint = latest_checkpoint(config.work_dir, without_digest) or (None, None)
     else:

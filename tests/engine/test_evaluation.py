@@ -158,8 +158,10 @@ def test_labels_that_no_image_has_are_left_out_and_named(average, monkeypatch):
 
 def test_retrieval():
     logits, truth = saturated()
+    names = dir(np)
     found = measured(dict(type='RetrievalRecall', topk=3), logits, truth)['retrieval/Recall@3']
     assert found == pytest.approx(100 * np.mean([rank(row, label) < 3 for row, label in zip(logits, truth)]), abs=1e-4)
+    assert dir(np) == names
 
 
 def test_confusion_matrix():

@@ -18,7 +18,7 @@ from mobileone_ext.recipe.resuming import after_a_step, changed_step
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*instance named of:UserWarning')
 
-FEW, MANY = range(15), range(15, 300)
+FEW, MANY = range(8), range(8, 300)
 
 
 @pytest.fixture
@@ -129,6 +129,14 @@ def test_a_file_is_read_once_and_only_with_its_digest(resume, checkpoint, monkey
     assert code == 0 and len(reads) == 1, text
     with pytest.raises(ValueError, match='edited.pth: it has no digest.*--without-digest resumes from it'):
         training.read_training_checkpoint(reads[0])
+
+
+def test_a_dry_run_looks_at_the_file(resume, checkpoint, tmp_path):
+    code, text = resume(copy.deepcopy(checkpoint), '--dry-run')
+    assert code == 0 and text.count('\n') == 1 and 'all of it builds' in text and not (tmp_path / 'run').exists()
+    edit('optimizer|state|5', ...)(unsealed(checkpoint))
+    code, text = resume(checkpoint, '--dry-run')
+    assert code == 1 and 'optimizer.state has nothing for parameter 5' in only_line(text)
 
 
 def test_code_in_a_checkpoint_is_not_run(resume, checkpoint, tmp_path):

@@ -164,13 +164,14 @@ def test_a_broken_image_is_named(run_tool, digits, tmp_path, kind):
 
 
 def test_missing_imagenet_says_what_and_where(run_tool, tmp_path):
-    code, printed = run_tool(
-        'train', 'configs/mobileone_s0_8xb32.py', '--work-dir', tmp_path, *options(tmp_path / 'none')
-    )
-    error = only_line(printed)
-    assert code == 1
-    for part in ('no such data', 'class folders', 'annotation file', 'train_dataloader.dataset.data_root=DIR'):
-        assert part in error
+    imagenet, data = 'configs/mobileone_s0_8xb32.py', ('--data', tmp_path / 'none')
+    code, printed = run_tool('train', imagenet, '--work-dir', tmp_path / 'run', *data)
+    missing = only_line(printed).removeprefix('error: ')
+    assert code == 1 and not (tmp_path / 'run').exists()
+    for part in ('no such data', 'class folders', 'annotation file', '--data ROOT'):
+        assert part in missing
+    code, printed = run_tool('train', imagenet, '--dry-run', *data)
+    assert code == 0 and printed.splitlines()[-1] == f'note: {missing}'
 
 
 def test_a_folder_without_images_is_named(run_tool, tmp_path):
