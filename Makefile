@@ -5,19 +5,24 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 VENV = .venv$(patsubst requirements%,%,$(basename $(REQUIREMENTS)))
 RUN = $(VENV)/bin/python
 
+# A worker a core, four at most (each takes 1.5 GB); WORKERS=0 keeps the tests in one process.
+WORKERS ?= logical
+# The shuffle is always the same; `pytest` alone takes another one each time.
+PYTEST = $(RUN) -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal --randomly-seed=2206
+
 .PHONY: demo test test-slow test-apps lint
 
 demo: $(VENV)/installed
 	$(RUN) tools/demo.py
 
 test: $(VENV)/installed
-	$(RUN) -m pytest --randomly-seed=2206 --durations=15  # a fixed shuffle; `pytest` alone takes another one each time
+	$(PYTEST) --durations=15
 
 test-slow: $(VENV)/installed
-	$(RUN) -m pytest -m 'slow and not apps' --randomly-seed=2206
+	$(PYTEST) -m 'slow and not apps'
 
 test-apps: $(VENV)/installed
-	$(RUN) -m pytest -m apps --randomly-seed=2206
+	$(PYTEST) -m apps
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

@@ -49,7 +49,7 @@ def spread_norms(model: nn.Module, images: torch.Tensor, seed: int = 0) -> nn.Mo
     return model.eval()
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=6)
 def random_state(variant: str, form: str) -> dict:
     """The state dict (own names) of a random classifier; don't write to it."""
     torch.manual_seed(0)

@@ -57,8 +57,9 @@ def test_sum_of_kernels_computes_the_sum():
     torch.testing.assert_close(F.conv2d(x, *sum_kernels(kernels), padding=1), expected)
 
 
-def test_algebra_and_block_need_torch_alone():
-    code = 'import sys, mobileone_ext.reparam, mobileone_ext.block; print(*sys.modules)'
+def test_algebra_block_and_checkpoints_need_torch_and_safetensors_alone():
+    modules = ', '.join(f'mobileone_ext.{name}' for name in ('reparam', 'block', 'checkpoints.load'))
+    code = f'import sys, {modules}; print(*sys.modules)'
     loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
     assert 'torch' in loaded
-    assert not {'mmengine', 'mmcv', 'mmpretrain', 'torchvision'} & set(loaded)
+    assert not {'mmengine', 'mmcv', 'mmpretrain', 'timm', 'torchvision'} & set(loaded)

@@ -83,6 +83,7 @@ def run(*arguments):
     infer.run(parser.parse_args(list(map(str, arguments))))
 
 
+@pytest.mark.slow
 def test_small_run_writes_tables_and_picture(tmp_path):
     networks = ('--networks', 'mobileone_s0', 'timm_mobileone_s0')
     run(*networks, '--turns', 1, '--seconds', 0, '--batches', 1, '--threads', 1, '--out', tmp_path)

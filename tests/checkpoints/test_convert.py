@@ -15,9 +15,16 @@ from mobileone_ext.checkpoints.model_card import num_parameters
 from mobileone_ext.checkpoints.unfuse import unfuse
 from mobileone_ext.data.calibration import calibration_batches
 
-VARIANTS = ('s0', 's4')  # many branches; one branch and squeeze-and-excitation
 FORMS = ('branched', 'fused')
+NETWORKS = [  # many branches; one branch and squeeze-and-excitation
+    ('s0', 'branched'),
+    ('s4', 'fused'),
+    *(pytest.param(*rest, marks=pytest.mark.slow) for rest in (('s0', 'fused'), ('s4', 'branched'))),
+]
 LAYOUTS = ('mmpretrain', 'apple', 'timm')
+SMALL = dict(  # every kind of branch, SE in stage 3, a second block in stage 2
+    num_blocks=[1, 2, 1, 1], width_factor=[0.125] * 4, num_conv_branches=[2, 1, 2, 1], num_se_blocks=[0, 0, 1, 0]
+)
 
 
 def written(tmp_path, state, layout='mmpretrain', name='file.pth'):
@@ -38,8 +45,7 @@ def mmpretrain_network(variant, form):
 
 
 @pytest.mark.parametrize('other, layout', [(timm_network, 'timm'), (mmpretrain_network, 'mmpretrain')])
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('variant, form', NETWORKS)
 def test_outputs_of_other_networks(variant, form, other, layout):
     own = classifier(variant, deploy=form == 'fused')
     own.load_state_dict(random_state(variant, form))
@@ -66,8 +72,7 @@ def test_from_another_network(tmp_path, form):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('variant, form', NETWORKS)
 def test_round_trip(tmp_path, variant, form, layout):
     state = random_state(variant, form)
     for name in ('file.pth', 'file.safetensors'):
@@ -96,14 +101,14 @@ def test_published_weights(tmp_path, shared, layout):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('variant', ['s0', 's4'])
-def test_unfuse(variant):
+@pytest.mark.parametrize('arch', [SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in ('s0', 's4'))])
+def test_unfuse(arch):
     torch.manual_seed(0)
-    fused = randomize_norms(MobileOne(variant)).eval()
+    fused = randomize_norms(MobileOne(arch)).eval()
     fused.switch_to_deploy()
-    branched = MobileOne(variant)
+    branched = MobileOne(arch)
     fused, branched = fused.double(), branched.double()
-    images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     unfuse(fused, branched, images.split(2))
     expected = fused(images)[0]
     torch.testing.assert_close(branched(images)[0], expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
@@ -115,7 +120,7 @@ def test_unfuse(variant):
 
 def test_statistics_are_the_images():
     torch.manual_seed(0)
-    options = dict(arch='s0', num_conv_branches=2)
+    options = dict(arch=SMALL, num_conv_branches=2)
     fused, branched = MobileOne(**options, deploy=True).double(), MobileOne(**options).double()
     images = torch.randn(6, 3, 64, 64, dtype=torch.float64)
     unfuse(fused, branched, images.split(3))
@@ -130,8 +135,8 @@ def test_statistics_are_the_images():
 
 def test_unfused_branches_learn():
     torch.manual_seed(0)
-    fused, branched = MobileOne('s0', deploy=True).double(), MobileOne('s0').double()
-    images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    fused, branched = MobileOne(SMALL, deploy=True).double(), MobileOne(SMALL).double()
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     unfuse(fused, branched, [images])
     optimizer = torch.optim.SGD(branched.parameters(), 0.1)
     branched.train()
@@ -204,7 +209,7 @@ def test_suffix(tmp_path):
         written(tmp_path, random_state('s0', 'fused'), name='file.onnx')
 
 
-@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('channels', [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_unfuse_calibrates_with_images_of_the_networks_channels(channels, tmp_path):
     torch.manual_seed(0)
     model = spread_norms(classifier('s0', 4, in_channels=channels), torch.randn(4, channels, 64, 64))

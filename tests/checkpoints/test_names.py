@@ -273,7 +273,8 @@ def test_an_interrupted_download_is_started_anew(server, cache, fused_s0, number
         going_on.wait(60)
 
     server.answers['/s0.pth'] = half
-    run = child(f'from mobileone_ext.checkpoints.names import resolve\nresolve({url!r})')
+    listening = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)'  # also in the background
+    run = child(f'{listening}\nfrom mobileone_ext.checkpoints.names import resolve\nresolve({url!r})')
     assert begun.wait(60)
     run.send_signal(number)
     run.communicate()

@@ -57,7 +57,7 @@ def test_graph_holds_nothing_else(path, expected):
     assert Counter(node.op_type for node in proto.graph.node) == expected
 
 
-@pytest.mark.parametrize(('opset', 'dynamic_batch'), [(13, True), (21, False)])
+@pytest.mark.parametrize(('opset', 'dynamic_batch'), [(13, True), pytest.param(21, False, marks=pytest.mark.slow)])
 def test_opset_and_batch_are_as_asked(s0, opset, dynamic_batch, tmp_path):
     config, _, checkpoint = s0
     net = export.DeployNet(export.load_fused(config, str(checkpoint)))
@@ -133,7 +133,7 @@ def test_refused_file_does_not_take_its_place(s0, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['images', 'net.onnx']
 
 
-@pytest.mark.parametrize('leaves', [b'', b'half a file'])
+@pytest.mark.parametrize('leaves', [b'half a file', pytest.param(b'', marks=pytest.mark.slow)])
 def test_a_full_disk_is_named_whatever_a_library_says(s0, leaves, tmp_path, monkeypatch):
     def write(net, image, path, request):
         path.write_bytes(leaves)
@@ -196,6 +196,7 @@ def test_apples_s0_on_1300_images(form, shared, run_tool, tmp_path):
     assert '1300 images: 0 predictions changed' in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads the stack for signals as Linux has it')
 def test_signals_find_their_stack_after_openvino(s0, tmp_path):
     """Its CPU plug-in leaves one behind that is freed with the network: the next Ctrl-C would be a crash."""
@@ -251,7 +252,7 @@ def test_heat_map_of_what_has_none_is_refused(s0, run_tool, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('float32', [False, True])
+@pytest.mark.parametrize('float32', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_coreml_takes_an_image_and_names_classes(s0, float32, tmp_path):
     """Of the program: the numbers by which pixels become what the network was trained on, and its precision."""
     import coremltools
@@ -305,6 +306,7 @@ def test_names_of_another_network_do_not_stay(tmp_path):
         assert (tmp_path / 'net.onnx.labels.txt').read_text() == text
 
 
+@pytest.mark.slow
 def test_coreml_on_macos(s0, tmp_path, monkeypatch):
     """The file is opened as it is there; in the runtime's place, what it would be given and give."""
     import coremltools

@@ -30,8 +30,7 @@ REPVGG = dict(
 )
 TYPES = [dict(type='ConvBN', count=2), dict(type='Conv1xKBN'), dict(type='PointwiseConvBN'), dict(type='SkipBN')]
 BACKBONES = {
-    'a subclass': dict(type='OwnMobileOne'),
-    'a block of its own': dict(block='OwnBlock'),
+    'a subclass with a block of its own': dict(type='OwnMobileOne', block='OwnBlock'),
     'other branches': dict(branches=TYPES),
     'RepVGG of mmpretrain': dict(REPVGG, _delete_=True),
 }

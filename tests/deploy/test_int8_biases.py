@@ -65,7 +65,11 @@ def sources(int8):
 @pytest.mark.parametrize(
     ('case', 'form'),
     [
-        *((case, form) for case in CASES for form in ('onnx', 'openvino')),
+        *((case, 'onnx') for case in CASES),
+        *(
+            pytest.param(case, 'openvino', marks=[pytest.mark.slow] if case not in ('all of it', 'with SE') else ())
+            for case in CASES
+        ),
         *((case, form) for case in ('next to nothing', 'by layer') for form in PACKAGES),  # half a minute each
     ],
 )

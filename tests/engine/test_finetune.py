@@ -471,6 +471,7 @@ def test_a_run_may_be_moved(run_tool, finished, tmp_path):
         assert code == 0, printed
 
 
+@pytest.mark.slow
 def test_branches_are_given_back_and_fused(run_tool, weights, tmp_path):
     photos = write_photos(tmp_path / 'p', blue=6, red=6)
     code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--branches')
@@ -490,7 +491,9 @@ def test_a_dry_run_writes_the_config_and_draws_the_recipe_alone(run_tool, weight
     }  # fmt: skip
     assert run(run_tool, photos, weights, tmp_path / 'w', '--dry-run', '--epochs', '4')[0] == 0
     config = cli.load_config(str(tmp_path / 'w' / 'config.py'))
-    assert config.train_cfg.max_epochs == config.param_scheduler[-1].end == 4
+    assert config.train_cfg.max_epochs == config.param_scheduler[-1].end == 4 and config.model.backbone.deploy
+    assert run(run_tool, photos, weights, tmp_path / 'w', '--dry-run', '--branches')[0] == 0
+    assert 'deploy' not in cli.load_config(str(tmp_path / 'w' / 'config.py')).model.backbone
 
 
 def test_a_run_goes_on_with_its_own_options_alone(run_tool, weights, finished, tmp_path, monkeypatch):
@@ -524,6 +527,7 @@ def test_a_run_goes_on_with_its_own_options_alone(run_tool, weights, finished, t
     assert (tmp_path / 'w' / 'run' / 'epoch_1.pth').read_bytes() == network
 
 
+@pytest.mark.slow
 def test_balance_early_stop_freeze_and_separate_photos(run_tool, weights, tmp_path):
     photos = write_photos(tmp_path / 'p', blue=40, red=2)
     other = write_photos(tmp_path / 'other', seed=1, blue=3, red=3)

@@ -28,7 +28,6 @@ MORE = [
 # With a best file three of the moments are its own.
 BEST = ['while best is written', 'between best and the rest', 'before the old best is removed']
 WITH_BEST = [*BEST, *(moment for moment in MOMENTS if moment not in ('in the removal', 'at the end of training'))][:10]
-FAST = [('between save and validation', 1, 'auto')]
 ALL = [
     *((moment, keep, None) for keep in (1, 3) for moment in MOMENTS),
     *((moment, keep, 'auto') for keep in (1, 3) for moment in WITH_BEST),
@@ -84,10 +83,8 @@ def assert_same_files(folder, whole):
     return found
 
 
-@pytest.mark.parametrize(
-    'moment, keep, best',
-    [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in FAST)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('moment, keep, best', ALL)
 def test_a_run_killed_and_resumed(digits, tmp_path, undisturbed, moment, keep, best):
     options = dict(max_keep_ckpts=keep, save_best=best)
     assert train(tmp_path, digits, options, moment) == [-9], 'the moment did not come'
@@ -125,9 +122,8 @@ OF_HOOKS = [
 ]
 
 
-@pytest.mark.parametrize(
-    'moment, processes, hooks', [OF_HOOKS[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in OF_HOOKS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('moment, processes, hooks', OF_HOOKS)
 def test_hooks_go_on_where_they_were(digits, tmp_path, undisturbed, moment, processes, hooks):
     options = dict(max_keep_ckpts=1, save_best='auto')
     whole = undisturbed(1, 'auto', processes, hooks)

@@ -16,25 +16,30 @@ from mobileone_ext.engine.metrics import as_plain, draw_matrices, show
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
+ALONE = "dict(type='Accuracy',topk=1)", {'accuracy/top1': float}
 SINGLE = {
-    "dict(type='Accuracy',topk=1)": {'accuracy/top1': float},
     "dict(type='Accuracy',topk=(1,5),thrs=(0.,0.5))": {
         'accuracy/top1_thr-0.00': float,
         'accuracy/top5_thr-0.50': float,
     },
     "dict(type='ConfusionMatrix')": {'confusion_matrix/result': (10, 10)},
+    "dict(type='ConfusionMatrix',prefix='second')": {'second/result': (10, 10)},
     "dict(type='SingleLabelMetric',average=None)": {'single-label/precision_classwise': (10,)},
     "dict(type='SingleLabelMetric',average='micro')": {'single-label/recall_micro': float},
     "dict(type='SingleLabelMetric',average=None,items=('support',))": {'single-label/support_classwise': (10,)},
     "dict(type='RetrievalRecall',topk=(1,5))": {'retrieval/Recall@5': float},
     "dict(type='RetrievalAveragePrecision',topk=10)": {'retrieval/mAP@10': float},
-    "[dict(type='Accuracy'),dict(type='ConfusionMatrix',prefix='second')]": {'second/result': (10, 10)},
 }
 MULTI = {
     "dict(type='MultiLabelMetric',average=None)": {'multi-label/f1-score_classwise': (10,)},
     "dict(type='AveragePrecision',average=None)": {'multi-label/AP_classwise': (10,)},
     "dict(type='AveragePrecision')": {'multi-label/mAP': float},
 }
+
+
+def together(metrics):
+    """A list of these metrics, as text, and what is expected of all of them."""
+    return f'[{", ".join(metrics)}]', {key: kind for expected in metrics.values() for key, kind in expected.items()}
 
 
 @pytest.fixture
@@ -59,12 +64,12 @@ def fits(value, kind):
     return isinstance(value, float) if kind is float else np.array(value).shape == kind
 
 
-@pytest.mark.parametrize('evaluator', SINGLE)
-def test_single_label_metrics(test, tmp_path, evaluator):
+@pytest.mark.parametrize('evaluator, expected', [ALONE, together(SINGLE)], ids=['one', 'many'])
+def test_single_label_metrics(test, tmp_path, evaluator, expected):
     names = "test_dataloader = dict(dataset=dict(metainfo=dict(classes=list('abcdefghij'))))"
     metrics, text = test(evaluator_line(evaluator), names)
     assert metrics, text
-    for key, kind in SINGLE[evaluator].items():
+    for key, kind in expected.items():
         assert fits(metrics[key], kind), metrics
         if kind is float:
             assert f'{metrics[key]:.2f}' in text
@@ -80,13 +85,13 @@ def test_single_label_metrics(test, tmp_path, evaluator):
         assert str(matrix[0][0]) in row
 
 
-@pytest.mark.parametrize('evaluator', MULTI)
-def test_multi_label_metrics(test, evaluator):
+def test_multi_label_metrics(test):
     head = "head=dict(_delete_=True, type='MultiLabelLinearClsHead', num_classes=10, in_channels=32)"
     model = f'model = dict(data_preprocessor=dict(num_classes=10, to_onehot=True), {head})'
+    evaluator, expected = together(MULTI)
     metrics, text = test(evaluator_line(evaluator), model)
     assert metrics, text
-    for key, kind in MULTI[evaluator].items():
+    for key, kind in expected.items():
         assert fits(metrics[key], kind), metrics
 
 

@@ -6,7 +6,8 @@ from sharding import write_shards
 from test_kills import assert_same_files
 
 
-@pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [1, 2])
 def test_killed_on_shards_as_undisturbed_on_folders(digits, tmp_path, processes):
     for part in ('train', 'val'):
         write_shards(digits / part, tmp_path / 'shards' / part)

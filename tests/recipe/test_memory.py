@@ -38,7 +38,9 @@ def test_numbers_of_numpy_come_back_as_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'value', [object(), nn.Linear(1, 1), nn.Parameter(torch.ones(1)), lambda: 0, [print]], ids=repr
+    'value',
+    [object(), nn.Linear(1, 1), nn.Parameter(torch.ones(1)), lambda: 0, [print]],
+    ids=['object', 'module', 'parameter', 'lambda', 'function'],
 )
 def test_what_is_no_plain_data_is_not_packed(value):
     with pytest.raises(TypeError, match='no plain data'):

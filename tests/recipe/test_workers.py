@@ -22,7 +22,7 @@ class Validates(Hook):
             assert multiprocessing.active_children()
 
 
-@pytest.mark.parametrize('method', ['val', 'test'])
+@pytest.mark.parametrize('method', ['val', pytest.param('test', marks=pytest.mark.slow)])
 def test_a_validation_within_training_leaves_its_workers_alone(digits, tmp_path, method):
     config = cli.load_config(str(ROOT / TINY), dict(option.split('=') for option in data_options(digits)[:3]))
     config.work_dir = str(tmp_path)

@@ -50,6 +50,7 @@ def test_tool(run_tool, tiny_run, digits, tmp_path):
     assert [line.split('|')[1].strip() for line in lines[2:]] == ['float', 'all classes, 32', 'half of the classes, 32']
 
 
+@pytest.mark.slow
 def test_settings(run_tool, tiny_run, digits):
     own = digits / 'train'
     arguments = TINY, tiny_run / 'epoch_4.pth', own, own

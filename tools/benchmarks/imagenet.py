@@ -31,10 +31,13 @@ METHODS = {
 }
 
 
+blocks_of = cache(blocks)
+
+
 @cache
 def bytes_of_an_image(arch: str, method: str, size: int) -> int:
     """Bytes that one image of ``size`` pixels moves in a training step."""
-    return network_bytes(blocks(arch, size), 1, METHODS[method], BYTES_A_VALUE)
+    return network_bytes(blocks_of(arch, size), 1, METHODS[method], BYTES_A_VALUE)
 
 
 def shares() -> dict[int, float]:
