@@ -5,10 +5,10 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 VENV = .venv$(patsubst requirements%,%,$(basename $(REQUIREMENTS)))
 RUN = $(VENV)/bin/python
 
-# A worker a core, four at most (each takes 1.5 GB); WORKERS=0 keeps the tests in one process.
+# Of `make test`: a worker a core, four at most (each takes 1.5 GB); WORKERS=0 keeps the tests in one process.
 WORKERS ?= logical
 # The shuffle is always the same; `pytest` alone takes another one each time.
-PYTEST = $(RUN) -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal --randomly-seed=2206
+PYTEST = $(RUN) -m pytest --randomly-seed=2206
 
 .PHONY: demo test test-slow test-apps lint
 
@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	$(RUN) tools/demo.py
 
 test: $(VENV)/installed
-	$(PYTEST) --durations=15
+	$(PYTEST) --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal --durations=15
 
 test-slow: $(VENV)/installed
 	$(PYTEST) -m 'slow and not apps'
