@@ -1,5 +1,7 @@
 """Write a trained network for a device: ``python tools/export.py CONFIG CHECKPOINT OUT --format onnx``."""
 
+from contextlib import nullcontext
+
 from mobileone_ext import cli, deploy
 from mobileone_ext.deploy.formats import FORMAT_OF_SUFFIX, FORMATS
 
@@ -9,11 +11,19 @@ def parse_args():
     cli.add_config_arguments(parser)
     cli.add_checkpoint_arguments(parser)
     parser.add_argument('out', help=f'the file to write: {", ".join(f"*{suffix}" for suffix in FORMAT_OF_SUFFIX)}')
-    parser.add_argument('--format', choices=FORMATS, default='onnx', help=f'{", ".join(FORMATS)} (onnx)')
+    parser.add_argument(
+        '--format',
+        choices=[*FORMATS, 'web'],
+        default='onnx',
+        help=f'{", ".join(FORMATS)} (onnx), or web: OUT is a folder with a page for browsers',
+    )
+    parser.add_argument('--single-file', action='store_true', help='a page in one HTML file, which needs no host')
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument('--half', action='store_true', help='float16 inside; input and output stay float32')
     precision.add_argument('--float32', action='store_true', help='float32 inside, where float16 is the default')
-    parser.add_argument('--heatmap', action='store_true', help='a second output: the places of each logit (onnx, ort)')
+    parser.add_argument(
+        '--heatmap', action='store_true', help='a second output: where each logit comes from (onnx, ort, web)'
+    )
     deploy.add_file_arguments(parser)
     parser.add_argument(
         '--input-name', type=deploy.input_name, default='image', metavar='NAME', help="of the graph's input (image)"
@@ -30,13 +40,19 @@ def main():
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext.data.images import find_images, spread
     from mobileone_ext.data.pixels import Preprocessing
-    from mobileone_ext.deploy import cost, export
+    from mobileone_ext.deploy import cost, export, web
     from mobileone_ext.text import print_table, printable
 
+    is_page = args.format == 'web'
+    if args.single_file and not is_page:
+        raise ValueError('--single-file: is of --format web')
+    if is_page and web.is_exported(args.checkpoint):
+        web.page_of(args.checkpoint, args.out, args.single_file)
+        return print(f'{args.out}: written')
     preprocessing = Preprocessing(config)
     size = args.size or preprocessing.side()
     request = export.Request(
-        args.format,
+        'onnx' if is_page else args.format,
         size,
         args.opset,
         args.normalize,
@@ -47,11 +63,14 @@ def main():
         dynamic_batch=not args.fixed_batch,
         input_name=args.input_name,
     )
-    export.check_place(args.out, args.format, args.config, args.checkpoint)
+    if not is_page:
+        export.check_place(args.out, args.format, args.config, args.checkpoint)
     photos, skipped = find_images([args.images] if args.images else []), []
-    model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
     chosen = spread(photos, args.num_images)
-    difference = export.export_classifier(model, args.out, request, preprocessing, args.checkpoint, chosen, skipped)
+    sources = args.config, args.checkpoint
+    with web.page(args.out, args.single_file, *sources) if is_page else nullcontext(args.out) as out:
+        model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
+        difference = export.export_classifier(model, out, request, preprocessing, args.checkpoint, chosen, skipped)
     print(f'{args.out}: written')
     print(cost.describe(model, size, args.flops))
     if args.layers:
@@ -59,7 +78,7 @@ def main():
         print_table('layers, time by onnxruntime on one thread', cost.COLUMNS, rows)
     if note := export.note(request):
         print(note)
-    if not FORMATS[args.format].runs_here:
+    if not is_page and not FORMATS[args.format].runs_here:
         print(f'{args.format} runs on {FORMATS[args.format].platform} alone: compare it with PyTorch there')
     for message in skipped:
         print(f'skipped {printable(message)}')
