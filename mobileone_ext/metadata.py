@@ -123,16 +123,31 @@ class Metadata:
         """Whether it is said how a photo gets its size."""
         return self.fit is not None and (self.fit != 'crop' or self.crop is not None)
 
+    @property
+    def edge(self) -> int:
+        """Pixels that a crop makes the shorter edge."""
+        return round(min(self.size or ()) / (self.crop or _CROP))
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether this alone tells how a photo is prepared, and the names of the classes."""
+        return bool(self.input and self.labels and self.mean and self.std and self.pipeline())
+
+    @property
+    def note(self) -> str:
+        """What a user is told of the network that this describes."""
+        unsaid = f'how photos are resized: the shorter edge to {self.edge} pixels, the middle cut out'
+        return 'by its metadata' if self.says_fit else f'by its metadata, which do not say {unsaid}'
+
     def pipeline(self) -> list[dict] | None:
         """The steps of mmpretrain's pipeline that prepare a photo; of a crop, where no more is known than the size."""
         if self.size is None:
             return None
         (height, width), fit = self.size, self.fit or 'crop'
         how = dict(interpolation=self.interpolation or 'bilinear', backend=self.backend or 'pillow')
-        edge = round(min(self.size) / (self.crop or _CROP))
         resize: dict[str, list[dict]] = dict(
             crop=[
-                dict(type='ResizeEdge', scale=edge, edge='short', **how),
+                dict(type='ResizeEdge', scale=self.edge, edge='short', **how),
                 dict(type='CenterCrop', crop_size=(width, height)),
             ],
             squash=[dict(type='Resize', scale=(width, height), **how)],

@@ -24,7 +24,7 @@ def main():
     args = parse_args()
     from mobileone_ext import files
     from mobileone_ext.data.images import find_images, spread
-    from mobileone_ext.deploy import compare_files, described, predict
+    from mobileone_ext.deploy import classifier, compare_files, described
     from mobileone_ext.text import printable, with_progress
 
     images, skipped = find_images(args.images), []
@@ -36,7 +36,7 @@ def main():
     for network in networks:
         print(printable(network.note or f'{network.path}: by {args.config}'))
     classifiers = [
-        predict.open_classifier(network.config, network.path, args.ema, args.trust_checkpoint, args.input)
+        classifier.open_classifier(network.config, network.path, args.ema, args.trust_checkpoint, args.input)
         for network in networks
     ]
     report = compare_files.compare_files(classifiers, with_progress(paths, 'photos'), skipped)

@@ -22,15 +22,11 @@ def parse_args():
     return parser.parse_args()
 
 
-def main():
-    args = parse_args()
-    from mobileone_ext import files
+def by_config(args) -> tuple:
+    """The config that is named, the photos, and the classifier: of a network by a config, named or its run's."""
     from mobileone_ext.data.images import find_images
-    from mobileone_ext.deploy import described, predict
-    from mobileone_ext.text import printable, with_progress
+    from mobileone_ext.deploy import classifier, described
 
-    if args.out:
-        predict.check_format(args.out)
     named = args.network if described.names_config(args.network) else None
     name, *images = args.images if named else [args.network, *args.images]
     if not images:
@@ -40,9 +36,28 @@ def main():
         network = described.Described(cli.load_config(named, args.cfg_options), described.file_of(name))
     else:
         network = described.find_network(name, None, args.cfg_options, args.trust_checkpoint)
-        print(printable(network.note))
-    files.check_outputs([args.out], named, network.path, *paths)
-    classify = predict.open_classifier(network.config, network.path, args.ema, args.trust_checkpoint, args.input)
+    opened = classifier.open_classifier(network.config, network.path, args.ema, args.trust_checkpoint, args.input)
+    opened.note = network.note
+    return named, paths, opened
+
+
+def main():
+    args = parse_args()
+    from mobileone_ext import files
+    from mobileone_ext.data.images import find_images
+    from mobileone_ext.deploy import predict, runtime
+    from mobileone_ext.text import printable, with_progress
+
+    if args.out:
+        predict.check_format(args.out)
+    if runtime.is_exported(args.network) and not args.cfg_options:  # torch and mmpretrain stay out
+        named, paths = None, find_images(args.images)
+        classify = runtime.FileClassifier(args.network, args.input)
+    else:
+        named, paths, classify = by_config(args)
+    if classify.note:
+        print(printable(classify.note))
+    files.check_outputs([args.out], named, classify.path, *paths)
     if args.draw:
         Path(args.draw).mkdir(parents=True, exist_ok=True)
 

@@ -7,11 +7,9 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from PIL import Image
 from torch import Tensor, nn
 
-from ..text import one_line
-from .decode import check_size
+from . import reading
 from .nested import datasets_of
 
 # In gray levels, RGB.
@@ -75,20 +73,13 @@ class Preprocessing:
         Raises:
             ValueError: if none of the files is an image.
         """
-        pipeline, num_read = Compose(self.pipeline), 0
-        for path in paths:
-            try:
-                _check_file(path)
-                pixels = pipeline(dict(img_path=str(path)))['inputs']
-            except Exception as error:  # a damaged file fails in Pillow, OpenCV or a transform, each in its own way
-                reason = one_line(error).removeprefix(f'{path}: ')
-                unreadable = 'not a readable image'
-                skipped.append(f'{path}: {reason if reason.startswith(unreadable) else f"{unreadable} ({reason})"}')
-            else:
-                num_read += 1
-                yield path, (pixels.flip(0) if self.to_rgb else pixels).float()
-        if not num_read:
-            raise ValueError('; '.join(['none of the files is a readable image', *skipped[:1]]))
+        pipeline = Compose(self.pipeline)
+
+        def pixels(path: Path) -> Tensor:
+            inputs = pipeline(dict(img_path=str(path)))['inputs']
+            return (inputs.flip(0) if self.to_rgb else inputs).float()
+
+        return reading.read_each(paths, pixels, skipped)
 
 
 class Normalize(nn.Module):
@@ -103,24 +94,6 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-def _check_file(path: Path) -> None:
-    """Raise ValueError for a size that would fill the memory, whatever the pipeline loads the file with."""
-    try:
-        with Image.open(path) as image:
-            size = image.height, image.width
-    except Exception:
-        return  # the pipeline says what is wrong, or knows better
-    check_size(*size)
-
-
 def in_batches(images: Iterable[tuple[Path, Tensor]], size: int) -> Iterator[tuple[list[Path], Tensor]]:
-    """Lists of ``size`` paths and their images (n, C, H, W); fewer at the end and where the images' size changes."""
-    paths, pixels = [], []
-    for path, image in images:
-        if pixels and (len(pixels) == size or image.shape != pixels[0].shape):
-            yield paths, torch.stack(pixels)
-            paths, pixels = [], []
-        paths.append(path)
-        pixels.append(image)
-    if paths:
-        yield paths, torch.stack(pixels)
+    """As :func:`mobileone_ext.data.reading.in_batches`, of tensors."""
+    return reading.in_batches(images, size, torch.stack)

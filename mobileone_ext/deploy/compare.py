@@ -13,6 +13,8 @@ from mmpretrain.evaluation import Accuracy
 from mmpretrain.models.heads import MultiLabelClsHead
 from torch import Tensor, nn
 
+from . import runtime
+
 FUSION = ('the network before fusion', 'the fused network')
 
 
@@ -66,12 +68,7 @@ class Difference:
 
 def check_finite(outputs: Tensor, name: str) -> None:
     """Raise ValueError if ``outputs`` (N, ...) of the network called ``name`` hold NaN or infinities."""
-    good = outputs.isfinite().flatten(1).all(1)
-    if not good.all():
-        raise ValueError(
-            f'{name} has outputs that are not finite (NaN or infinite) for {int((~good).sum())} of {len(good)} images: '
-            'its weights are broken, or it overflows'
-        )
+    runtime.check_finite(outputs.isfinite().flatten(1).all(1).cpu().numpy(), name)
 
 
 def refuse_not_finite(name: str):

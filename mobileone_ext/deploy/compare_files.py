@@ -10,8 +10,8 @@ from torch import Tensor
 from ..data.classes import check_same, labels
 from ..data.pixels import in_batches
 from ..text import as_text, printable, quoted
+from .classifier import Classifier
 from .compare import Difference
-from .predict import Classifier
 
 WORST = 5  # photos that are named
 BATCH = 16

@@ -138,8 +138,7 @@ def _of_a_run(text: str, name: str, options: dict | None) -> Config:
 def _config_of_file(path: str, options: dict | None) -> tuple[Config, str] | None:
     """A config of what an exported file says of itself: names, mean and std, how images are resized and cropped."""
     metadata = Metadata.read(open_network(path).metadata)
-    pipeline = metadata.pipeline()
-    if not (metadata.input and metadata.labels and metadata.mean and metadata.std and pipeline):
+    if not metadata.is_enough:
         return None
     init_default_scope('mmpretrain')  # where the steps of its pipeline are looked up
     config = Config(
@@ -153,16 +152,12 @@ def _config_of_file(path: str, options: dict | None) -> tuple[Config, str] | Non
                     in_channels=1,
                 ),
             ),
-            test_dataloader=dict(dataset=dict(pipeline=pipeline, metainfo=dict(classes=metadata.names))),
+            test_dataloader=dict(dataset=dict(pipeline=metadata.pipeline(), metainfo=dict(classes=metadata.names))),
         ),
         cfg_text=path,
         filename=path,
     )
-    note = 'by its metadata'
-    if not metadata.says_fit:
-        edge = pipeline[1]['scale']
-        note += f', which do not say how photos are resized: the shorter edge to {edge} pixels, the middle cut out'
-    return completed(config, options=options), note
+    return completed(config, options=options), metadata.note
 
 
 def describe(preprocessing: Preprocessing, names: Sequence[str] | None, source: str | Path) -> Metadata:

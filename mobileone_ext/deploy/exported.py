@@ -12,9 +12,7 @@ from ..data.classes import check_same, class_names, is_multi_label, num_classes
 from ..data.pixels import Preprocessing
 from ..metadata import Metadata
 from .compare import Difference, check_finite
-from .runtime import Network, open_network
-
-INPUTS = ('normalized', 'pixels')
+from .runtime import input_of, open_network
 
 
 class ExportedClassifier(BaseModel):
@@ -22,7 +20,7 @@ class ExportedClassifier(BaseModel):
 
     Args:
         path: of a file that :func:`mobileone_ext.deploy.runtime.open_network` reads.
-        takes: one of ``INPUTS``, for a file that does not say what goes in.
+        takes: one of :data:`mobileone_ext.deploy.runtime.INPUTS`, for a file that does not say what goes in.
         reference: a classifier to hold the file against, in eval mode.
         threads: of the runtime; None takes its default.
 
@@ -50,7 +48,7 @@ class ExportedClassifier(BaseModel):
         preprocessor.setdefault('type', 'ClsDataPreprocessor')
         super().__init__(MODELS.build(preprocessor))
         self.path, self.network = path, open_network(path, threads)
-        self.takes, self.assumed = _input_of(self.network, path, takes)
+        self.takes, self.assumed = input_of(self.network, path, takes)
         metadata = Metadata.read(self.network.metadata)
         self.probabilities = metadata.output == 'probabilities'
         self.preprocessing = Preprocessing(config)
@@ -88,24 +86,3 @@ class ExportedClassifier(BaseModel):
     def _expected(self, pixels: Tensor) -> Tensor:
         expected = self.reference(self.preprocessing.normalize(pixels))
         return expected.log_softmax(1) if self.probabilities else expected
-
-
-def _input_of(network: Network, path: str | Path, takes: str | None) -> tuple[str, bool]:
-    """What goes into a file, and whether that is assumed.
-
-    Raises:
-        ValueError: for another ``takes`` than the file says, or an int8 file that says nothing: its scales are made for
-            one of the two, and with the other it predicts something all the same.
-    """
-    if network.takes_pixels is not None:
-        said = INPUTS[network.takes_pixels]
-        if takes not in (None, said):
-            raise ValueError(f'{path}: takes {said} images, as its metadata say, not {takes}')
-        return said, False
-    if takes:
-        return takes, False
-    if network.int8:
-        raise ValueError(
-            f'{path}: an int8 file without metadata; --input {" or ".join(INPUTS)} says which images go in'
-        )
-    return 'normalized', True

@@ -12,8 +12,8 @@ from PIL import Image
 from mobileone_ext import cli
 from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import export, fuse
+from mobileone_ext.deploy.classifier import Classifier
 from mobileone_ext.deploy.compare_files import compare_files
-from mobileone_ext.deploy.predict import Classifier
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 

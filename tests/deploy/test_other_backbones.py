@@ -104,7 +104,7 @@ def test_a_head_of_several_outputs(digits, tmp_path):
     network = fuse.build_model(config, 'branched')
     nn.init.normal_(network.head.fc.weight)
     torch.save(network.state_dict(), tmp_path / 'net.pth')
-    from mobileone_ext.deploy.predict import open_classifier
+    from mobileone_ext.deploy.classifier import open_classifier
 
     classify, pixels = open_classifier(config, str(tmp_path / 'net.pth')), torch.rand(2, 3, 32, 32)
     with torch.no_grad():

@@ -3,16 +3,22 @@
 import csv
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from PIL import Image
 
 from mobileone_ext import cli
 from mobileone_ext.data.pixels import Preprocessing, in_batches
 from mobileone_ext.deploy import export, fuse, predict
+from mobileone_ext.deploy.classifier import open_classifier
+from mobileone_ext.deploy.formats import FORMATS
 
 S0 = 'configs/mobileone_s0_8xb32.py'
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -70,6 +76,50 @@ def test_every_kind_of_file_predicts_the_same(files, run_tool, tmp_path):
                 assert a['score'] == pytest.approx(b['score'], rel=1e-3)
 
 
+def test_a_file_that_says_what_it_takes_needs_no_torch(files, tmp_path):
+    """In a process of its own: the same as by the config, and which packages were loaded on the way."""
+    folder, _ = files
+    code = """
+import runpy, sys
+try:
+    runpy.run_path(sys.argv[0], run_name='__main__')
+except SystemExit as end:
+    heavy = 'torch', 'mmengine', 'mmcv', 'mmpretrain', 'cv2', 'matplotlib'
+    print(end.code, [name for name in heavy if name in sys.modules])
+"""
+    results = []
+    for network in (folder / 'normalized.onnx', folder / 'pixels.onnx'):
+        out = tmp_path / f'{network.stem}.json'
+        arguments = [str(ROOT / 'tools' / 'predict.py'), str(network), str(folder / 'images'), '--out', str(out)]
+        child = subprocess.run(
+            [sys.executable, '-c', f'import sys; sys.argv = {arguments!r}\n{code}'], capture_output=True, text=True
+        )
+        assert child.stdout.splitlines()[-1] == '0 []', child.stdout + child.stderr
+        assert child.stdout.startswith(f'{network}: by its metadata\n') and '1 of 3 files' in child.stdout
+        results.append(json.loads(out.read_text()))
+    config = cli.load_config(S0)
+    by_config = open_classifier(config, str(folder / 'pixels.onnx'))
+    expected = list(predict.predict(by_config, [Path(result['image']) for result in results[0]], []))
+    for result in results:
+        for one, other in zip(result, expected, strict=True):
+            for a, b in zip(one['predictions'], other['predictions'], strict=True):
+                assert (a['label'], a['index']) == (b['label'], b['index'])
+                assert a['score'] == pytest.approx(b['score'], rel=1e-3)
+
+
+@pytest.mark.parametrize('name', [name for name in FORMATS if name not in ('torchscript', 'executorch', 'coreml')])
+def test_formats_open_without_torch(name):
+    """Those of torch's own makers aside, and CoreML, which imports it itself."""
+    code = f"""
+import sys
+from mobileone_ext.deploy.formats.base import load_format
+load_format({name!r}).open_file
+print('torch' in sys.modules)
+"""
+    child = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert child.stdout == 'False\n', child.stderr
+
+
 def test_networks_see_colors_in_their_order(tmp_path):
     Image.new('RGB', (300, 260), (200, 30, 10)).save(tmp_path / 'red.png')
     config = cli.load_config(S0)
@@ -116,7 +166,7 @@ def test_one_image_is_probabilities(files):
     folder, model = files
     config = cli.load_config(S0)
     pixels = torch.rand(1, 3, 224, 224) * 255
-    found = predict.open_classifier(config, str(folder / 'net.pth'))
+    found = open_classifier(config, str(folder / 'net.pth'))
     with torch.no_grad():
         torch.testing.assert_close(found(pixels).sum(), torch.tensor(1.0))
 

@@ -6,7 +6,6 @@ A module of this folder has the format's name and two functions; its packages ar
     open_file(path, threads, batch)         a :class:`Network`
 """
 
-import copy
 import importlib
 import os
 import sys
@@ -15,15 +14,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
 
 from ...metadata import Metadata
 from ...provenance import sha256
 from .. import DEFAULT_OPSET, DEFAULT_SIZE
 from . import FORMATS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class MissingPackage(ValueError):
@@ -98,7 +99,7 @@ class Request:
     metadata: Mapping[str, str] = field(default_factory=dict)
     rewrite: Callable[[Any], Any] | None = None
     int8: bool = False
-    classifier_scales: Tensor | None = None
+    classifier_scales: 'Tensor | None' = None
     channels: int | None = None
 
     @property
@@ -166,24 +167,6 @@ class Network:
                 f'the runtime fails on images {" x ".join(map(str, images.shape[1:]))} ({first_line(error)})'
             ) from error
         return np.concatenate([output.reshape(len(output), -1) for output in outputs])
-
-
-class Half(nn.Module):
-    """``net`` in float16 behind a float32 input and output."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.net(image.half()).float()
-
-
-def half_precision(net: nn.Module) -> nn.Module:
-    """A copy of ``net`` that computes in float16; mean and standard deviation are applied before, in float32."""
-    net = copy.deepcopy(net)
-    normalize, net.normalize = net.normalize, nn.Identity()
-    return nn.Sequential(normalize, Half(net.half())).eval()
 
 
 def first_line(error: Exception) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .base import Network, Request, half_precision, only, quiet
+from .base import Network, Request, only, quiet
+from .modules import half_precision
 
 _METADATA = 'metadata'  # a method of the program without arguments; it returns a JSON object
 

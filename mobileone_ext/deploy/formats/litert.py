@@ -1,37 +1,32 @@
 """LiteRT (TensorFlow Lite): ``*.tflite``, images in the layout N, H, W, C, one at a time."""
 
+from __future__ import annotations
+
 import io
 import json
 import logging
 import os
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor, nn
 
 from . import OUTPUT_NAME, litert_int8
 from .base import Network, Request, only, quiet
 from .litert_metadata import LABELS_FILE, METADATA_FILE, associated_files, model_metadata
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 _ENTRY = 'mobileone'  # of the model's metadata: a JSON object
-
-
-class ChannelsLast(nn.Module):
-    """``net`` with images (N, H, W, C)."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.net(image.permute(0, 3, 1, 2))
 
 
 def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     with quiet():
         import litert_torch
+    from .modules import ChannelsLast
 
     image = image[:1].permute(0, 2, 3, 1).contiguous()
     with quiet():

@@ -4,6 +4,8 @@ MNN believes what it reads and ends the process on a damaged file. Files of this
 which is checked before MNN sees them; others are read by another process first.
 """
 
+from __future__ import annotations
+
 import copy
 import hashlib
 import json
@@ -12,12 +14,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor, nn
 
 from .base import Network, Request, described_shape, only, quiet
 from .onnx import onnx_proto
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _DIGEST = 'file_sha256'  # in the metadata: of the file with zeros in the digest's place
 _ZEROS = b'0' * 64

@@ -1,24 +1,29 @@
 """ncnn: ``*.param``, the graph as text, ``*.bin``, its weights, and ``*.json``, what neither has a place for."""
 
+from __future__ import annotations
+
 import io
 import json
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from ...provenance import sha256
 from . import OUTPUT_NAME
 from .base import Network, Request, beside, check_pair, described_shape, only
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _WEIGHTS = 'weights_sha256'
 
 
 def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
     import pnnx
+    import torch
 
     image = image[:1]
     with tempfile.TemporaryDirectory() as folder:

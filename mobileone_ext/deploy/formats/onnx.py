@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import HEATMAP_NAME, OUTPUT_NAME
-from .base import Network, Request, half_precision, only
+from .base import Network, Request, only
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,6 +22,8 @@ _TYPES = {'tensor(float)': np.float32, 'tensor(float16)': np.float16}
 
 
 def write(net: nn.Module, image: Tensor, path: Path, request: Request) -> None:
+    from .modules import half_precision
+
     net = half_precision(net) if request.half else net
     proto = onnx_proto(net, image, request)
     (write_ort if request.format == 'ort' else write_onnx)(proto, path, request.metadata)

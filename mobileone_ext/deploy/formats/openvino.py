@@ -1,17 +1,21 @@
 """OpenVINO: ``*.xml``, the graph, and ``*.bin``, its weights."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from ...provenance import sha256
 from .base import Network, Request, beside, check_pair, only
 from .onnx import onnx_proto
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _SECTION, _WEIGHTS = 'mobileone', 'mobileone_weights'
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .base import Network, Request, half_precision, only
+from .base import Network, Request, only
+from .modules import half_precision
 
 _METADATA = 'metadata.json'
 
