@@ -223,7 +223,11 @@ class _KeysAndValues(argparse.Action):
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the positional CHECKPOINT, ``--ema`` and ``--trust-checkpoint``."""
-    parser.add_argument('checkpoint', help='weights of any layout (ours, mmpretrain, Apple, timm), branched or fused')
+    parser.add_argument(
+        'checkpoint',
+        help='weights of any layout (ours, mmpretrain, Apple, timm), branched or fused, or published ones by name: '
+        'convert_checkpoint --list shows these and their licenses',
+    )
     add_weights_arguments(parser)
 
 

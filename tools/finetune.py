@@ -19,7 +19,10 @@ def parse_args():
     )
     parser.add_argument('photos', metavar='PHOTOS', help='a folder or a CSV file')
     parser.add_argument(
-        '--weights', metavar='NAME|FILE|URL', help="to start from (Apple's fused S0); none: random weights"
+        '--weights',
+        metavar='NAME|FILE|URL',
+        help="to start from (Apple's fused S0, under Apple's license; convert_checkpoint --list shows the others and "
+        'theirs); none: random weights',
     )
     arches = [name for name in ARCHS if name.startswith('s')]
     parser.add_argument('--arch', choices=arches, help='(that of the weights, or s0)')

@@ -14,7 +14,7 @@ from ..files import check_distinct, check_writable, suffix_of, write_atomically,
 from .layouts import BACKBONE, OWN
 from .load import CLASSES, Weights, load_weights, to_layout, without_head
 from .model_card import model_card
-from .names import resolve
+from .names import license_of, resolve
 from .structure import read_structure, shapes_of
 
 SUFFIXES = ('.pth', '.pt', '.safetensors')
@@ -57,14 +57,11 @@ def convert(
         raise ValueError(f'{source}: holds a backbone without a head; --backbone-only accepts it')
     note = None
     if images is not None:
-        from ..data.calibration import calibration_batches
-
-        channels = weights.structure.in_channels if weights.structure else 3
-        weights = with_branches(weights, calibration_batches(images, num_images, image_size, channels=channels))
+        weights = with_branches_by(weights, images, num_images, image_size)
         note = f'un-fused, calibrated with {num_images} images of {image_size} px'
     file = resolve(source)
     write_weights(destination, weights, layout)
-    card = model_card(destination, layout, weights, file, original, note)
+    card = model_card(destination, layout, weights, file, original, note, license_of(str(source)).text)
     write_text(card, card_path(destination))
     return original, weights
 
@@ -79,6 +76,14 @@ def backbone_alone(weights: Weights) -> Weights:
     state = without_head(weights.state)
     structure = read_structure(shapes_of(state))
     return replace(weights, state=state, structure=structure, classes=None, extra=without_head(weights.extra))
+
+
+def with_branches_by(weights: Weights, images: Path, num_images: int, image_size: int) -> Weights:
+    """:func:`with_branches` by images of ``image_size`` pixels from below the folder ``images``."""
+    from ..data.calibration import calibration_batches
+
+    channels = weights.structure.in_channels if weights.structure else 3
+    return with_branches(weights, calibration_batches(images, num_images, image_size, channels=channels))
 
 
 def with_branches(weights: Weights, batches: Iterable[Tensor], seed: int = 0) -> Weights:

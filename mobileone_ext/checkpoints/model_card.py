@@ -19,12 +19,15 @@ def num_parameters(state: dict[str, Tensor]) -> int:
     return sum(tensor.numel() for key, tensor in state.items() if not key.endswith(_BUFFERS))
 
 
-def model_card(path: Path, layout: str, weights: Weights, source: Path, original: Weights, note: str | None) -> str:
+def model_card(
+    path: Path, layout: str, weights: Weights, source: Path, original: Weights, note: str | None, terms: str
+) -> str:
     """Markdown about the file at ``path``, which holds ``weights`` in ``layout``.
 
     Args:
         source, original: the file that it was made from, and the weights that were in there.
         note: what else was done to them.
+        terms: of their license.
     """
     structure = weights.structure
     assert structure, 'a MobileOne'
@@ -50,5 +53,5 @@ def model_card(path: Path, layout: str, weights: Weights, source: Path, original
 
 {table}
 
-The weights keep the license of their source.
+License: {as_markdown(terms)}.
 """

@@ -21,6 +21,27 @@ _HUB = 'https://huggingface.co/'
 _HUB_FILE = 'model.safetensors'
 
 
+class License(NamedTuple):
+    """What may be done with weights: ``text`` for a reader, ``tags`` for the head of a card on Hugging Face's hub."""
+
+    text: str
+    tags: str = ''
+
+
+LICENSES = {
+    "Apple's own": License(
+        "Apple's own license (LICENSE of ml-mobileone at b7f4e6d) grants use, reproduction, modification and "
+        'redistribution, and no patent rights; read it before you ship',
+        'license: other\nlicense_name: mobileone-license\n'
+        'license_link: https://github.com/apple/ml-mobileone/blob/b7f4e6d/LICENSE\n',
+    ),
+    'Apache-2.0': License(
+        'Apache-2.0 grants use, modification and redistribution with its notice, and patent rights',
+        'license: apache-2.0\n',
+    ),
+}
+
+
 class Published(NamedTuple):
     """Weights that somebody offers.
 
@@ -29,7 +50,7 @@ class Published(NamedTuple):
         file: its name in the cache.
         form: ``'branched'`` or ``'fused'``.
         top1: on ImageNet, percent, at 224 px of 256; Apple's as re-evaluated by others, mmpretrain's its own figure.
-        license: of the weights.
+        license: of the weights, a key of :data:`LICENSES`.
         sha256: first digits, where the publisher tells them.
         repo: of Hugging Face's hub, which has its own cache.
     """
@@ -78,6 +99,18 @@ def table() -> str:
         file = code(_HUB_FILE if entry.repo else entry.file)
         rows.append((code(name), entry.form, f'{entry.top1:.2f}', entry.license, digits, file))
     return markdown_table(('name', 'form', 'top-1', 'license of the weights', 'sha256', 'file'), rows)
+
+
+def licenses() -> str:
+    """What the licenses of ``PUBLISHED`` say."""
+    terms = [f'{license.text}.' for license in LICENSES.values()]
+    return '\n'.join([*terms, "timm's Apache-2.0 is that of its code; its weights of MobileOne are Apple's."])
+
+
+def license_of(source: str) -> License:
+    """Of the weights that ``source`` names, and of what is trained from them."""
+    entry = PUBLISHED.get(source)
+    return LICENSES[entry.license] if entry else License(f'the weights keep the license of {PurePath(source).name}')
 
 
 def resolve(source: str | PurePath) -> Path:

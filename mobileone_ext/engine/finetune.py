@@ -11,9 +11,13 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from mmengine.config import Config
+from mmpretrain.registry import DATASETS
+
 from .. import cli
 from ..checkpoints.load import load_weights
-from ..deploy import reparam
+from ..checkpoints.names import License, license_of
+from ..deploy import fuse, hub, reparam
 from ..files import write_text
 from . import plot_recipe
 from . import train as training
@@ -23,11 +27,14 @@ from .finetuning import recipe as numbers
 from .finetuning import report as reporting
 from .finetuning.photos import Photos
 from .finetuning.plan import RANDOM, Options, Plan
-from .finetuning.scores import score_photos
+from .finetuning.scores import Scores, score_photos
+from .start import give_branches
 from .test import evaluate
 
-CONFIG, OPTIONS, FUSED, RECIPE = 'config.py', 'options.json', 'fused.pth', 'recipe.png'
+CONFIG, OPTIONS, FUSED, RECIPE, HUB = 'config.py', 'options.json', 'fused.pth', 'recipe.png', 'hub'
+_OWN = License('they are yours: trained from random numbers')
 VAL_FRACTION = 0.2
+_BATCH_OF_PHOTOS = 32  # for the statistics of branches that nobody trains on
 
 
 def make_plan(options: Options, command: str = 'tools/finetune.py') -> Plan:
@@ -197,10 +204,27 @@ def run(folder: Path, resume: bool = False) -> dict:
         accept_fused=True,
     )
     after = score_photos(config, fused)
-    notes = json.loads((folder / OPTIONS).read_text(encoding='utf-8'))['notes']
+    started = json.loads((folder / OPTIONS).read_text(encoding='utf-8'))
+    terms = license_of(started['weights']) if started['weights'] != RANDOM else _OWN
+    notes = [*started['notes'], *write_hub(folder, config, checkpoint, after, terms)]
     report = reporting.make_report(config, folder, checkpoint, deployed, metrics, before, after, notes)
+    report['license'] = terms.text
     reporting.write_report(report, after, folder)
     return report
+
+
+def write_hub(folder: Path, config: Config, checkpoint: str, scores: Scores, terms: License) -> list[str]:
+    """Write the folder for timm and transformers; why there is none, if timm cannot build the network."""
+    weights = original = load_weights(checkpoint)
+    right = {f'right of {len(scores.paths)} photos': (scores.truth == scores.predicted).all(1).mean() * 100}
+    try:
+        if weights.form == 'fused':
+            branched, photos = fuse.build_model(config, 'branched'), DATASETS.build(config.train_dataloader.dataset)
+            weights, _ = give_branches(config.model, branched, weights, photos, _BATCH_OF_PHOTOS)
+        hub.write_folder(folder / HUB, config, weights, original, checkpoint, terms, right)
+    except ValueError as error:
+        return [f'no folder {HUB} for timm and transformers: {error}']
+    return []
 
 
 def _train(path: str, resume: bool) -> str:

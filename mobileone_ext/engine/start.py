@@ -62,7 +62,9 @@ def start_from(
     return [line, f'the head is new, with {count} classes; the file has {others}']
 
 
-def give_branches(config: dict, model: nn.Module, weights: Weights, dataset: Sequence) -> tuple[Weights, int]:
+def give_branches(
+    config: dict, model: nn.Module, weights: Weights, dataset: Sequence, num_images: int = NUM_IMAGES
+) -> tuple[Weights, int]:
     """Fused ``weights`` with the branches of ``model``, and the number of images that gave them their statistics.
 
     Every process of a run gets the same ones, and the random numbers of the run are not touched.
@@ -71,11 +73,12 @@ def give_branches(config: dict, model: nn.Module, weights: Weights, dataset: Seq
         config: that ``model`` was built from.
         model: a branched classifier; its initial kernels go to the branches that add nothing yet.
         dataset: of training, as mmengine builds it.
+        num_images: of it, for the statistics.
 
     Raises:
         ValueError: if the weights are of another network.
     """
-    backbone = dict(config['backbone'], frozen_stages=-1, norm_eval=False, with_cp=False)
+    backbone = dict(config['backbone'], frozen_stages=-1, norm_eval=False, with_cp=False, deploy=False)
     if 'SyncBN' in str(backbone.get('norm_cfg')):  # every process sees all of the images
         backbone['norm_cfg'] = dict(backbone['norm_cfg'], type='BN')
     with _fixed_seed():
@@ -84,7 +87,7 @@ def give_branches(config: dict, model: nn.Module, weights: Weights, dataset: Seq
     weights.load_into(fused, new_head=True)
     branched.load_state_dict(model.backbone.state_dict())
     device = next(model.parameters()).device
-    count = min(NUM_IMAGES, len(dataset))
+    count = min(num_images, len(dataset))
     with _fixed_seed():
         images = _batches(model, dataset, count)
         return with_branches_of(weights, fused.backbone.to(device), branched.to(device), images), count

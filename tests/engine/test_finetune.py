@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from conftest import ROOT, only_line
 from mmengine.config import Config
@@ -18,7 +19,10 @@ from server import Server
 
 from mobileone_ext import cli
 from mobileone_ext.backbone import MobileOne
+from mobileone_ext.checkpoints.load import load_weights
 from mobileone_ext.data.dataset import CustomDataset
+from mobileone_ext.data.pixels import Preprocessing
+from mobileone_ext.deploy import fuse
 from mobileone_ext.deploy.quantization import photos as calibration
 from mobileone_ext.engine import finetune
 from mobileone_ext.engine.finetuning import photos as reading
@@ -455,6 +459,27 @@ def test_the_commands_of_the_report_run_and_calibrate_with_what_was_trained(run_
         assert code == 0, printed
         assert ('24 calibration images from the training set' in printed) == (Path(script).stem == 'quantize')
     assert (work / 'model_int8.onnx').exists()
+
+
+def test_timm_opens_the_hubs_folder_and_gives_what_the_fused_file_gives(finished):
+    photos, work = finished
+    config = cli.load_config(str(work / 'config.py'))
+    model = timm.create_model(f'local-dir:{work / "hub"}', pretrained=True).eval()
+    settings = timm.data.resolve_model_data_config(model)
+    photo = next((photos / 'green').iterdir())
+    images = timm.data.create_transform(**settings, is_training=False)(Image.open(photo))[None]
+    fused = fuse.load_model(config, load_weights(work / 'fused.pth'))
+    preprocessing = Preprocessing(config)
+    ((_, pixels),) = preprocessing.read([photo], [])
+    with torch.no_grad():
+        logits = fused(preprocessing.normalize(pixels[None]))
+        torch.testing.assert_close(model(images), logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max()))
+    assert model.pretrained_cfg['label_names'] == ['blue', 'green', 'red']
+    card, report = ((work / name).read_text() for name in ('hub/README.md', 'report.md'))
+    terms = r'the weights keep the license of s0_fused.pth'
+    assert terms in card and f'License: {terms}. The same network for timm and transformers is in hub/.' in report
+    right = json.loads((work / 'report.json').read_text())['right_after']
+    assert f'| right of 6 photos | {right:.2f} |' in card
 
 
 def test_a_run_may_be_moved(run_tool, finished, tmp_path):

@@ -156,6 +156,7 @@ def markdown(report: dict, drawn: list[str]) -> str:
             'What was left out, or should be known:',
             '\n'.join(f'- {as_markdown(note)}' for note in report['notes']),
         ]
+    parts.append(f'License: {as_markdown(report["license"])}. The same network for timm and transformers is in hub/.')
     parts += ['## Classes', class_table(report['per_class'])]
     if report['confusion'] and 'confusion' in drawn:
         parts.append('![which class was taken for which](confusion.png)')
