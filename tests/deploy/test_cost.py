@@ -47,7 +47,7 @@ def test_what_thop_counts():
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize('variant', ['s0', 's4'])
+@pytest.mark.parametrize('variant', ['s0', pytest.param('s4', marks=pytest.mark.slow)])
 def test_layers_add_up_to_the_network(variant):
     """Parameters to those of the module, multiply-adds to the convolutions' and the classifier's, counted by shapes."""
     model = fuse.build_model(cli.load_config(f'configs/mobileone_{variant}_8xb32.py'), 'fused').eval()

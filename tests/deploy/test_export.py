@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import only_line, randomize_norms
+from conftest import TINY, only_line, randomize_norms
 from mmpretrain.registry import MODELS
 from PIL import Image
 
@@ -252,19 +252,28 @@ def test_heat_map_of_what_has_none_is_refused(s0, run_tool, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('float32', [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_coreml_takes_an_image_and_names_classes(s0, float32, tmp_path):
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    """Config, fused model and its checkpoint file."""
+    config, model = classifier(TINY)
+    path = tmp_path_factory.mktemp('tiny') / 'tiny.pth'
+    torch.save(model.state_dict(), path)
+    return config, model, path
+
+
+@pytest.mark.parametrize('float32', [False, True])
+def test_coreml_takes_an_image_and_names_classes(tiny, float32, tmp_path):
     """Of the program: the numbers by which pixels become what the network was trained on, and its precision."""
     import coremltools
 
-    config, _, checkpoint = s0
-    preprocessing, path = Preprocessing(config), tmp_path / 'net.mlpackage'
-    request = Request('coreml', 64, normalize=True, softmax=True, float32=float32)
-    export.export_classifier(export.load_fused(config, str(checkpoint)), path, request, preprocessing, str(checkpoint))
+    config, model, checkpoint = tiny
+    path = tmp_path / 'net.mlpackage'
+    request = Request('coreml', 32, normalize=True, softmax=True, float32=float32)
+    export.export_classifier(model, path, request, Preprocessing(config), str(checkpoint))
     spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
     (block,) = spec.mlProgram.functions['main'].block_specializations.values()
     kinds = Counter(operation.type for operation in block.operations)
-    assert kinds['conv'] == 43 and kinds['softmax'] == kinds['classify'] == 1
+    assert kinds['conv'] == 9 and kinds['softmax'] == kinds['classify'] == 1
     numbers = {
         operation.outputs[0].name: operation.attributes['val'].immediateValue.tensor
         for operation in block.operations
@@ -281,53 +290,49 @@ def test_coreml_takes_an_image_and_names_classes(s0, float32, tmp_path):
     float16 = 10
     assert (float16 in types) is not float32
     assert spec.description.input[0].type.WhichOneof('Type') == 'imageType'
-    export.export(export.DeployNet(fuse.fuse(s0[1])), path, Request('coreml', 64))  # as arrays, where nothing is asked
+    export.export(export.DeployNet(model), path, Request('coreml', 32))  # as arrays, where nothing is asked
     described = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec().description
     kinds = [entry.type.WhichOneof('Type') for entry in (*described.input, *described.output)]
     assert kinds == ['multiArrayType'] * 2
 
 
-def test_a_file_that_apps_cannot_read_is_said(s0, run_tool, tmp_path):
+def test_a_file_that_apps_cannot_read_is_said(tiny, run_tool, tmp_path):
     out = tmp_path / 'net.mlpackage'
-    code, text = run_tool('export', S0, s0[2], out, '--format', 'coreml', '--size', 64, '--softmax')
+    code, text = run_tool('export', TINY, tiny[2], out, '--format', 'coreml', '--softmax')
     assert code == 0, text
     assert "Vision and Xcode's preview cannot read this file: that takes --normalize" in text.splitlines()
-    assert (tmp_path / 'net.mlpackage.labels.txt').read_text().splitlines()[0] == 'tench, Tinca tinca'
+    assert (tmp_path / 'net.mlpackage.labels.txt').read_text().splitlines() == [*'0123456789']
     assert export.note(Request('litert', normalize=True)) == export.note(Request('onnx')) == ''
     assert export.note(Request('litert')) == 'MediaPipe cannot read this file: that takes --normalize'
     assert export.note(Request('coreml')).endswith('takes --normalize --softmax')
 
 
 def test_names_of_another_network_do_not_stay(tmp_path):
-    net = export.DeployNet(classifier('tests/configs/tiny_digits.py')[1])
+    net = export.DeployNet(classifier(TINY)[1])
     for labels, text in ((['a', 'two\nlines'], 'a\ntwo lines\n'), (None, '')):
         metadata = {} if labels is None else dict(labels=json.dumps(labels))
         export.export(net, tmp_path / 'net.onnx', Request(size=32, metadata=metadata))
         assert (tmp_path / 'net.onnx.labels.txt').read_text() == text
 
 
-@pytest.mark.slow
-def test_coreml_on_macos(s0, tmp_path, monkeypatch):
+def test_coreml_on_macos(tiny, tmp_path, monkeypatch):
     """The file is opened as it is there; in the runtime's place, what it would be given and give."""
     import coremltools
 
-    config, path = s0[0], tmp_path / 'net.mlpackage'
-    request = Request('coreml', 64, normalize=True, softmax=True)
-    net = export.DeployNet(fuse.fuse(s0[1]), Preprocessing(config).normalize, softmax=True)
-    export.export(net, path, export.described(request, Preprocessing(config), str(s0[2]), None))
-    labels = (tmp_path / 'net.mlpackage.labels.txt').read_text().splitlines()
+    (config, model, checkpoint), path = tiny, tmp_path / 'net.mlpackage'
+    request = Request('coreml', 32, normalize=True, softmax=True, metadata=dict(labels=json.dumps([*'abcdefghia'])))
+    net = export.DeployNet(model, Preprocessing(config).normalize, softmax=True)
+    export.export(net, path, export.described(request, Preprocessing(config), str(checkpoint), None))
 
     def predict(self, given):
         pixels = torch.from_numpy(np.array(given['image'])).permute(2, 0, 1)[None].float()
-        scores = net(pixels)[0].tolist()
-        keys = [f'{name} ({index})' if name == 'crane' else name for index, name in enumerate(labels)]
-        return dict(classLabel='', classLabel_probs=dict(sorted(zip(keys, scores))))
+        names = ['a (0)', *'bcdefghi', 'a (9)']
+        return dict(classLabel='', classLabel_probs=dict(sorted(zip(names, net(pixels)[0].tolist()), reverse=True)))
 
     monkeypatch.setattr(coremltools.models.MLModel, 'predict', predict)
-    monkeypatch.setattr(sys, 'platform', 'darwin')
-    network = open_network(path)
-    monkeypatch.undo()
-    monkeypatch.setattr(coremltools.models.MLModel, 'predict', predict)
-    assert network.fixed_batch and network.size == (64, 64) and network.in_channels == 3
-    images = torch.randint(0, 256, (2, 3, 64, 64)).float()
+    with monkeypatch.context() as there:
+        there.setattr(sys, 'platform', 'darwin')
+        network = open_network(path)
+    assert network.fixed_batch and network.size == (32, 32) and network.in_channels == 3
+    images = torch.randint(0, 256, (2, 3, 32, 32)).float()
     np.testing.assert_allclose(network(images.numpy()), net(images).numpy(), atol=1e-6)

@@ -72,7 +72,7 @@ def check_same(net, size, dynamic_batch):
     return new
 
 
-@pytest.mark.parametrize('dynamic_batch', [True, False])
+@pytest.mark.parametrize('dynamic_batch', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_same_graph(dynamic_batch):
     new = check_same(deploy_net(TINY), 32, dynamic_batch)
     kinds = Counter(node.op_type for node in new.graph.node)
@@ -91,6 +91,7 @@ def later(monkeypatch):
     monkeypatch.delattr(torch.jit, 'trace')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('opset', [14, 17, 21])
 def test_taken_where_the_tracer_is_gone(opset, later, tmp_path):
     net = deploy_net(TINY)
@@ -103,13 +104,14 @@ def test_taken_where_the_tracer_is_gone(opset, later, tmp_path):
     )
 
 
-@pytest.mark.parametrize('opset', [10, 13])
+@pytest.mark.parametrize('opset', [pytest.param(10, marks=pytest.mark.slow), 13])
 def test_low_opsets_are_lost_then(opset, later, tmp_path):
     with pytest.raises(ValueError, match=f'--opset {opset}: this torch writes .* of opset .* and above alone'):
         export.export(deploy_net(TINY), tmp_path / 'net.onnx', Request('onnx', 32, opset))
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('se_blocks', [[0] * 4, SE_BLOCKS])
 def test_int8_of_a_program(se_blocks, later, tmp_path):
     int8 = quantize(small_classifier(se_blocks), images())
@@ -118,6 +120,7 @@ def test_int8_of_a_program(se_blocks, later, tmp_path):
     assert np.quantile(np.abs(found - expected) / np.abs(expected).max(), 0.9) < 0.02
 
 
+@pytest.mark.slow
 def test_coreml_takes_a_program(later, tmp_path):
     coremltools = pytest.importorskip('coremltools')
     export.export(deploy_net(TINY), tmp_path / 'net.mlpackage', Request('coreml', 32, normalize=True, softmax=True))
@@ -127,6 +130,7 @@ def test_coreml_takes_a_program(later, tmp_path):
     assert kinds['conv'] == 9 and kinds['linear'] == kinds['softmax'] == 1
 
 
+@pytest.mark.slow
 def test_torchscript_names_what_is_gone(later, tmp_path):
     with pytest.raises(ValueError, match="torchscript cannot hold this network: .*'trace'"):
         export.export(deploy_net(TINY), tmp_path / 'net.pt', Request('torchscript', 32))
