@@ -12,6 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -208,21 +209,30 @@ def in_node(expression: str, data: bytes = b'') -> bytes:
     return done.stdout
 
 
+def resized(noise: np.ndarray, width: int, height: int, **how) -> np.ndarray:
+    """``noise`` (H, W, 3) as the page resizes it."""
+    found = in_node(
+        f"""const image = fromPixels(require('fs').readFileSync(0), ...{list(noise.shape[1::-1])});
+        process.stdout.write(resize(image, {width}, {height}, {json.dumps(how)}).rows(0, {height}));""",
+        np.dstack([noise, np.zeros(noise.shape[:2], np.uint8)]).tobytes(),
+    )
+    return np.frombuffer(found, np.uint8).reshape(height, width, 4)[..., :3]
+
+
 @pytest.mark.parametrize(('interpolation', 'number'), [('bilinear', 2), ('bicubic', 3)])
 @pytest.mark.parametrize(
     ('source', 'target'), [((37, 53), (16, 23)), ((20, 20), (64, 48)), ((300, 7), (224, 224)), ((50, 600), (9, 90))]
 )
 def test_resizing_is_pillow_s_to_the_bit(source, target, interpolation, number):
     noise = np.random.default_rng(0).choice([0, 7, 128, 255], (*source[::-1], 3)).astype(np.uint8)
-    pixels = np.dstack([noise, np.zeros(noise.shape[:2], np.uint8)])
-    found = in_node(
-        f"""const image = fromPixels(require('fs').readFileSync(0), ...{list(source)});
-        const small = resize(image, ...{list(target)}, {{interpolation: '{interpolation}', backend: 'pillow'}});
-        process.stdout.write(small.rows(0, small.height));""",
-        pixels.tobytes(),
-    )
-    found = np.frombuffer(found, np.uint8).reshape(*target[::-1], 4)[..., :3]
+    found = resized(noise, *target, interpolation=interpolation, backend='pillow')
     np.testing.assert_array_equal(found, np.array(Image.fromarray(noise).resize(target, number)))
+
+
+def test_bilinear_is_opencv_s_to_a_gray_level():
+    noise = np.random.default_rng(0).integers(0, 256, (75, 100, 3), np.uint8)
+    found = resized(noise, 41, 56, interpolation='bilinear', backend='cv2')
+    np.testing.assert_allclose(found.astype(int), cv2.resize(noise, (41, 56)), atol=1)
 
 
 HOW = dict(backend='pillow', interpolation='bilinear')
