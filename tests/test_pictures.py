@@ -34,9 +34,9 @@ def fonts(monkeypatch):
     """The fonts of matplotlib alone; ``fonts(path, ...)`` adds others."""
 
     def add(*paths):
-        found = [font_manager.ttfFontProperty(font_manager.get_font(str(path))) for path in paths]
+        actual = [font_manager.ttfFontProperty(font_manager.get_font(str(path))) for path in paths]
         own = [font for font in font_manager.fontManager.ttflist if 'mpl-data' in font.fname]
-        monkeypatch.setattr(font_manager.fontManager, 'ttflist', own + found)
+        monkeypatch.setattr(font_manager.fontManager, 'ttflist', own + actual)
         has_font.cache_clear()
         font_manager.fontManager._findfont_cached.cache_clear()
 
@@ -113,14 +113,14 @@ def texts(figure):
 @pytest.fixture
 def shown(monkeypatch):
     """The texts of every figure that is saved."""
-    found, save = [], Figure.savefig
+    actual, save = [], Figure.savefig
 
     def saved(figure, *arguments, **options):
-        found.extend(texts(figure))
+        actual.extend(texts(figure))
         return save(figure, *arguments, **options)
 
     monkeypatch.setattr(Figure, 'savefig', saved)
-    return found
+    return actual
 
 
 def test_matrix(fonts, shown, tmp_path):
@@ -146,8 +146,8 @@ def test_recipe(fonts, shown, tmp_path):
     image = np.zeros((8, 8, 3), np.uint8)
     epochs = [plot_recipe.Epoch(None, 8, None)] * 2
     decay = {'_norm': [0.0, 0.0], 'b$': [1.0, 2.0]}
-    found = plot_recipe.Preview(epochs, [plot_recipe.Span(0, 1, '$8$ px', [image])], '', 1, [0.1, 0.2], decay)
-    plot_recipe.draw(found, f'a/$x$_{FOREIGN}/{{b}}.py', tmp_path / 'r.png')
+    actual = plot_recipe.Preview(epochs, [plot_recipe.Span(0, 1, '$8$ px', [image])], '', 1, [0.1, 0.2], decay)
+    plot_recipe.draw(actual, f'a/$x$_{FOREIGN}/{{b}}.py', tmp_path / 'r.png')
     assert {'_norm', 'b$', r'a/$x$_\U000f1234/{b}.py', 'epochs 0-1: $8$ px'} <= set(shown)
 
 
@@ -164,8 +164,8 @@ def test_curves_and_mistakes(fonts, shown, tmp_path):
     scores = np.full((1, len(NAMES)), 0.5)
     scores[0, 11] = 0.75
     truth = np.arange(len(NAMES))[None] == 2
-    found = Scores([str(photo)], truth, scores, tuple(NAMES), multi_label=False)
-    draw_mistakes(found, tmp_path / 'm.png')
+    actual = Scores([str(photo)], truth, scores, tuple(NAMES), multi_label=False)
+    draw_mistakes(actual, tmp_path / 'm.png')
     assert {'$loss$', 'is _hidden 50%', 'taken for 11 75%', r'$x$ \U000f1234.png'} <= set(shown)
 
 

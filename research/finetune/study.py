@@ -47,9 +47,9 @@ def make_plan(options: Options, test_photos: Path | None) -> finetune.Plan:
     if test_photos is None:
         return plan
     root, listed = plan.photos.train.root, set(test_photos.read_text(encoding='utf-8').splitlines())
-    found = sorted(plan.photos.train.photos + plan.photos.val.photos)
-    train = [photo for photo in found if photo.path not in listed]
-    val = [photo for photo in found if photo.path in listed]
+    result = sorted(plan.photos.train.photos + plan.photos.val.photos)
+    train = [photo for photo in result if photo.path not in listed]
+    val = [photo for photo in result if photo.path in listed]
     photos = replace(plan.photos, train=PhotoList(root, train), val=PhotoList(root, val))
     return replace(plan, photos=photos, recipe=make_recipe(len(train), options.epochs, lr=options.lr))
 
@@ -80,10 +80,10 @@ def try_lr(options: Options, lr: float, out: Path, test_photos: Path | None) -> 
     """One run at ``lr`` inside the training part, a fifth of which measures; a row with ``CHOICE``."""
     options = replace(options, lr=lr, work_dir=str(out / f'lr_{lr:g}'))
     plan = make_plan(options, test_photos)
-    found = plan.photos.train
-    classes = [photo.labels[0] for photo in found.photos]
+    result = plan.photos.train
+    classes = [photo.labels[0] for photo in result.photos]
     parts = stratified_split(classes, range(len(classes)), finetune.VAL_FRACTION, options.seed)
-    train, val = (PhotoList(found.root, [found.photos[index] for index in part]) for part in parts)
+    train, val = (PhotoList(result.root, [result.photos[index] for index in part]) for part in parts)
     recipe = make_recipe(len(train.photos), options.epochs, lr=lr)
     photos = replace(plan.photos, train=train, val=val)
     finetune.write_plan(replace(plan, photos=photos, recipe=recipe))
@@ -133,12 +133,12 @@ def features(config, ann_file: str) -> tuple[np.ndarray, np.ndarray]:
     state = {key[len(BACKBONE) :]: value for key, value in weights.state.items() if key.startswith(BACKBONE)}
     model.backbone.load_state_dict(state)
     loader = dict(config.test_dataloader, dataset=dict(config.test_dataloader.dataset, ann_file=ann_file))
-    found, labels = [], []
+    result, labels = [], []
     for batch in Runner.build_dataloader(loader):
         batch = model.data_preprocessor(batch)
-        found.append(model.neck(model.backbone(batch['inputs']))[-1])
+        result.append(model.neck(model.backbone(batch['inputs']))[-1])
         labels += [int(sample.gt_label) for sample in batch['data_samples']]
-    return torch.cat(found).numpy(), np.array(labels)
+    return torch.cat(result).numpy(), np.array(labels)
 
 
 def read_rows(path: Path) -> list[dict]:

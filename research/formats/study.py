@@ -82,19 +82,19 @@ def measure(
     export.export_classifier(model, path, export.Request(form, size, half=half), Preprocessing(config), weights)
     classifier = ExportedClassifier(config, path, reference=reference, threads=1)
     classifier.network = Timed(classifier.network)
-    found = evaluate_file(config, classifier)
+    result = evaluate_file(config, classifier)
     weight = sum(file.stat().st_size for file in (path, *export.companions(path)))
     return dict(
         file=suffix,
         precision='float16' if half else 'float32',
-        top1=found['accuracy/top1'],
-        top5=found['accuracy/top5'],
-        changed=found['changed_predictions'],
-        abs=found['max_abs_logit_diff'],
-        rel=found['max_rel_logit_diff'],
+        top1=result['accuracy/top1'],
+        top5=result['accuracy/top5'],
+        changed=result['changed_predictions'],
+        abs=result['max_abs_logit_diff'],
+        rel=result['max_rel_logit_diff'],
         bytes=weight,
-        cpu_ms=1e3 * classifier.network.seconds / found['num_images'],
-        images=found['num_images'],
+        cpu_ms=1e3 * classifier.network.seconds / result['num_images'],
+        images=result['num_images'],
     )
 
 

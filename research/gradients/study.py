@@ -66,8 +66,8 @@ def errors(state: str, backbone: MobileOne, head: Head, train: Images, image_siz
         row = dict(state=state, block=name, kind=kind(block))
         for way, (train_impl, memory_format, compiled) in WAYS.items():
             with nullcontext() if compiled else mock.patch.object(kernels, 'usable', lambda *args, **kwargs: False):
-                found = gradients(block, x, grad, train_impl, memory_format)
-            row[way] = f'{relative_error(found, truth):.3g}'
+                result = gradients(block, x, grad, train_impl, memory_format)
+            row[way] = f'{relative_error(result, truth):.3g}'
         rows.append(row)
     return rows
 
@@ -109,8 +109,8 @@ def gradients(
     return [tensor.grad.double() for tensor in (x, *block.parameters())]
 
 
-def relative_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    parts = [((a - b).norm() / b.norm()).square() for a, b in zip(found, truth) if b.norm() > 0]
+def relative_error(result: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    parts = [((a - b).norm() / b.norm()).square() for a, b in zip(result, truth) if b.norm() > 0]
     return torch.stack(parts).mean().sqrt().item()
 
 

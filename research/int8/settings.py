@@ -59,9 +59,9 @@ def measure(model: nn.Module, int8, images: Tensor) -> tuple[int, float]:
     """Flips among ``images``, and the mean divergence from ``model``."""
     from mobileone_ext.deploy.quantization.chain import in_chunks
 
-    expected, found = (in_chunks(net, images).log_softmax(1) for net in (model, int8))
-    divergence = F.kl_div(found, expected, log_target=True, reduction='batchmean')
-    return int((found.argmax(1) != expected.argmax(1)).sum()), float(divergence)
+    expected, result = (in_chunks(net, images).log_softmax(1) for net in (model, int8))
+    divergence = F.kl_div(result, expected, log_target=True, reduction='batchmean')
+    return int((result.argmax(1) != expected.argmax(1)).sum()), float(divergence)
 
 
 def main():
@@ -82,8 +82,8 @@ def main():
     for source, count in CALIBRATIONS:
         calibrations = [images(source, count, seed) for seed in SEEDS]
         for text, options in zip(args.settings, settings):
-            found = [measure(model, quantize(model, photos, options), held_out) for photos in calibrations]
-            flips, divergences = zip(*found)
+            result = [measure(model, quantize(model, photos, options), held_out) for photos in calibrations]
+            flips, divergences = zip(*result)
             share = 100 * mean(flips) / len(held_out)
             each = ', '.join(f'{value:.3g}' for value in divergences)
             rows.append((text, f'{source}, {count}', f'{share:.1f} %', f'{mean(divergences):.3g}', each))

@@ -57,14 +57,14 @@ def kinds(path: Path) -> dict:
 
 def times(sessions: dict, image: np.ndarray, rounds: int) -> dict[str, float]:
     """Median CPU milliseconds of an image; the sessions take turns."""
-    found = {name: [] for name in sessions}
+    result = {name: [] for name in sessions}
     for _ in range(rounds):
         for name, session in sessions.items():
             start = time.process_time()
             for _ in range(IMAGES):
                 session.run(None, {session.get_inputs()[0].name: image})
-            found[name].append((time.process_time() - start) / IMAGES * 1e3)
-    return {name: statistics.median(values) for name, values in found.items()}
+            result[name].append((time.process_time() - start) / IMAGES * 1e3)
+    return {name: statistics.median(values) for name, values in result.items()}
 
 
 def table(config: Config, weights: str, path: Path, rounds: int) -> str:
@@ -72,10 +72,10 @@ def table(config: Config, weights: str, path: Path, rounds: int) -> str:
     torch.set_num_threads(1)
     sessions = kinds(path)
     test = TestSet(config, load_fused(config, weights))
-    found = times(sessions, test.normalize(test.pixels[:1].float()).numpy(), rounds)
+    result = times(sessions, test.normalize(test.pixels[:1].float()).numpy(), rounds)
     lines = []
     for name, session in sessions.items():
         row = test.measure(lambda images: torch.from_numpy(session.run(None, {'image': images.numpy()})[0]))  # noqa: B023
-        ratio = found[name] / next(iter(found.values()))
+        ratio = result[name] / next(iter(result.values()))
         lines.append((name, row['top1'], f'{row["flips"]} of {row["num_images"]}', f'{ratio:.2f}'))
     return markdown_table(('activations x weights', 'top-1', 'flips', 'time'), lines)

@@ -76,12 +76,12 @@ class TestSet:
 
     def measure(self, predict: Predict) -> dict:
         """``top1``, ``top5`` (percent), ``flips`` (predictions unlike the float network's), ``num_images``."""
-        found = self.outputs(predict)
+        result = self.outputs(predict)
         difference = Difference()
-        difference.add(self.expected, found, ('the float network', 'the quantized one'))
-        top1, top5 = top_accuracies(found, self.labels)
+        difference.add(self.expected, result, ('the float network', 'the quantized one'))
+        top1, top5 = top_accuracies(result, self.labels)
         flips = difference.changed_predictions
-        return dict(top1=f'{top1:.2f}', top5=f'{top5:.2f}', flips=flips, num_images=len(found))
+        return dict(top1=f'{top1:.2f}', top5=f'{top5:.2f}', flips=flips, num_images=len(result))
 
 
 def build(quantizer: Quantizer, name: str, model: nn.Module, photos: Tensor, scales: str, folder: Path) -> Predict:
@@ -153,11 +153,11 @@ def show_layers(config: Config, weights: str, folder: str, count: int, networks:
 
 def table(rows: Sequence[dict]) -> str:
     """Markdown: a line a quantizer and kind of scales; top-1 and flips of each network."""
-    found = {(row['network'], row['quantizer'], row['scales']): row for row in rows}
-    reference = found['float', '', '']
+    result = {(row['network'], row['quantizer'], row['scales']): row for row in rows}
+    reference = result['float', '', '']
     lines = []
-    for name, scales in dict.fromkeys((name, scales) for _, name, scales in found if name):
-        cells = [found.get((network, name, scales)) for network in NETWORKS]
+    for name, scales in dict.fromkeys((name, scales) for _, name, scales in result if name):
+        cells = [result.get((network, name, scales)) for network in NETWORKS]
         lines.append((name, scales, *(f'{cell["top1"]} ({cell["flips"]})' if cell else '' for cell in cells)))
     return f'Float: {reference["top1"]} of {reference["num_images"]} images. Top-1 (flips).\n\n' + markdown_table(
         ('quantizer', 'weights: a scale for each', *NETWORKS), lines

@@ -53,10 +53,10 @@ def starting_points(weights: Weights, data: Images, image_size: int, num_images:
 def changed_predictions(backbones: dict[str, nn.Module], weights: Weights, data: Images, image_size: int) -> dict:
     """How many predictions of each arm differ from the fused network's, with the head of ``weights``."""
     head = weights.state[HEAD + 'weight'], weights.state[HEAD + 'bias']
-    found = {arm: logits(backbone, head, data, image_size) for arm, backbone in backbones.items()}
+    result = {arm: logits(backbone, head, data, image_size) for arm, backbone in backbones.items()}
     differences = {arm: Difference() for arm in backbones}
     for arm, difference in differences.items():
-        difference.add(found['fused'], found[arm], ('fused', arm))
+        difference.add(result['fused'], result[arm], ('fused', arm))
     return {arm: difference.changed_predictions for arm, difference in differences.items()}
 
 

@@ -189,7 +189,7 @@ def test_some_of_the_variants(study_file):
 def test_summary_is_mean_and_sample_deviation():
     rows = [dict(variant='a', seed=s, status='done', top1_after=top1) for s, top1 in enumerate((1.0, 2.0, 6.0))]
     rows.append(dict(variant='a', seed=3, status='failed', reason='r'))
-    found = summarize('a', rows)
-    assert (found.mean, found.runs, found.failures) == (3.0, 3, ['seed 3: r'])
-    assert found.std == pytest.approx(7**0.5)
-    assert json.dumps(found.row) == json.dumps(rows[0])
+    actual = summarize('a', rows)
+    assert (actual.mean, actual.runs, actual.failures) == (3.0, 3, ['seed 3: r'])
+    assert actual.std == pytest.approx(7**0.5)
+    assert json.dumps(actual.row) == json.dumps(rows[0])

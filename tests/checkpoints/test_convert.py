@@ -54,9 +54,9 @@ def test_outputs_of_other_networks(variant, form, other, layout):
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         expected = network.to(dtype)(images.to(dtype))
-        found = own.to(dtype)(images.to(dtype))
-        assert found.shape == (2, 1000)
-        assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+        actual = own.to(dtype)(images.to(dtype))
+        assert actual.shape == (2, 1000)
+        assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize('form', FORMS)

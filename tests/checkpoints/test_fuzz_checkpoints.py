@@ -146,11 +146,11 @@ def test_broken_files(tmp_path, monkeypatch, states, seeds):
             assert os.listdir() == ['src'], f'seed {seed}'
             outcomes[mutation.__name__, 'refused'] += 1
         else:
-            found = load_weights('dst.pth').state
+            actual = load_weights('dst.pth').state
             # Without checksums a flipped bit of a weight is another weight.
             undetectable = mutation in MUTATE_BYTES and writer != 'zip'
-            same_shapes = {k: t.shape for k, t in found.items()} == {k: t.shape for k, t in states[form].items()}
-            assert same_shapes if undetectable else equal(found, states[form]), f'seed {seed}: {mutation.__name__}'
+            same_shapes = {k: t.shape for k, t in actual.items()} == {k: t.shape for k, t in states[form].items()}
+            assert same_shapes if undetectable else equal(actual, states[form]), f'seed {seed}: {mutation.__name__}'
             outcomes[mutation.__name__, 'read'] += 1
             os.remove('dst.pth')
             os.remove('dst.pth.md')

@@ -288,8 +288,8 @@ def test_squeeze_and_excitation_in_every_block(tmp_path, form):
     model = randomize_norms(classifier(TINY, 4, se_cfg=dict(ratio=16, every_block=True)))
     if form == 'fused':
         model.backbone.switch_to_deploy()
-    found = load_weights(save(tmp_path, model.state_dict()))
-    assert equal(found.state, model.state_dict()) and found.structure.in_channels == 3
+    actual = load_weights(save(tmp_path, model.state_dict()))
+    assert equal(actual.state, model.state_dict()) and actual.structure.in_channels == 3
 
 
 @pytest.mark.parametrize(

@@ -228,11 +228,11 @@ def test_the_address_of_a_name_is_that_name(cache, publish, fused_s0):
 def test_no_address_leaves_the_cache(server, cache, path):
     server.answers[path] = server.answers.get(server.add('/any', b'x').removeprefix(server.url))
     try:
-        found = resolve(server.url + path)
+        actual = resolve(server.url + path)
     except OSError:
         assert not kept(cache)
     else:
-        assert found.parent == cache and found.read_bytes() == b'x'
+        assert actual.parent == cache and actual.read_bytes() == b'x'
 
 
 def test_code_in_a_downloaded_file_does_not_run(server, cache, tmp_path):

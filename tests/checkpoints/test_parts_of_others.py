@@ -78,10 +78,10 @@ def check_it_comes_back(config, tmp_path):
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'branched.pth')
-    found = load_model(config, load_weights(tmp_path / 'branched.pth'))
+    actual = load_model(config, load_weights(tmp_path / 'branched.pth'))
     for key, tensor in model.state_dict().items():
-        assert torch.equal(found.state_dict()[key], tensor), key
-    save_fused(fuse(found), tmp_path / 'fused.pth', config, tmp_path / 'branched.pth', 'state_dict')
+        assert torch.equal(actual.state_dict()[key], tensor), key
+    save_fused(fuse(actual), tmp_path / 'fused.pth', config, tmp_path / 'branched.pth', 'state_dict')
     fused = load_model(config, load_weights(tmp_path / 'fused.pth'))
     images = torch.randn(2, 3, 32, 32)
     expected, features = model.eval().extract_feat(images)[-1], fused.eval().extract_feat(images)[-1]

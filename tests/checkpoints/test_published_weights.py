@@ -52,7 +52,7 @@ def test_top1_in_every_layout(tmp_path, shared):
         [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     )
     theirs = create_transform(224, interpolation='bilinear', crop_pct=224 / 256, mean=MEAN, std=STD)
-    found = {}
+    actual = {}
     for layout, network, prepare in (
         ('apple', own_network, own),
         ('mmpretrain', mmpretrain_network, own),
@@ -60,8 +60,8 @@ def test_top1_in_every_layout(tmp_path, shared):
     ):
         path = tmp_path / f'{layout}.pth'
         convert(source, path, layout)
-        found[layout] = predictions(network(path), files, prepare)
-        top1 = 100 * float((found[layout] == labels).double().mean())
+        actual[layout] = predictions(network(path), files, prepare)
+        top1 = 100 * float((actual[layout] == labels).double().mean())
         print(f'{layout}: top-1 {top1:.2f} on {len(files)} images')
         assert round(top1, 2) == 80.77
-    assert all(torch.equal(classes, found['apple']) for classes in found.values())
+    assert all(torch.equal(classes, actual['apple']) for classes in actual.values())

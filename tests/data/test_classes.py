@@ -147,16 +147,18 @@ def test_a_checkpoint_with_its_classes_in_another_order(checkpoint, run_tool, tm
 
 
 def test_names_for_show_go_to_the_sorted_folders(photos, tmp_path):
-    found = CustomDataset(data_root=str(photos), data_prefix='val', metainfo=dict(classes=['Ameise', 'Biene', 'Kuh']))
-    assert [found.get_data_info(i)['gt_label'] for i in (0, 6, 12)] == [0, 1, 2]
+    actual = CustomDataset(data_root=str(photos), data_prefix='val', metainfo=dict(classes=['Ameise', 'Biene', 'Kuh']))
+    assert [actual.get_data_info(i)['gt_label'] for i in (0, 6, 12)] == [0, 1, 2]
     write_photos(tmp_path / 'val', {name: COLORS[name] for name in ('bee', 'cow')})
     with pytest.raises(ValueError, match="'bee', 'cow' are none of the 3 classes 'Ameise', 'Biene', 'Kuh'"):
         CustomDataset(data_root=str(tmp_path), data_prefix='val', metainfo=dict(classes=['Ameise', 'Biene', 'Kuh']))
 
 
 def test_named_folders_in_another_order(photos):
-    found = CustomDataset(data_root=str(photos), data_prefix='val', metainfo=dict(classes=['cow', 'ant', 'bee']))
-    labels = {found.get_data_info(i)['img_path'].split('/')[-2]: found.get_data_info(i)['gt_label'] for i in range(18)}
+    actual = CustomDataset(data_root=str(photos), data_prefix='val', metainfo=dict(classes=['cow', 'ant', 'bee']))
+    labels = {
+        actual.get_data_info(i)['img_path'].split('/')[-2]: actual.get_data_info(i)['gt_label'] for i in range(18)
+    }
     assert labels == dict(cow=0, ant=1, bee=2)
 
 
@@ -334,13 +336,13 @@ def test_gray_photos_two_sides_and_all_metrics_in_a_whole_run(photos, tmp_path, 
     report = tmp_path / 'report.json'
     code, text = run_tool('reparam', config, run / 'epoch_1.pth', tmp_path / 'fused.pth', '--report', report)
     assert code == 0, text
-    found = json.loads(report.read_text())
-    assert found['input_size'] == [48, 32] and '48 x 32 px' in text
+    actual = json.loads(report.read_text())
+    assert actual['input_size'] == [48, 32] and '48 x 32 px' in text
     code, text = run_tool(
         'reparam', config, run / 'epoch_1.pth', tmp_path / 'fused.pth', '--report', report, '--no-eval'
     )
     assert code == 0, text
-    assert json.loads(report.read_text())['multiply_adds_after'] == found['multiply_adds_after']
+    assert json.loads(report.read_text())['multiply_adds_after'] == actual['multiply_adds_after']
     code, text = run_tool('test', config, tmp_path / 'fused.pth', '--work-dir', tmp_path, '--out', tmp_path / 'm.json')
     assert code == 0 and np.array(json.loads((tmp_path / 'm.json').read_text())['confusion_matrix/result']).sum() == 18
     assert config.read_text() == written and (tmp_path / 'resolved_gray.py').exists()

@@ -70,8 +70,8 @@ def two(mode, left, right, size=1):
 
 def pixels(data):
     """The first and the last pixel, RGB."""
-    found = decode(data)[..., ::-1]
-    return tuple(found[0, 0].tolist()), tuple(found[-1, -1].tolist())
+    actual = decode(data)[..., ::-1]
+    return tuple(actual[0, 0].tolist()), tuple(actual[-1, -1].tolist())
 
 
 def deep(*values):
@@ -221,9 +221,9 @@ def _loaded(data, folder, lazy=False):
     """The gray levels of the first and last pixel, as a pipeline loads them."""
     path = folder / 'photo'
     path.write_bytes(data)
-    found = LoadImageFromFile(lazy=lazy)(dict(img_path=str(path)))['img']
-    found = found if isinstance(found, np.ndarray) else found.decode()
-    return found[0, 0, 0], found[-1, -1, 0]
+    actual = LoadImageFromFile(lazy=lazy)(dict(img_path=str(path)))['img']
+    actual = actual if isinstance(actual, np.ndarray) else actual.decode()
+    return actual[0, 0, 0], actual[-1, -1, 0]
 
 
 @pytest.mark.parametrize('order', '<>')
@@ -332,8 +332,8 @@ def test_one_reader_for_all(kind, tmp_path):
     )
     assert views['thumbnail'].width == TILE
     for name, view in views.items():
-        found = np.asarray(view)
-        np.testing.assert_allclose((found[2, 2], found[-3, -3]), corners, atol=3, err_msg=name)
+        actual = np.asarray(view)
+        np.testing.assert_allclose((actual[2, 2], actual[-3, -3]), corners, atol=3, err_msg=name)
 
 
 def test_resizing_goes_on_past_photos_that_pillow_stumbles_over(run_tool, tmp_path):

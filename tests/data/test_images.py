@@ -36,12 +36,14 @@ def test_photos_of_every_kind_and_nothing_else(tmp_path):
     others = ['notes.txt', 'list.TXT', 'noend', 'photo.jpg.part']
     for name in names + hidden + others:
         touch(tmp_path / name)
-    found = images_below(tmp_path)
-    assert found == sorted(names)
+    actual = images_below(tmp_path)
+    assert actual == sorted(names)
     folders = ["hidden '.ipynb_checkpoints'", "hidden '.thumbnails'", "hidden '@eaDir'", "hidden '__MACOSX'"]
     others = {'hidden': 2, '.txt': 2, 'without a suffix': 1, '.part': 1}
-    assert found.left_out == {**others, **dict.fromkeys(folders, 1)}
-    assert found.note.startswith("left out: 2 .txt, 2 hidden, 1 .part, 1 hidden '.ipynb_checkpoints', 1 hidden '.thumb")
+    assert actual.left_out == {**others, **dict.fromkeys(folders, 1)}
+    assert actual.note.startswith(
+        "left out: 2 .txt, 2 hidden, 1 .part, 1 hidden '.ipynb_checkpoints', 1 hidden '.thumb"
+    )
     assert images_below(tmp_path, ('.jpg',)) == ['B.JPG', 'a.jpg']
     assert {'.webp', '.tif', '.tiff', '.ppm', '.jpg', '.avif'} <= set(SUFFIXES)
     classes = class_folders(tmp_path)
@@ -62,9 +64,9 @@ def test_links_are_followed_without_circles(tmp_path):
     (train / 'cat' / 'self.jpg').symlink_to(train / 'cat' / 'self.jpg')
     (train / 'cat' / 'one.jpg').symlink_to(tmp_path / 'elsewhere' / 'deep' / '3.jpg')
     (train / 'bird').symlink_to(tmp_path / 'elsewhere')
-    found = images_below(train / 'cat')
-    assert found == ['1.jpg', 'more/deep/3.jpg', 'one.jpg']
-    assert found.left_out == {'broken links': 2}
+    actual = images_below(train / 'cat')
+    assert actual == ['1.jpg', 'more/deep/3.jpg', 'one.jpg']
+    assert actual.left_out == {'broken links': 2}
     assert class_folders(train) == ['bird', 'cat', 'dog']
     assert images_below(train / 'bird') == ['deep/3.jpg']
     assert len(images_below(train)) == 4
@@ -83,9 +85,9 @@ def test_what_is_no_file_does_not_hang(tmp_path):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / 's.jpg'))
         touch(tmp_path / 'photo.jpg')
-        found = find_images([tmp_path, tmp_path / 'pipe.jpg'])
-    assert found == [tmp_path / 'photo.jpg']
-    assert found.left_out == {'pipes, sockets or devices': 3}
+        actual = find_images([tmp_path, tmp_path / 'pipe.jpg'])
+    assert actual == [tmp_path / 'photo.jpg']
+    assert actual.left_out == {'pipes, sockets or devices': 3}
 
 
 def test_names_that_are_no_text(tmp_path):
@@ -126,16 +128,16 @@ SCALED = np.round(RAMP / 257).astype(np.uint8)
 def test_16_bits_are_scaled(form, gray, tmp_path):
     path = tmp_path / 'ramp'
     path.write_bytes(encoded(Image.fromarray(RAMP), form))
-    found = LoadImageFromFile(color_type='grayscale' if gray else 'color')(dict(img_path=str(path)))['img']
-    assert found.shape == ((60, 80) if gray else (60, 80, 3))
-    assert np.abs((found if gray else found[..., 0]).astype(int) - SCALED).max() <= 1
+    actual = LoadImageFromFile(color_type='grayscale' if gray else 'color')(dict(img_path=str(path)))['img']
+    assert actual.shape == ((60, 80) if gray else (60, 80, 3))
+    assert np.abs((actual if gray else actual[..., 0]).astype(int) - SCALED).max() <= 1
 
 
 def test_16_bits_are_turned_too():
     exif = Image.Exif()
     exif[274] = 6
-    found = decode.decode(encoded(Image.fromarray(RAMP), 'PNG', exif=exif))
-    np.testing.assert_array_equal(found[..., 0], np.rot90(SCALED, -1))
+    actual = decode.decode(encoded(Image.fromarray(RAMP), 'PNG', exif=exif))
+    np.testing.assert_array_equal(actual[..., 0], np.rot90(SCALED, -1))
 
 
 @pytest.mark.parametrize('kind, word', [(np.float32, 'floating point'), (np.int32, '32-bit')])
@@ -163,18 +165,18 @@ MODES = {
 def test_modes(mode):
     form, image = MODES[mode]
     options = dict(lossless=True) if form == 'WEBP' else {}
-    found = decode.decode(encoded(image, form, **options))
-    assert found.dtype == np.uint8 and found.shape == (60, 80, 3)
+    actual = decode.decode(encoded(image, form, **options))
+    assert actual.dtype == np.uint8 and actual.shape == (60, 80, 3)
     expected = np.asarray(image.convert('RGB'))[..., ::-1]
-    assert np.abs(found.astype(int) - expected).mean() < 12
+    assert np.abs(actual.astype(int) - expected).mean() < 12
     assert decode.decode(encoded(image, form, **options), gray=True).shape == (60, 80)
 
 
 @pytest.mark.parametrize('form', ['GIF', 'WEBP', 'PNG', 'TIFF'])
 def test_of_an_animation_the_first_picture(form):
     pictures = [Image.new('RGB', (8, 6), color) for color in ('white', 'black', 'black')]
-    found = decode.decode(encoded(pictures[0], form, save_all=True, append_images=pictures[1:]))
-    assert found.shape == (6, 8, 3) and (found > 250).all()
+    actual = decode.decode(encoded(pictures[0], form, save_all=True, append_images=pictures[1:]))
+    assert actual.shape == (6, 8, 3) and (actual > 250).all()
 
 
 @pytest.mark.parametrize('form', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
@@ -230,8 +232,8 @@ def test_heic_with_its_reader(tmp_path):
     path = tmp_path / 'photo.HEIC'
     path.write_bytes(encoded(PHOTO, 'HEIF', quality=90))
     assert find_images([tmp_path]) == [path]
-    found = LoadImageFromFile()(dict(img_path=str(path)))['img']
-    assert np.abs(found.astype(int) - np.asarray(PHOTO)[..., ::-1]).mean() < 12
+    actual = LoadImageFromFile()(dict(img_path=str(path)))['img']
+    assert np.abs(actual.astype(int) - np.asarray(PHOTO)[..., ::-1]).mean() < 12
 
 
 def test_gray_photos_pass_our_transforms():
@@ -242,8 +244,8 @@ def test_gray_photos_pass_our_transforms():
         ResizeEdge(32, backend='pillow'),
     ):
         np.random.seed(0)
-        found = transform(dict(img=image, img_path='x'))['img']
+        actual = transform(dict(img=image, img_path='x'))['img']
         np.random.seed(0)
         color = transform(dict(img=np.repeat(image[..., None], 3, 2), img_path='x'))['img']
-        assert found.ndim == 2
-        np.testing.assert_allclose(found, color[..., 0], atol=1)
+        assert actual.ndim == 2
+        np.testing.assert_allclose(actual, color[..., 0], atol=1)

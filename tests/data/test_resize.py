@@ -102,14 +102,14 @@ def test_photos_are_turned_upright(tmp_path, orientation):
     tags[274] = orientation
     path = photo(tmp_path / 'source/a.jpg', exif=tags, quality=100)
     resize.resize_dataset(path.parent, tmp_path / 'target', EDGE)
-    found = Image.open(tmp_path / 'target/a.jpg')
-    assert found.getexif().get(274, 1) == 1
+    actual = Image.open(tmp_path / 'target/a.jpg')
+    assert actual.getexif().get(274, 1) == 1
     # Pillow's own turning, of a small copy of the stored pixels.
     small = Image.open(path).resize((64, 48), Image.Resampling.LANCZOS)
     turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(orientation)
     expected = small if turn is None else small.transpose(Image.Transpose(turn))
-    assert found.size == expected.size
-    assert np.abs(np.asarray(found, float) - np.asarray(expected, float)).mean() < 2
+    assert actual.size == expected.size
+    assert np.abs(np.asarray(actual, float) - np.asarray(expected, float)).mean() < 2
 
 
 def test_what_is_small_or_not_rewritten_is_the_same_file(tmp_path):

@@ -56,22 +56,22 @@ def png(level=7, size=(4, 4)):
 def test_the_tensors_and_the_order_of_folders(digits, tmp_path, kind):
     write_shards(digits / 'val', tmp_path / 'val', kind=kind)
     folders = build(digits, 'CustomDataset', data_prefix='val')
-    for found in (build(tmp_path, data_prefix='val'), build(tmp_path, split='val/val-{000..002}.tar')):
-        assert len(found) == len(folders) == 360
-        for one, other in zip(found, folders):
+    for actual in (build(tmp_path, data_prefix='val'), build(tmp_path, split='val/val-{000..002}.tar')):
+        assert len(actual) == len(folders) == 360
+        for one, other in zip(actual, folders):
             assert torch.equal(one['inputs'], other['inputs'])
             assert one['data_samples'].gt_label == other['data_samples'].gt_label
-    assert found.metainfo.get('classes') is None  # numbers
+    assert actual.metainfo.get('classes') is None  # numbers
 
 
 @pytest.mark.parametrize('start', ['fork', pytest.param('spawn', marks=pytest.mark.slow)])
 def test_workers_read_the_same(sharded, digits, start):
     """From a data set that this process has read from before."""
     folders = build(digits, 'CustomDataset', data_prefix='val', indices=60)
-    found = build(sharded, data_prefix='val', indices=60)
-    assert found[0] and pickle.loads(pickle.dumps(found))[59]['inputs'].shape == (3, 32, 32)
+    actual = build(sharded, data_prefix='val', indices=60)
+    assert actual[0] and pickle.loads(pickle.dumps(actual))[59]['inputs'].shape == (3, 32, 32)
     options = dict(batch_size=None, num_workers=1, multiprocessing_context=start)
-    for one, other in zip(DataLoader(found, **options), folders, strict=True):
+    for one, other in zip(DataLoader(actual, **options), folders, strict=True):
         assert torch.equal(one['inputs'], other['inputs'])
 
 
@@ -84,10 +84,10 @@ def test_names_are_classes_and_go_by_name(tmp_path):
         ('a.cls', b' cafe\xcc\x81\n'),
     ]
     write_shard(tmp_path / 'a.tar', [('./' + name, data) for name, data in members] + [('._a.png', b'mac')])
-    found = build(tmp_path)
-    assert found.metainfo['classes'] == ('café', 'zebra')
-    assert [found.get_cat_ids(index) for index in range(2)] == [[1], [0]] and len(found) == 2
-    assert int(found[1]['inputs'][2, 0, 0]) == 9
+    actual = build(tmp_path)
+    assert actual.metainfo['classes'] == ('café', 'zebra')
+    assert [actual.get_cat_ids(index) for index in range(2)] == [[1], [0]] and len(actual) == 2
+    assert int(actual[1]['inputs'][2, 0, 0]) == 9
     other = build(tmp_path, classes=['zebra', 'yak', 'cafe\u0301'])
     assert [other.get_cat_ids(index) for index in range(2)] == [[0], [2]]
     with pytest.raises(ValueError, match=r"a\.tar: a\.png is of 'café', none of the classes 'zebra'"):
@@ -106,11 +106,11 @@ def test_a_shell_makes_them(tmp_path, digits):
     subprocess.run(one.split(), cwd=tmp_path, check=True)
     folders = build(digits, 'CustomDataset', data_prefix='val')
     for place in ('shards/val', 'shards/val.tar'):
-        found = build(tmp_path, data_prefix=place)
-        assert len(found) == 360 and found.metainfo['classes'] == folders.metainfo['classes']
+        actual = build(tmp_path, data_prefix=place)
+        assert len(actual) == 360 and actual.metainfo['classes'] == folders.metainfo['classes']
         for index in range(0, 360, 7):
-            assert torch.equal(found[index]['inputs'], folders[index]['inputs'])
-            assert found.get_cat_ids(index) == folders.get_cat_ids(index)
+            assert torch.equal(actual[index]['inputs'], folders[index]['inputs'])
+            assert actual.get_cat_ids(index) == folders.get_cat_ids(index)
 
 
 def test_a_shard_is_walked_once(tmp_path, monkeypatch):

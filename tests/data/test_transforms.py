@@ -56,10 +56,10 @@ def difference(one, other):
 @pytest.mark.parametrize('kind', KINDS)
 def test_every_file_loads_as_by_pillow(kind, tmp_path):
     path = write(tmp_path / 'image', **KINDS[kind])
-    found = LoadImageFromFile()(dict(img_path=path))
+    actual = LoadImageFromFile()(dict(img_path=path))
     expected = MmcvLoad(imdecode_backend='pillow')(dict(img_path=path))
-    np.testing.assert_array_equal(found['img'], expected['img'])
-    assert {**found, 'img': 0} == {**expected, 'img': 0}
+    np.testing.assert_array_equal(actual['img'], expected['img'])
+    assert {**actual, 'img': 0} == {**expected, 'img': 0}
     lazy = LoadImageFromFile(lazy=True)(dict(img_path=path))['img']
     assert isinstance(lazy, Jpeg) == (kind in FAST) and lazy.shape == expected['img'].shape
 
@@ -68,10 +68,10 @@ def test_every_file_loads_as_by_pillow(kind, tmp_path):
 @pytest.mark.parametrize('lazy', [False, True])
 def test_options_of_mmcv(options, lazy, tmp_path):
     path = write(tmp_path / 'image.jpg')
-    found = LoadImageFromFile(lazy=lazy, **options)(dict(img_path=path))['img']
+    actual = LoadImageFromFile(lazy=lazy, **options)(dict(img_path=path))['img']
     expected = MmcvLoad(imdecode_backend='pillow', **options)(dict(img_path=path))['img']
-    assert found.dtype == expected.dtype
-    np.testing.assert_array_equal(found, expected)
+    assert actual.dtype == expected.dtype
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_an_image_in_memory_stays():
@@ -123,17 +123,17 @@ def test_reduction(side, factor):
 def test_resizing_is_pillows(size):
     """Antialiased where either side shrinks."""
     image = photo(*size)
-    found = transforms.resize(np.array(image), (96, 96), 'bilinear', 'pillow')
-    assert difference(found, image.resize((96, 96), Image.BILINEAR)).max() <= 1
+    actual = transforms.resize(np.array(image), (96, 96), 'bilinear', 'pillow')
+    assert difference(actual, image.resize((96, 96), Image.BILINEAR)).max() <= 1
 
 
 @pytest.mark.parametrize('size', [(300, 200), (200, 301), (90, 50)], ids=str)
 def test_resized_edges_are_mmpretrains(size):
     image = np.array(photo(*size))
     options = dict(scale=96, edge='short', backend='pillow')
-    found, expected = (kind(**options)(dict(img=image)) for kind in (transforms.ResizeEdge, mmpretrain.ResizeEdge))
-    assert difference(found.pop('img'), expected.pop('img')).max() <= 1
-    assert found == expected
+    actual, expected = (kind(**options)(dict(img=image)) for kind in (transforms.ResizeEdge, mmpretrain.ResizeEdge))
+    assert difference(actual.pop('img'), expected.pop('img')).max() <= 1
+    assert actual == expected
 
 
 def test_a_large_crop_is_decoded_small(tmp_path, monkeypatch):
@@ -147,13 +147,13 @@ def test_a_large_crop_is_decoded_small(tmp_path, monkeypatch):
     seen = set()
     for seed in range(30):
         np.random.seed(seed)
-        found = RandomResizedCrop(48, backend='pillow')(LoadImageFromFile(lazy=True)(dict(img_path=path)))['img']
+        actual = RandomResizedCrop(48, backend='pillow')(LoadImageFromFile(lazy=True)(dict(img_path=path)))['img']
         np.random.seed(seed)
         _, _, height, width = expected_crop.rand_crop_params(image)
         factor = reduction((height, width), (48, 48))
         assert decoded[-1].shape[:2] == (-(-389 // factor), -(-517 // factor))
         np.random.seed(seed)
-        assert difference(found, expected_crop(dict(img=image))['img']).mean() < 3
+        assert difference(actual, expected_crop(dict(img=image))['img']).mean() < 3
         seen.add(factor)
     assert seen >= {2, 4}
 
@@ -169,8 +169,8 @@ def test_a_fraction_that_is_refused_still_gives_the_crop(tmp_path, monkeypatch):
 
     monkeypatch.setattr(decode.simplejpeg, 'decode_jpeg', refuse)
     np.random.seed(0)
-    found = RandomResizedCrop(48, backend='pillow')(LoadImageFromFile(lazy=True)(dict(img_path=path)))['img']
-    np.testing.assert_array_equal(found, expected)
+    actual = RandomResizedCrop(48, backend='pillow')(LoadImageFromFile(lazy=True)(dict(img_path=path)))['img']
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize('resize_edge, apart', [(mmpretrain.ResizeEdge, 0), (transforms.ResizeEdge, 1)])
@@ -183,8 +183,8 @@ def test_validation_pixels_of_photos_are_pillows(resize_edge, apart, shared):
         results = dict(img_path=str(path))
         for step in steps:
             results = step(results)
-        found = difference(results['img'][..., ::-1], reference(Image.open(path).convert('RGB')))
-        assert found.max() <= apart and found.mean() < 0.3
+        actual = difference(results['img'][..., ::-1], reference(Image.open(path).convert('RGB')))
+        assert actual.max() <= apart and actual.mean() < 0.3
 
 
 @pytest.mark.parametrize('task', ['train', 'val'])

@@ -15,24 +15,24 @@ NOT_NUMBERS = [float('nan'), float('inf'), -float('inf')]
 
 
 def difference(*batches):
-    found = Difference()
+    actual = Difference()
     for expected, other in batches:
-        found.add(torch.tensor(expected), torch.tensor(other))
-    return found
+        actual.add(torch.tensor(expected), torch.tensor(other))
+    return actual
 
 
 def test_differences_of_two_batches():
-    found = difference(([[1.0, 4.0], [2.0, 0.0]], [[1.0, 4.5], [2.0, 0.25]]), ([[-8.0, 1.0]], [[2.0, 1.0]]))
-    assert found == Difference(num_images=3, changed_predictions=1, max_abs_diff=10.0, max_rel_diff=1.25)
+    actual = difference(([[1.0, 4.0], [2.0, 0.0]], [[1.0, 4.5], [2.0, 0.25]]), ([[-8.0, 1.0]], [[2.0, 1.0]]))
+    assert actual == Difference(num_images=3, changed_predictions=1, max_abs_diff=10.0, max_rel_diff=1.25)
     assert difference(([[0.0, 0.0]], [[0.0, 0.0]])).max_rel_diff == 0
 
 
 def test_predictions_of_several_labels_are_those_above_0():
     expected = torch.tensor([[3.0, 1.0, -1.0], [3.0, 1.0, -1.0], [-3.0, -1.0, -2.0]])
-    found = torch.tensor([[1.0, 3.0, -1.0], [3.0, 1.0, 0.5], [-3.0, -2.0, -1.0]])
+    actual = torch.tensor([[1.0, 3.0, -1.0], [3.0, 1.0, 0.5], [-3.0, -2.0, -1.0]])
     for multi_label, changed in ((True, 1), (False, 2)):
         difference = Difference(multi_label)
-        difference.add(expected, found)
+        difference.add(expected, actual)
         assert difference.changed_predictions == changed
 
 
@@ -56,10 +56,10 @@ def test_bounds():
 def test_outputs_that_are_not_finite_are_refused(number, side, place):
     pair = torch.ones(2, 3, 2)
     pair[(side, *place)] = number
-    found = Difference()
+    actual = Difference()
     with pytest.raises(ValueError, match=f'{("old", "new")[side]} has outputs that are not finite.* 1 of 3 images'):
-        found.add(*pair, names=('old', 'new'))
-    assert found.num_images == 0
+        actual.add(*pair, names=('old', 'new'))
+    assert actual.num_images == 0
     with pytest.raises(ValueError, match='not finite'):
         top_accuracies(pair[side], torch.zeros(3, dtype=torch.long))
 

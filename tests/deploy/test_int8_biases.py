@@ -77,10 +77,10 @@ def test_file_computes_what_float64_does(case, form, tmp_path):
     network, options = CASES[case]
     model, x = broken_classifier(**network), images()
     int8 = quantize(model, x, Options(**options))
-    found, expected = opened(form, int8, tmp_path)(x.numpy()), model.double()(x.double()).numpy()
+    actual, expected = opened(form, int8, tmp_path)(x.numpy()), model.double()(x.double()).numpy()
     largest = np.abs(expected).max()
     # With ordinary weights it is off by up to 0.03, by 0.06 where sums saturate; with cut biases by 0.4 and more.
-    assert np.abs(found - expected).max() < 0.07 * largest
+    assert np.abs(actual - expected).max() < 0.07 * largest
 
 
 @torch.no_grad()
@@ -127,5 +127,5 @@ def test_layers_that_are_equal_have_weights_of_their_own(tmp_path):
     int8 = quantize(model, images(), Options(equalize=False, compensate=False, correct_bias=False))
     proto = int8_file(None, int8, tmp_path / 'int8.onnx')
     assert 'Identity' not in {node.op_type for node in proto.graph.node}
-    found, expected = open_network(tmp_path / 'int8.onnx')(images().numpy()), int8(images()).numpy()
-    assert np.quantile(np.abs(found - expected) / np.abs(expected).max(), 0.9) < 0.02
+    actual, expected = open_network(tmp_path / 'int8.onnx')(images().numpy()), int8(images()).numpy()
+    assert np.quantile(np.abs(actual - expected) / np.abs(expected).max(), 0.9) < 0.02

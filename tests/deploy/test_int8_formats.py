@@ -46,12 +46,12 @@ def stored_integers(layer, scales):
 @pytest.mark.parametrize('folded', [True, False])
 def test_pairs_in_pytorch_compute_what_the_simulation_does(se_blocks, per_channel, keep, folded):
     int8 = quantize(small_classifier(se_blocks), images(), Options(per_channel=per_channel, keep=keep))
-    found, expected = qdq_net(int8, None, False, folded)(images()), int8(images())
+    actual, expected = qdq_net(int8, None, False, folded)(images()), int8(images())
     # A value half-way between two steps may go either way, by the last digit of a product: in few images, by one step.
-    apart = ((found - expected).abs().amax(1) / expected.abs().max()).sort().values
+    apart = ((actual - expected).abs().amax(1) / expected.abs().max()).sort().values
     assert apart[len(apart) * 3 // 4] < 1e-5 and apart[-1] < 0.01
     softmax = qdq_net(int8, None, True, folded)(images())
-    torch.testing.assert_close(softmax, found.softmax(1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(softmax, actual.softmax(1), atol=1e-5, rtol=0)
     own = torch.cat([qdq_net(int8, None, False, own_range=True)(image) for image in images().split(1)])
     assert 1e-5 < (own - expected).abs().max() / expected.abs().max() < 0.03
 
@@ -63,9 +63,9 @@ def test_file_computes_what_the_simulation_does(form, se_blocks, per_channel, ke
     int8 = quantize(small_classifier(se_blocks), calibration, Options(per_channel=per_channel, keep=keep))
     network = open_network(written(form, int8, tmp_path), threads=1)
     assert network.int8 and network.fixed_batch and network.metadata['precision'] == 'int8'
-    found, expected = network(calibration.numpy()), int8(calibration).numpy()
-    assert np.quantile(np.abs(found - expected) / np.abs(expected).max(), 0.9) < 0.02
-    assert (found.argmax(1) != expected.argmax(1)).sum() <= 1
+    actual, expected = network(calibration.numpy()), int8(calibration).numpy()
+    assert np.quantile(np.abs(actual - expected) / np.abs(expected).max(), 0.9) < 0.02
+    assert (actual.argmax(1) != expected.argmax(1)).sum() <= 1
 
 
 @pytest.mark.parametrize('per_channel', [True, False])

@@ -113,13 +113,13 @@ def test_tool_writes_an_ordinary_checkpoint_and_onnx(digits, run_tool, tmp_path)
         'prepared.pth',
     ]
     assert 'channels equalized' in open_network(tmp_path / 'prepared.onnx').metadata['prepared']
-    found = []
+    actual = []
     for name in ('net.pth', 'prepared.pth', 'prepared.onnx'):
         out = tmp_path / 'out.csv'
         code, text = run_tool('predict', TINY, tmp_path / name, folder, '--top', 1, '--out', out, *options)
         assert code == 0, text
-        found.append([line.split(',')[:3] for line in out.read_text().splitlines()])
-    assert found[0] == found[1] == found[2] and len(found[0]) > 20
+        actual.append([line.split(',')[:3] for line in out.read_text().splitlines()])
+    assert actual[0] == actual[1] == actual[2] and len(actual[0]) > 20
 
 
 @pytest.mark.parametrize(
@@ -191,11 +191,11 @@ def test_tool_looks_at_the_photos(value, code, message, digits, run_tool, tmp_pa
         Image.fromarray(pixels).save(tmp_path / 'photos' / f'{number}.png')
     arguments = ('--calib', tmp_path / 'photos', '--num-calib', 4, '--size', 32)
     out = tmp_path / 'out.pth'
-    found, text = run_tool(
+    actual, text = run_tool(
         *('quantize', TINY, tmp_path / 'net.pth', '--prepare', out, *arguments),
         *('--cfg-options', *data_options(digits)),
     )
-    assert found == code and message in (only_line(text) if code else text), text
+    assert actual == code and message in (only_line(text) if code else text), text
     assert sorted(path.name for path in tmp_path.iterdir()) == ['net.pth', *['out.pth'] * (1 - code), 'photos']
 
 
@@ -216,8 +216,8 @@ def test_dilation_is_prepared_and_snapped():
             # What the weights are fitted at is what the layer sees.
             seen = torch.randn(4, layer.linear.in_channels, 9, 9)
             inputs, outputs = _at_random_pixels(layer, seen, layer.linear(seen))
-            found = inputs @ layer.grouped_weight.transpose(1, 2) + layer.linear.bias[:, None, None]
-            torch.testing.assert_close(found, outputs, rtol=1e-4, atol=1e-4)
+            actual = inputs @ layer.grouped_weight.transpose(1, 2) + layer.linear.bias[:, None, None]
+            torch.testing.assert_close(actual, outputs, rtol=1e-4, atol=1e-4)
     assert prepare(model, x, Options())[1].max_rel_diff < 1e-4
     assert prepare(model, x, Options(), 127)[1].max_rel_diff < 0.1
 

@@ -153,12 +153,12 @@ def test_least_squares_and_bias_equal_numpys():
     root = np.sqrt(np.minimum(1, 4 * np.sort(energy)[199] / energy))[:, None]
     assert (root[3:] > 10 * root[:3].max()).mean() > 0.9
     stats = rounding.moments(x, y)
-    found = rounding.least_squares(torch.zeros_like(weight), stats, ridge=1e-12)
-    bias = rounding.fitted_bias(found, stats).reshape(2, 3)
+    actual = rounding.least_squares(torch.zeros_like(weight), stats, ridge=1e-12)
+    bias = rounding.fitted_bias(actual, stats).reshape(2, 3)
     for group in range(2):
         with_one = np.concatenate([x[group].numpy(), np.ones((400, 1))], 1)
         expected = np.linalg.lstsq(root * with_one, root * y[group].numpy(), rcond=None)[0]
-        np.testing.assert_allclose(found[group].T, expected[:-1], atol=1e-6)
+        np.testing.assert_allclose(actual[group].T, expected[:-1], atol=1e-6)
         np.testing.assert_allclose(bias[group], expected[-1], atol=1e-6)
     held = rounding.least_squares(weight + 1, stats, ridge=1e12)
     torch.testing.assert_close(held, weight + 1, rtol=0, atol=1e-6)
@@ -246,8 +246,8 @@ def test_divergence_of_rounded_values():
     even, grid = np.full(512, 7), qparams_between(0, 510)  # two bins a step
     assert divergence(even, centers, grid) == pytest.approx(0, abs=0.02)
     # Each pair of bins holds 3 and 1 where the step knows of 2 and 2.
-    found = divergence(np.tile([3, 1], 256), centers, qparams_between(0, 511))
-    assert found == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5), abs=0.01)
+    actual = divergence(np.tile([3, 1], 256), centers, qparams_between(0, 511))
+    assert actual == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5), abs=0.01)
     # 258 of 512 in one bin, which would hold one of 255.
     expected = 258 / 512 * np.log(258 / 512 * 255) + 254 / 512 * np.log(255 / 512)
     assert divergence(even, centers, qparams_between(0, 255)) == pytest.approx(expected, abs=1e-6)
@@ -273,13 +273,13 @@ def test_onnx_file_computes_what_the_simulation_does(se_blocks, keep, per_channe
     weights = {name for name in stored if name.endswith('weight_q')}
     assert len(weights) == len(layers_of(model)) - len(keep)
     assert all(stored[name] == 3 for name in weights)  # INT8
-    found = open_network(tmp_path / 'int8.onnx')(calibration.numpy())
+    actual = open_network(tmp_path / 'int8.onnx')(calibration.numpy())
     expected = int8(calibration).numpy()
     scale = np.abs(expected).max()
     # A value half-way between two steps may fall to either side, and what follows moves with it.
-    assert np.quantile(np.abs(found - expected) / scale, 0.9) < 0.02
+    assert np.quantile(np.abs(actual - expected) / scale, 0.9) < 0.02
     with torch.no_grad():
-        assert np.abs(found - model(calibration).numpy()).mean() / scale < 0.1
+        assert np.abs(actual - model(calibration).numpy()).mean() / scale < 0.1
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -291,8 +291,8 @@ def test_openvino_file_computes_what_the_simulation_does(se_blocks, per_channel,
     int8_file(model, int8, tmp_path / 'int8.xml')
     network = open_network(tmp_path / 'int8.xml')
     assert network.int8 and network.metadata['precision'] == 'int8'
-    found, expected = network(calibration.numpy()), int8(calibration).numpy()
-    assert np.quantile(np.abs(found - expected) / np.abs(expected).max(), 0.9) < 0.02
+    actual, expected = network(calibration.numpy()), int8(calibration).numpy()
+    assert np.quantile(np.abs(actual - expected) / np.abs(expected).max(), 0.9) < 0.02
     stored = [
         node.get_data()
         for node in openvino.Core().read_model(tmp_path / 'int8.xml').get_ops()
@@ -345,8 +345,8 @@ def test_each_step_helps_a_hard_network():
     errors = []
     for step in ('', 'equalize', 'correct_bias', 'compensate'):
         options.update({step: True} if step else {})
-        found = quantize(model, x[:48], Options(**options))(x)
-        errors.append(float((found - expected)[48:].abs().mean() / expected.std(0).mean()))
+        actual = quantize(model, x[:48], Options(**options))(x)
+        errors.append(float((actual - expected)[48:].abs().mean() / expected.std(0).mean()))
     assert all(after < 0.8 * before for before, after in zip(errors, errors[1:])), errors
 
 
@@ -467,12 +467,12 @@ def test_other_photos_stand_in_for_unreadable_ones(tmp_path):
     for number in (0, 5):  # the ends are taken first
         (tmp_path / f'{number}.png').write_text('no picture')
     skipped = []
-    preprocessing, found = Preprocessing(config), photos.find(config, str(tmp_path))
-    pixels = photos.read(*found, preprocessing, 3, skipped)
+    preprocessing, actual = Preprocessing(config), photos.find(config, str(tmp_path))
+    pixels = photos.read(*actual, preprocessing, 3, skipped)
     assert len(pixels) == 3 and len({float(image[0, 0, 0]) for image in pixels}) == 3
     assert [message.split(':')[0][-5:] for message in skipped] == ['0.png', '5.png']
     with pytest.raises(ValueError, match='4 of 6 files are readable images, --num-images asks for 5'):
-        photos.read(*found, preprocessing, 5)
+        photos.read(*actual, preprocessing, 5)
 
 
 @pytest.mark.slow

@@ -20,13 +20,13 @@ from mobileone_ext.deploy.runtime import open_network
 
 def saturated_sum(x, weight):
     """What ``pmaddubsw`` and a 32-bit sum make of x (P, I) and weight (O, I), one pair after the other."""
-    found = np.zeros((len(x), len(weight)), np.int64)
+    actual = np.zeros((len(x), len(weight)), np.int64)
     for p in range(len(x)):
         for o in range(len(weight)):
             products = [int(a) * int(b) for a, b in zip(x[p], weight[o])]
             for first in range(0, len(products), 2):
-                found[p, o] += min(max(sum(products[first : first + 2]), -32768), 32767)
-    return found
+                actual[p, o] += min(max(sum(products[first : first + 2]), -32768), 32767)
+    return actual
 
 
 @pytest.mark.parametrize('inputs', [1, 8, 9])
@@ -35,8 +35,8 @@ def test_excess_is_what_saturation_takes_away(inputs):
     x, weight = generator.integers(0, 256, (20, inputs)), generator.integers(-128, 128, (30, inputs))
     x[0], weight[0], weight[1] = 255, 127, -128
     expected = x @ weight.T - saturated_sum(x, weight)
-    found = excess(torch.tensor(x).float(), torch.tensor(weight).float())
-    np.testing.assert_array_equal(found.numpy(), expected)
+    actual = excess(torch.tensor(x).float(), torch.tensor(weight).float())
+    np.testing.assert_array_equal(actual.numpy(), expected)
     assert (expected != 0).any() == (inputs > 1)
 
 
@@ -106,7 +106,7 @@ def test_a_dense_layer_saturates_as_integers_do(quantized):
     padded = torch.nn.functional.pad(q, (1, 1, 1, 1), value=grid.zero_point)
     weight = (stem.linear.weight / int8.weight_scales[stem.name].reshape(-1, 1, 1, 1)).round()
     outputs = stem.linear.weight.shape[0]
-    found = int8.sums(stem, rounded, 'input')
+    actual = int8.sums(stem, rounded, 'input')
     for row, column in ((0, 0), (5, 9), (31, 31)):
         patch = padded[0, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
         total = saturated_sum(
@@ -114,7 +114,7 @@ def test_a_dense_layer_saturates_as_integers_do(quantized):
         )[0]
         expected = total - grid.zero_point * weight.flatten(1).sum(1).numpy()
         expected = expected * grid.scale * int8.weight_scales[stem.name].numpy() + stem.linear.bias.numpy()
-        np.testing.assert_allclose(found[0, :, row, column], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(actual[0, :, row, column], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
     grid = int8.qparams['pooled']
     features = grid.apply(torch.rand(2, 64, generator=torch.Generator().manual_seed(0)) * grid.scale * 255)

@@ -165,10 +165,10 @@ def test_class_folders_and_what_is_left_out(tmp_path):
     (tmp_path / 'red' / 'notes.txt').write_text('x')
     (tmp_path / 'red' / 'deeper').mkdir()
     shutil.copy(tmp_path / 'blue' / 'blue 0-0.png', tmp_path / 'red' / 'deeper' / 'X.PNG')
-    found = read(tmp_path)
-    assert found.classes == ('blue', 'red') and found.val is None
-    assert sorted(photo.labels[0] for photo in found.train.photos) == ['blue'] * 3 + ['red'] * 3
-    assert any('1 .txt' in note for note in found.notes)
+    actual = read(tmp_path)
+    assert actual.classes == ('blue', 'red') and actual.val is None
+    assert sorted(photo.labels[0] for photo in actual.train.photos) == ['blue'] * 3 + ['red'] * 3
+    assert any('1 .txt' in note for note in actual.notes)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def test_class_folders_and_what_is_left_out(tmp_path):
 def test_split_folders(tmp_path, names):
     for number, name in enumerate(names):
         write_photos(tmp_path / name, seed=number, red=3 - number, blue=2)
-    found = read(tmp_path)
-    assert (len(found.train.photos), len(found.val.photos), found.test) == (5, 4, None)
+    actual = read(tmp_path)
+    assert (len(actual.train.photos), len(actual.val.photos), actual.test) == (5, 4, None)
 
 
 def test_three_folders_and_a_class_called_train(tmp_path):
@@ -203,8 +203,8 @@ def test_parts_of_a_split_that_do_not_say_which_trains(tmp_path, names):
     train, val = (tmp_path / 'p' / name for name in names)
     with pytest.raises(ValueError, match=f'as in {train} --val {val}; if they are classes, move them into'):
         read(tmp_path / 'p')
-    found = read(train, val)
-    assert (found.classes, len(found.train.photos), len(found.val.photos)) == (('blue', 'red'), 5, 4)
+    actual = read(train, val)
+    assert (actual.classes, len(actual.train.photos), len(actual.val.photos)) == (('blue', 'red'), 5, 4)
     (tmp_path / 'q').mkdir()
     (tmp_path / 'p').rename(tmp_path / 'q' / 'train')
     assert read(tmp_path / 'q').classes == tuple(sorted(names))
@@ -233,9 +233,9 @@ def test_everything_that_became_no_class_is_said(tmp_path):
     shutil.copy(tmp_path / 'val' / 'red 0-0.png', tmp_path / 'loose.png')
     shutil.copy(tmp_path / 'val' / 'red 0-0.png', tmp_path / 'train' / 'loose.png')
     shutil.rmtree(tmp_path / 'later')
-    found = read(tmp_path)
-    assert found.val is None and len(found.train.photos) == 4
-    assert found.notes == (
+    actual = read(tmp_path)
+    assert actual.val is None and len(actual.train.photos) == 4
+    assert actual.notes == (
         f'{tmp_path}: a split (train: {tmp_path / "train"})',
         f"{tmp_path}: left out: 2 photos in 'val', 1 photos in no class folder",
         f"{tmp_path / 'train'}: left out: 1 hidden '.net', 1 photos in no class folder",
@@ -269,8 +269,8 @@ def test_names_in_every_script_are_learned(tmp_path):
     assert plan.photos.notes == ()
     config, paths = cli.load_config(str(finetune.write_plan(plan))), []
     for dataset in (config.train_dataloader.dataset, config.val_dataloader.dataset):
-        found = CustomDataset(dataset.data_root, ann_file=dataset.ann_file, metainfo=dataset.metainfo, pipeline=[])
-        for info in map(found.get_data_info, range(len(found))):
+        actual = CustomDataset(dataset.data_root, ann_file=dataset.ann_file, metainfo=dataset.metainfo, pipeline=[])
+        for info in map(actual.get_data_info, range(len(actual))):
             assert Path(info['img_path']).parent.name == sorted(SCRIPTS)[info['gt_label']]
             paths.append(Path(info['img_path']))
     assert len({path.resolve() for path in paths if path.is_file()}) == len(drawn)
@@ -281,10 +281,10 @@ def test_names_that_no_line_can_hold_are_left_out_and_said(tmp_path, name):
     write_photos(tmp_path, red=3, blue=3)
     path = tmp_path / 'red' / 'red 0-0.png'
     path.rename(tmp_path / 'red' / f'{name}.png')
-    found = reading.without_unwritable(read(tmp_path))
-    assert len(found.train.photos) == 5
-    assert '1 left out, line ends, control characters or stray bytes in the name: ' in found.notes[0]
-    assert '\n' not in found.notes[0]
+    actual = reading.without_unwritable(read(tmp_path))
+    assert len(actual.train.photos) == 5
+    assert '1 left out, line ends, control characters or stray bytes in the name: ' in actual.notes[0]
+    assert '\n' not in actual.notes[0]
 
 
 def test_composed_and_decomposed_names_are_one_class(tmp_path):
@@ -295,8 +295,8 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path):
     ):
         (tmp_path / 'p' / folder).mkdir(parents=True, exist_ok=True)
         path.rename(tmp_path / 'p' / folder / path.name)
-    found = read(tmp_path / 'p')
-    assert found.classes == ('b', 'caf\u00e9') and len(found.val.photos) == 4
+    actual = read(tmp_path / 'p')
+    assert actual.classes == ('b', 'caf\u00e9') and len(actual.val.photos) == 4
     (tmp_path / 'p' / 'val' / 'cafe\u0301').rename(tmp_path / 'p' / 'train' / 'cafe\u0301')
     both = read(tmp_path / 'p' / 'train')
     assert both.classes == ('b', 'caf\u00e9') and len(both.train.photos) == 6
@@ -313,8 +313,8 @@ def test_csv_of_one_label(tmp_path):
     write_photos(tmp_path, red=2, blue=2)
     rows = ['file,label', *(f'"{path.relative_to(tmp_path)}",{path.parent.name}' for path in tmp_path.rglob('*.png'))]
     (tmp_path / 'labels.csv').write_text('\n'.join(rows))
-    found = read(tmp_path / 'labels.csv')
-    assert (found.classes, found.multi_label, len(found.train.photos)) == (('blue', 'red'), False, 4)
+    actual = read(tmp_path / 'labels.csv')
+    assert (actual.classes, actual.multi_label, len(actual.train.photos)) == (('blue', 'red'), False, 4)
 
 
 def test_csv_of_several_labels(tmp_path):
@@ -327,8 +327,8 @@ def test_csv_of_several_labels(tmp_path):
         ',red/red 0-2.png',
     ]
     (tmp_path / 'labels.csv').write_text('\n'.join([*lines, ',red/red 0-2.png']))
-    found = read(tmp_path / 'labels.csv')
-    assert found.multi_label and [photo.labels for photo in found.train.photos] == [
+    actual = read(tmp_path / 'labels.csv')
+    assert actual.multi_label and [photo.labels for photo in actual.train.photos] == [
         ('warm', 'red'),
         ('red', 'warm'),
         (),
@@ -341,8 +341,8 @@ def test_csv_in_the_encodings_that_say_what_they_are(tmp_path, encoding):
     text = 'file,label\r\nred/red 0-0.png,caf\u00e9|th\u00e9\r\nblue/blue 0-0.png,猫\r\n'
     data = b'\xff\xfe' + text.encode('utf-16-le') if 'mark' in encoding else text.encode(encoding)
     (tmp_path / 'l.csv').write_bytes(data)
-    found = read(tmp_path / 'l.csv')
-    assert found.classes == ('caf\u00e9|th\u00e9', '猫') and not found.multi_label and found.notes == ()
+    actual = read(tmp_path / 'l.csv')
+    assert actual.classes == ('caf\u00e9|th\u00e9', '猫') and not actual.multi_label and actual.notes == ()
 
 
 GOOD = 'file,label\nred/red 0-0.png,red\nblue/blue 0-0.png,blue\n'
@@ -389,9 +389,9 @@ def test_bad_csv_is_a_line_that_names_the_file(tmp_path, text, word):
 def test_what_turns_a_run_multi_label_is_said(tmp_path, rows, said):
     write_photos(tmp_path, red=4, blue=1)
     (tmp_path / 'l.csv').write_text(GOOD + rows)
-    found = read(tmp_path / 'l.csv')
+    actual = read(tmp_path / 'l.csv')
     note = f'multi-label, a score of its own for every label: {said.format(tmp_path)}'
-    assert found.multi_label and found.notes == (note,)
+    assert actual.multi_label and actual.notes == (note,)
     (tmp_path / 'l.csv').write_text(GOOD + 'red/red 0-1.png,red\nred/red 0-1.png,red\n')
     assert not read(tmp_path / 'l.csv').multi_label
 
@@ -580,8 +580,8 @@ def test_several_labels(run_tool, weights, tmp_path):
     code, printed = run_tool('predict', *network, tmp_path / 'red' / 'red 0-0.png', '--out', tmp_path / 'out.json')
     assert code == 0, printed
     scores = [best['score'] for best in json.loads((tmp_path / 'out.json').read_text())[0]['predictions']]
-    found = score_photos(config=cli.load_config(str(network[0])), checkpoint=str(network[1]))
-    assert sum(scores) != pytest.approx(1) and len(scores) == found.scores.shape[1]
+    actual = score_photos(config=cli.load_config(str(network[0])), checkpoint=str(network[1]))
+    assert sum(scores) != pytest.approx(1) and len(scores) == actual.scores.shape[1]
     code, printed = run_tool('export', *network, tmp_path / 'x.onnx', '--softmax')
     assert code == 1 and 'several labels' in only_line(printed)
 
@@ -704,12 +704,12 @@ def test_results_by_class_by_hand():
 
     truth = np.eye(3, dtype=bool)[[0, 0, 1, 1]]
     scores = np.array([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.1, 0.7, 0.2], [0.95, 0.05, 0]])
-    found = Scores(list('abcd'), truth, scores, ('x', 'y', 'z'), multi_label=False)
-    assert confusion(found).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
-    assert [(row.count, row.recall, row.precision) for row in by_class(found)] == [
+    actual = Scores(list('abcd'), truth, scores, ('x', 'y', 'z'), multi_label=False)
+    assert confusion(actual).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert [(row.count, row.recall, row.precision) for row in by_class(actual)] == [
         (2, 50, 50), (2, 50, 50), (0, None, None),
     ]  # fmt: skip
-    assert worst(found) == [3, 1]
+    assert worst(actual) == [3, 1]
 
 
 NAMES = (

@@ -69,10 +69,10 @@ def undisturbed(digits, tmp_path_factory):
 
 def assert_same_files(folder, whole):
     """The same checkpoints, with the same values bit for bit; their files."""
-    expected, found = ({path.name: path for path in folder.glob('*.pth')} for folder in (whole, folder))
-    assert found.keys() == expected.keys()
+    expected, actual = ({path.name: path for path in folder.glob('*.pth')} for folder in (whole, folder))
+    assert actual.keys() == expected.keys()
     for name, path in expected.items():
-        one, other = (torch.load(file, weights_only=True) for file in (path, found[name]))
+        one, other = (torch.load(file, weights_only=True) for file in (path, actual[name]))
         for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers', 'hooks'):
             assert (part in one) == (part in other)
             if part in one:
@@ -80,7 +80,7 @@ def assert_same_files(folder, whole):
         info, other_info = (file['message_hub']['runtime_info'] for file in (one, other))
         assert info.get('best_score') == other_info.get('best_score')
         assert one['meta'].get('stopped') == other['meta'].get('stopped')
-    return found
+    return actual
 
 
 @pytest.mark.slow
@@ -89,9 +89,9 @@ def test_a_run_killed_and_resumed(digits, tmp_path, undisturbed, moment, keep, b
     options = dict(max_keep_ckpts=keep, save_best=best)
     assert train(tmp_path, digits, options, moment) == [-9], 'the moment did not come'
     assert train(tmp_path, digits, options) == [0]
-    found = assert_same_files(tmp_path, undisturbed(keep, best))
-    assert sum(name.startswith('best') for name in found) == (best is not None)
-    assert sum(name.startswith('epoch') for name in found) == keep
+    actual = assert_same_files(tmp_path, undisturbed(keep, best))
+    assert sum(name.startswith('best') for name in actual) == (best is not None)
+    assert sum(name.startswith('epoch') for name in actual) == keep
 
 
 @pytest.mark.slow
@@ -130,8 +130,8 @@ def test_hooks_go_on_where_they_were(digits, tmp_path, undisturbed, moment, proc
     assert train(tmp_path, digits, options, moment, processes, hooks=hooks)[0] == -9, 'the moment did not come'
     for _ in range(2):  # one that stopped early is over
         assert not any(train(tmp_path, digits, options, processes=processes, hooks=hooks))
-        found = assert_same_files(tmp_path, whole)
-    (newest,) = (path for name, path in found.items() if name.startswith('epoch'))
+        actual = assert_same_files(tmp_path, whole)
+    (newest,) = (path for name, path in actual.items() if name.startswith('epoch'))
     newest = torch.load(newest, weights_only=True)
     assert newest['meta']['epoch'] == (3 if EARLY in hooks else 4)
     assert len(newest['hooks']) == (2 if processes == 2 else 1)  # each process saw other images

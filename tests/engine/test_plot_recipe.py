@@ -32,28 +32,28 @@ def variant(request):
 
 
 def test_schedule_of_the_paper(variant):
-    name, found = variant
-    assert len(found.epochs) == 300
+    name, actual = variant
+    assert len(actual.epochs) == 300
     for epoch, lr, weight_decay in PAPER:
-        at, step = found.epochs[epoch], epoch * found.steps
-        assert found.lr[step] == pytest.approx(lr, rel=1e-7)
-        assert found.weight_decay['bias_weight'][step] == pytest.approx(weight_decay, rel=1e-7)
+        at, step = actual.epochs[epoch], epoch * actual.steps
+        assert actual.lr[step] == pytest.approx(lr, rel=1e-7)
+        assert actual.weight_decay['bias_weight'][step] == pytest.approx(weight_decay, rel=1e-7)
         assert at.ema == pytest.approx(0.9995)
         assert at.size == SIZES[epoch]
         assert at.strength == (None if name in ('s0', 's1') else {160: 0.3, 192: 0.7, 224: 1.0}[at.size])
-    assert set(found.weight_decay['norm']) == {0}
-    assert [(stage.first, stage.last) for stage in found.stages] == [(0, 36), (37, 111), (112, 299)]
-    assert [stage.images[0].shape for stage in found.stages] == [(size, size, 3) for size in (160, 192, 224)]
+    assert set(actual.weight_decay['norm']) == {0}
+    assert [(stage.first, stage.last) for stage in actual.stages] == [(0, 36), (37, 111), (112, 299)]
+    assert [stage.images[0].shape for stage in actual.stages] == [(size, size, 3) for size in (160, 192, 224)]
 
 
 def test_absent_data_is_named_and_the_plot_drawn(variant, tmp_path):
-    name, found = variant
-    assert 'data/imagenet' in found.stand_in
-    lines = summary(found)
+    name, actual = variant
+    assert 'data/imagenet' in actual.stand_in
+    lines = summary(actual)
     assert [line.split(':')[0] for line in lines] == ['epochs 0-36', 'epochs 37-111', 'epochs 112-299']
     assert '192 px' in lines[1]
     if name == 's2':
-        draw(found, name, tmp_path / 'recipe.png')
+        draw(actual, name, tmp_path / 'recipe.png')
         assert Image.open(tmp_path / 'recipe.png').size[0] > 1000
 
 
@@ -67,18 +67,18 @@ def test_curves_are_those_of_the_run(digits, tmp_path):
     """The digits at their 45 steps an epoch: warm-up from step to step, the cosine down to its end."""
     config = cli.load_config(str(CONFIGS / 'mobileone_s0_digits.py'))
     config.train_dataloader.dataset.data_root = str(digits)
-    found = preview(config, images=10)
-    assert found.steps == 45 and len(found.lr) == 12 * 45
-    assert found.lr[:2] == [pytest.approx(0.0005), pytest.approx(0.0005 + 0.0495 / 44)]
-    assert found.lr[44:46] == [pytest.approx(0.05), pytest.approx(0.05)]
-    assert 0 < found.lr[-1] == pytest.approx(5.0e-7, rel=0.02)  # 0.05 (1 + cos(pi 494 / 495)) / 2
-    images = found.stages[0].images
+    actual = preview(config, images=10)
+    assert actual.steps == 45 and len(actual.lr) == 12 * 45
+    assert actual.lr[:2] == [pytest.approx(0.0005), pytest.approx(0.0005 + 0.0495 / 44)]
+    assert actual.lr[44:46] == [pytest.approx(0.05), pytest.approx(0.05)]
+    assert 0 < actual.lr[-1] == pytest.approx(5.0e-7, rel=0.02)  # 0.05 (1 + cos(pi 494 / 495)) / 2
+    images = actual.stages[0].images
     assert len({image.tobytes() for image in images}) == 10
-    assert 'lr 0.0005 -> 0.05 -> 5.03e-07; weight decay 0.0001 of bias and weight, 0 of norm' in summary(found)[0]
-    draw(found, 'digits', tmp_path / 'r.jpg')
+    assert 'lr 0.0005 -> 0.05 -> 5.03e-07; weight decay 0.0001 of bias and weight, 0 of norm' in summary(actual)[0]
+    draw(actual, 'digits', tmp_path / 'r.jpg')
     assert Image.open(tmp_path / 'r.jpg').format == 'JPEG'
     with pytest.raises(ValueError, match="'doc' is not supported"):
-        draw(found, 'digits', tmp_path / 'r.doc')
+        draw(actual, 'digits', tmp_path / 'r.doc')
 
 
 def test_it_is_drawn_without_optional_packages(run_tool, tmp_path, without_scikit_learn):

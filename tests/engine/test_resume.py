@@ -288,10 +288,10 @@ def test_mutated_checkpoints(resume, refusal, tiny_run, tmp_path, seeds):
             if code:
                 assert only_line(text), f'seed {seed} ({kind}): {text}'
         if not code:
-            found = torch.load(tmp_path / 'run' / 'epoch_4.pth', weights_only=True)
+            actual = torch.load(tmp_path / 'run' / 'epoch_4.pth', weights_only=True)
             for part in ('state_dict', 'ema_state_dict'):
                 for key, tensor in expected[part].items():
-                    assert torch.equal(found[part][key], tensor), f'seed {seed} ({kind}): {part}.{key}'
+                    assert torch.equal(actual[part][key], tensor), f'seed {seed} ({kind}): {part}.{key}'
             (tmp_path / 'run' / 'epoch_4.pth').unlink()
         outcomes[kind, 'went on' if code == 0 else 'refused'] += 1
     print(dict(outcomes))

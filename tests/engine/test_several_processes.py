@@ -118,11 +118,11 @@ def test_gradients_are_the_average(case, digits, tmp_path):
             expected[name] = expected.get(name, 0) + model.get_parameter(name).grad / 2
     assert ('backbone.stage0.branch_scale.norm.weight' in expected) == (case not in ('frozen', 'another network'))
     for rank in (0, 1):
-        found = torch.load(tmp_path / f'gradients{rank}.pth', weights_only=True)
-        assert found.keys() == expected.keys()
-        off = {name: float((found[name] - g).norm() / g.norm()) for name, g in expected.items()}
+        actual = torch.load(tmp_path / f'gradients{rank}.pth', weights_only=True)
+        assert actual.keys() == expected.keys()
+        off = {name: float((actual[name] - g).norm() / g.norm()) for name, g in expected.items()}
         off = {name: share for name, share in off.items() if not share < 1e-3}
-        assert not off, f'rank {rank}: {len(off)} of {len(found)} gradients are off: {off}'
+        assert not off, f'rank {rank}: {len(off)} of {len(actual)} gradients are off: {off}'
 
 
 def average(moment, work_dir):

@@ -30,20 +30,20 @@ def start(work_dir, digits, *options):
     )
 
 
-def assert_equal_values(found, expected, where=''):
+def assert_equal_values(actual, expected, where=''):
     """Containers and tensors equal bit for bit."""
     if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), where
+        assert actual.keys() == expected.keys(), where
         for key, value in expected.items():
-            assert_equal_values(found[key], value, f'{where}.{key}')
+            assert_equal_values(actual[key], value, f'{where}.{key}')
     elif isinstance(expected, (list, tuple)):
-        assert len(found) == len(expected), where
+        assert len(actual) == len(expected), where
         for index, value in enumerate(expected):
-            assert_equal_values(found[index], value, f'{where}.{index}')
+            assert_equal_values(actual[index], value, f'{where}.{index}')
     elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected), where
+        assert torch.equal(actual, expected), where
     else:
-        assert found == expected, where
+        assert actual == expected, where
 
 
 @pytest.mark.slow
@@ -68,10 +68,10 @@ def test_a_killed_run_resumes_to_the_same_bits(digits, tmp_path):
     assert f'resumed epoch: {newest.stem[-1]}' in log
     assert 'eta: ' in log and 'paramwise_options' not in log and len(log.splitlines()) < 40, log
 
-    expected, found = (torch.load(path / 'epoch_4.pth', weights_only=True) for path in (whole, killed))
+    expected, actual = (torch.load(path / 'epoch_4.pth', weights_only=True) for path in (whole, killed))
     for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
-        assert_equal_values(found[part], expected[part], part)
-    assert not torch.equal(found['state_dict']['head.fc.weight'], found['ema_state_dict']['module.head.fc.weight'])
+        assert_equal_values(actual[part], expected[part], part)
+    assert not torch.equal(actual['state_dict']['head.fc.weight'], actual['ema_state_dict']['module.head.fc.weight'])
 
 
 RANK = """

@@ -49,8 +49,8 @@ def test_every_moving_average_follows_accumulation(kind, place):
     hook = dict(type=kind, interval=3)
     config.merge_from_dict({place: [hook] if place == 'custom_hooks' else dict(average=hook)})
     training.use_accumulation(config, 4)
-    (found,) = (h for h in [*config.custom_hooks, *config.default_hooks.values()] if h['type'] == kind)
-    assert found['interval'] == 12
+    (actual,) = (h for h in [*config.custom_hooks, *config.default_hooks.values()] if h['type'] == kind)
+    assert actual['interval'] == 12
 
 
 def test_two_batches_accumulated_are_one_step(train):
@@ -65,10 +65,10 @@ def test_progress_is_written(train, tmp_path, by_epoch):
     loop = ['train_cfg.by_epoch=False', 'train_cfg.max_iters=2', 'train_cfg.max_epochs=None']
     loader = 'train_dataloader.sampler.type=InfiniteSampler'
     train('--progress', tmp_path / 'p.json', config=[] if by_epoch else [*loop, loader])
-    found = json.loads((tmp_path / 'p.json').read_text())
-    assert (found['epoch'], found['epochs']) == ((1, 1) if by_epoch else (None, None))
-    assert (found['iteration'], found['iterations']) == (2, 2)
-    assert 0 < found['loss'] < 100 and 0 < found['seconds_per_iteration'] < 60
+    actual = json.loads((tmp_path / 'p.json').read_text())
+    assert (actual['epoch'], actual['epochs']) == ((1, 1) if by_epoch else (None, None))
+    assert (actual['iteration'], actual['iterations']) == (2, 2)
+    assert 0 < actual['loss'] < 100 and 0 < actual['seconds_per_iteration'] < 60
 
 
 @pytest.mark.parametrize('options, expected', [((), True), (('--no-channels-last',), False)])

@@ -27,10 +27,10 @@ def saved(value, tmp_path):
 
 @pytest.mark.parametrize('value', VALUES, ids=repr)
 def test_plain_data_comes_back(value, tmp_path):
-    found = saved(value, tmp_path)
-    assert type(found) is type(value) and same(pack(found), pack(value))
-    assert getattr(found, 'maxlen', None) == getattr(value, 'maxlen', None)
-    assert getattr(found, 'default_factory', None) == getattr(value, 'default_factory', None)
+    actual = saved(value, tmp_path)
+    assert type(actual) is type(value) and same(pack(actual), pack(value))
+    assert getattr(actual, 'maxlen', None) == getattr(value, 'maxlen', None)
+    assert getattr(actual, 'default_factory', None) == getattr(value, 'default_factory', None)
 
 
 def test_numbers_of_numpy_come_back_as_numbers(tmp_path):

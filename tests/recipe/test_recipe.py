@@ -53,10 +53,10 @@ def test_plain_values_survive_safe_reading(tmp_path):
         loss=HistoryBuffer([1.0, 2.0], [1, 1], max_length=7),
     )
     torch.save(to_plain(value), tmp_path / 'plain.pth')
-    found = torch.load(tmp_path / 'plain.pth', weights_only=True)
-    assert found['best'] == 0.5 and found['count'] == 3 and found['names'] == ('a', 'b')
-    assert found['nested'][0]['array'].tolist() == [0, 1, 2] and found['nested'][1:] == [None, True, 'text', 2.5]
-    buffer = restore_history(found['loss'])
+    actual = torch.load(tmp_path / 'plain.pth', weights_only=True)
+    assert actual['best'] == 0.5 and actual['count'] == 3 and actual['names'] == ('a', 'b')
+    assert actual['nested'][0]['array'].tolist() == [0, 1, 2] and actual['nested'][1:] == [None, True, 'text', 2.5]
+    buffer = restore_history(actual['loss'])
     assert buffer.data[0].tolist() == [1.0, 2.0] and buffer.max_length == 7 and buffer.mean() == 1.5
 
 
@@ -67,9 +67,9 @@ def test_curves_are_curves_again_after_resuming(tmp_path):
     hook.before_save_checkpoint(SimpleNamespace(train_dataloader=loader, train_loop=None), checkpoint)
     assert checkpoint['meta']['run'] == dict(batch_size=2, world_size=1)
     torch.save(checkpoint, tmp_path / 'plain.pth')
-    found = torch.load(tmp_path / 'plain.pth', weights_only=True)
-    hook.after_load_checkpoint(None, found)
-    restored = found['message_hub']['log_scalars']['train/loss']
+    actual = torch.load(tmp_path / 'plain.pth', weights_only=True)
+    hook.after_load_checkpoint(None, actual)
+    restored = actual['message_hub']['log_scalars']['train/loss']
     assert isinstance(restored, HistoryBuffer) and restored.data[0].tolist() == [1.0, 2.0]
 
 

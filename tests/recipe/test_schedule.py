@@ -26,17 +26,17 @@ def values(schedulers, epochs, epoch_length, name='lr', lr=0.1, weight_decay=1e-
         make = cls.build_iter_from_epoch if convert else cls
         built.append(make(optimizer, **config, **(dict(epoch_length=epoch_length) if convert else {})))
     wrapper.step()
-    found = []
+    actual = []
     for _ in range(epochs):
         for _ in range(epoch_length):
-            found.append(optimizer.param_groups[0][name])
+            actual.append(optimizer.param_groups[0][name])
             for scheduler in built:
                 if not scheduler.by_epoch:
                     scheduler.step()
         for scheduler in built:
             if scheduler.by_epoch:
                 scheduler.step()
-    return found
+    return actual
 
 
 # The paper's schedule in 5 epochs of 45 steps: warm-up to step int(225 * 5 / 300) = 3, then
@@ -88,8 +88,8 @@ SCALED = [  # a scheduler, the share, what it becomes
 
 @pytest.mark.parametrize('scheduler, share, expected', SCALED, ids=[str(i) for i in range(len(SCALED))])
 def test_a_scheduler_scales(scheduler, share, expected):
-    found = scaled_scheduler(scheduler, Fraction(*share))
-    assert found == {**{k: v for k, v in scheduler.items() if k != 'T_max' or 'T_max' in expected}, **expected}
+    actual = scaled_scheduler(scheduler, Fraction(*share))
+    assert actual == {**{k: v for k, v in scheduler.items() if k != 'T_max' or 'T_max' in expected}, **expected}
 
 
 def test_iterations_scale_like_epochs():

@@ -73,10 +73,10 @@ class OwnBatches:
 def take(loader, batches, epoch=0):
     """``(number, noise)`` of the samples in the next ``batches`` batches, as an epoch's hook starts them."""
     loader.batch_sampler.epoch = epoch
-    found = []
+    actual = []
     for batch, _ in zip(loader, range(batches)):
-        found.extend(batch)
-    return found
+        actual.extend(batch)
+    return actual
 
 
 def loader_of(dataset, sampler, workers=0, seed=1, **options):
@@ -92,11 +92,11 @@ def test_copies_of_an_image_differ(name):
     def sampler(dataset):
         return RandomSampler(dataset, replacement=True, generator=torch.Generator().manual_seed(0))
 
-    found = take(loader_of(DATASETS[name](), sampler), 6) + take(loader_of(DATASETS[name](), sampler), 6, epoch=1)
-    numbers = [number for number, _ in found]
+    actual = take(loader_of(DATASETS[name](), sampler), 6) + take(loader_of(DATASETS[name](), sampler), 6, epoch=1)
+    numbers = [number for number, _ in actual]
     assert len(set(numbers)) < len(numbers)
-    for values in zip(*(noise for _, noise in found)):
-        assert len(set(values)) == len(found)
+    for values in zip(*(noise for _, noise in actual)):
+        assert len(set(values)) == len(actual)
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
@@ -116,15 +116,15 @@ def test_draws_do_not_depend_on_workers(name, workers):
 
 def test_batches_of_ones_own_making():
     batches = [(0, 0, 0), (1,), (0, 2)]
-    found = {}
+    actual = {}
     for workers in (0, 2):
         loader = DataLoader(Noise(), batch_sampler=OwnBatches(batches), num_workers=workers, collate_fn=list)
         number_draws(loader, 1)
         assert len(loader) == 3 and loader.batch_sampler.batch_list is batches
-        found[workers] = take(loader, 3)
-    assert found[0] == found[2]
-    assert [number for number, _ in found[0]] == [0, 0, 0, 1, 0, 2]
-    assert len({noise for _, noise in found[0]}) == 6
+        actual[workers] = take(loader, 3)
+    assert actual[0] == actual[2]
+    assert [number for number, _ in actual[0]] == [0, 0, 0, 1, 0, 2]
+    assert len({noise for _, noise in actual[0]}) == 6
 
 
 def test_the_models_randomness_is_left_alone():
@@ -233,8 +233,8 @@ def test_a_run_is_the_same_with_workers_and_resumed(digits, tmp_path, monkeypatc
 def test_the_hook_alone_is_enough_for_epochs(digits, tmp_path):
     """In mmengine's own Runner, as other tools use it."""
     expected, images = run(digits, tmp_path / 'a', 'epochs', 0)
-    _, found = run(digits, tmp_path / 'b', 'epochs', 0, kind=PlainRunner)
-    assert all(torch.equal(one, other) for one, other in zip(images, found, strict=True))
+    _, actual = run(digits, tmp_path / 'b', 'epochs', 0, kind=PlainRunner)
+    assert all(torch.equal(one, other) for one, other in zip(images, actual, strict=True))
 
 
 def test_batch_sampler_of_torch_is_numbered_too():

@@ -12,8 +12,8 @@ from research.gradients.study import WAYS, relative_error, table
 
 def test_error_is_the_root_of_the_mean_over_tensors():
     truth = [torch.tensor([3.0, 4.0]), torch.tensor([10.0]), torch.zeros(2)]
-    found = [torch.tensor([3.0, 4.5]), torch.tensor([13.0]), torch.ones(2)]  # 0.1, 0.3, and nothing to compare with
-    assert relative_error(found, truth) == pytest.approx((0.5 * (0.01 + 0.09)) ** 0.5)
+    actual = [torch.tensor([3.0, 4.5]), torch.tensor([13.0]), torch.ones(2)]  # 0.1, 0.3, and nothing to compare with
+    assert relative_error(actual, truth) == pytest.approx((0.5 * (0.01 + 0.09)) ** 0.5)
 
 
 def test_table_has_median_and_largest_of_each_state_and_of_all():

@@ -64,8 +64,8 @@ def test_onnxruntime_saturates_on_no_processor(tmp_path):
         if not layer.is_depthwise:
             layer.linear.weight.uniform_(0.9, 1).div_(layer.linear.weight[0].numel())
     photos = images(8).abs() + 1
-    found, expected = quantizers.onnxruntime_static(model, photos, True, tmp_path)(photos), model(photos)
-    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+    actual, expected = quantizers.onnxruntime_static(model, photos, True, tmp_path)(photos), model(photos)
+    assert (actual - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 def test_a_layer_alone():
@@ -77,8 +77,8 @@ def test_a_layer_alone():
     weight = rounded.head.fc.weight.data
     scale = weight.abs().amax(1, keepdim=True) / 127
     weight.copy_((weight / scale).round() * scale)
-    found, expected = (network(x).detach().softmax(1) for network in (rounded, model))
-    divergence = float((expected * (expected / found).log()).sum(1).mean())
+    actual, expected = (network(x).detach().softmax(1) for network in (rounded, model))
+    divergence = float((expected * (expected / actual).log()).sum(1).mean())
     assert rows[-1]['weights'] == pytest.approx(divergence, rel=0.05, abs=1e-7)
     assert layers.table(rows, 2).count('\n') == 4
 
@@ -126,9 +126,9 @@ def test_other_integers_are_the_same_numbers():
     import onnx.reference
 
     image = images(1).numpy()
-    expected, *found = (
+    expected, *actual = (
         onnx.reference.ReferenceEvaluator(content).run(None, {'image': image})[0]
         for content in (proto, unsigned, signed)
     )
-    for outputs in found:
+    for outputs in actual:
         np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
