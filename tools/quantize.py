@@ -1,7 +1,5 @@
 """Static int8 of a trained network, without labels: ``python tools/quantize.py CONFIG CHECKPOINT OUT``."""
 
-from pathlib import Path
-
 from mobileone_ext import cli, deploy
 from mobileone_ext.deploy import quantization
 from mobileone_ext.deploy.formats import FORMAT_OF_SUFFIX
@@ -69,6 +67,7 @@ def main():
     from mobileone_ext.deploy.formats.base import Request
     from mobileone_ext.deploy.quantization import Options
     from mobileone_ext.deploy.quantization.quantize import Job, run
+    from mobileone_ext.files import suffix_of
 
     options = Options(
         per_channel=not args.per_tensor,
@@ -81,7 +80,7 @@ def main():
         keep=tuple(args.keep),
         weight_bits=args.weight_bits,
     )
-    form = FORMAT_OF_SUFFIX.get(Path(args.out or '').suffix, 'onnx')
+    form = FORMAT_OF_SUFFIX.get(suffix_of(args.out or ''), 'onnx')
     run(
         Job(
             config,

@@ -21,6 +21,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from torch.utils._pytree import tree_map_only
 
 from ..checkpoints.training import digests
 from ..files import write_atomically
@@ -56,7 +57,7 @@ class PlainCheckpointHook(Hook):
             if key in checkpoint:
                 checkpoint[key] = to_plain(checkpoint[key])
         if self.in_small:
-            checkpoint.update(_first_elements(dict(checkpoint)))
+            checkpoint.update(tree_map_only(torch.Tensor, _first_element, dict(checkpoint)))
         checkpoint['meta']['digest'] = digests(checkpoint)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -262,15 +263,8 @@ def without_functions(states: Any) -> Any:
     return [without_functions(value) for value in states] if isinstance(states, list) else states
 
 
-def _first_elements(value: Any) -> Any:
-    """``value`` with one element left of every tensor in it."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().flatten()[:1].cpu().clone()
-    if isinstance(value, dict):
-        return {key: _first_elements(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return (list if isinstance(value, list) else tuple)([_first_elements(item) for item in value])
-    return value
+def _first_element(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().flatten()[:1].cpu().clone()
 
 
 def check_saving(runner) -> dict:
