@@ -143,10 +143,12 @@ def link(shard):
 
 
 GOOD = [('a.png', png(size=(40, 40))), ('a.cls', b'0')]
+MORE = [*GOOD, ('b.png', png(size=(40, 40))), ('b.cls', b'1')]
 BAD = {
-    'cut in a member': (GOOD, cut(600), 'a.png'),
-    'cut in a header': (GOOD, cut(1024 + 300), 'a.png'),
-    'cut between members': (GOOD, cut(1024), 'a.png'),
+    'cut in a member': (GOOD, cut(600), 'tar archive, at a.png: '),
+    'cut in a header': (MORE, cut(2048 + 300), 'not a whole tar archive: it is cut off or damaged after a.cls'),
+    'cut between members': (MORE, cut(2048), 'not a whole tar archive: it is cut off or damaged after a.cls'),
+    'cut after the last': (GOOD, cut(2048), 'not a whole tar archive: it is cut off or damaged after a.cls'),
     'compressed': (
         GOOD,
         lambda shard: shard.write_bytes(gzip.compress(shard.read_bytes())),
