@@ -1,7 +1,47 @@
 """MobileOne (arXiv 2206.04040) for mmpretrain: train, study, fuse and deploy.
 
 Nothing heavy is imported here: ``import mobileone_ext.reparam`` needs torch
-alone. Configs load the registered parts by ``custom_imports``.
+alone. Configs load the registered parts by ``custom_imports``. ``__all__`` is the
+front door (docs/python.md); what it lists is imported when it is first asked for.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .deploy.anywhere import Report, fuse
+    from .deploy.classifier import open_classifier
+    from .deploy.compare_files import compare_files as compare
+    from .deploy.export import Request, export
+    from .deploy.predict import predict
+    from .deploy.quantization.quantize import Job
+    from .deploy.quantization.quantize import run as quantize
+    from .engine.finetune import run as finetune
+    from .models import create_model
+
 __version__ = '0.1.0'
+__all__ = [
+    'Job', 'Report', 'Request', 'compare', 'create_model', 'export', 'finetune', 'fuse', 'open_classifier', 'predict',
+    'quantize',
+]  # fmt: skip
+_PLACES = dict(
+    Job='deploy.quantization.quantize:Job',
+    Report='deploy.anywhere:Report',
+    Request='deploy.formats.base:Request',
+    compare='deploy.compare_files:compare_files',
+    create_model='models:create_model',
+    export='deploy.export:export',
+    finetune='engine.finetune:run',
+    fuse='deploy.anywhere:fuse',
+    open_classifier='deploy.classifier:open_classifier',
+    predict='deploy.predict:predict',
+    quantize='deploy.quantization.quantize:run',
+)
+
+
+def __getattr__(name: str) -> object:
+    """PEP 562: what the module does not hold itself."""
+    if name not in _PLACES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    module, _, attribute = _PLACES[name].partition(':')
+    return getattr(import_module(f'.{module}', __name__), attribute)

@@ -1,17 +1,38 @@
-"""Fuse a trained MobileOne and prove it: ``python tools/reparam.py CONFIG CHECKPOINT OUT``."""
+"""Fuse a trained network and prove it: ``python tools/reparam.py CONFIG CHECKPOINT OUT``.
 
-from mobileone_ext import cli
+A network without a config: ``python tools/reparam.py --model package.module:function CHECKPOINT OUT --images DIR``.
+"""
+
+from mobileone_ext import cli, deploy
 
 
 def parse_args():
     parser = cli.Parser(description=__doc__)
-    cli.add_config_arguments(parser)
+    parser.add_argument(
+        'config', nargs='?', help='a config file, e.g. configs/mobileone_s0_8xb32.py; none with --model'
+    )
+    cli.add_cfg_options(parser)
     cli.add_checkpoint_arguments(parser)
     parser.add_argument('out', help='the fused checkpoint to write')
     parser.add_argument('--report', metavar='JSON', help='write the comparison to this file')
     cli.add_evaluate_argument(parser, True, 'compare before and after on the test set', '--no-eval')
     parser.add_argument('--max-flips', type=flips, default=0, metavar='N', help='that may change; N or any (0)')
-    return parser.parse_args()
+    parser.add_argument(
+        '--model', metavar='PACKAGE.MODULE:FUNCTION', help='gives a network with its branches, which needs no config'
+    )
+    cli.add_images_arguments(parser, 'with --model: compare before and after on these photos (noise)', 16)
+    parser.add_argument(
+        '--image-size', type=cli.positive, default=deploy.DEFAULT_SIZE, metavar='N', help='of these, in pixels (224)'
+    )
+    parser.add_argument(
+        '--inputs',
+        metavar='PACKAGE.MODULE:FUNCTION',
+        help='with --model: gives what a network takes that takes no images: a tuple or a dict of arguments',
+    )
+    args = parser.parse_intermixed_args()  # options may stand between the files
+    if bool(args.config) == bool(args.model):
+        parser.error('CONFIG CHECKPOINT OUT, or --model PACKAGE.MODULE:FUNCTION CHECKPOINT OUT')
+    return args
 
 
 def flips(text: str) -> int | None:
@@ -19,8 +40,26 @@ def flips(text: str) -> int | None:
     return None if text == 'any' else cli.count(text)
 
 
+def photos(args):
+    """Normalized as for ImageNet."""
+    import torch
+
+    from mobileone_ext.data.calibration import calibration_batches
+
+    return torch.cat([*calibration_batches(args.images, args.num_images, args.image_size)])
+
+
 def main():
     args = parse_args()
+    if args.model:
+        from mobileone_ext.deploy.reparam import called, convert_any
+
+        images = called(args.inputs) if args.inputs else photos(args) if args.images else None
+        report = convert_any(
+            args.model, args.checkpoint, args.out, images, args.ema, args.trust_checkpoint, args.report
+        )
+        print(f'{report}\nwritten: {args.out}')
+        return 0
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext.deploy import reparam as conversion
 

@@ -1,4 +1,4 @@
-"""Two networks held against each other: on noise, and on real images.
+"""Classifiers held against each other on real images.
 
 NaN fails every comparison here: outputs that are not finite are refused, since none of them is a prediction.
 """
@@ -13,8 +13,9 @@ from mmpretrain.evaluation import Accuracy
 from mmpretrain.models.heads import MultiLabelClsHead
 from torch import Tensor, nn
 
-from . import runtime
+from .anywhere import check_finite, image_channels, noise
 
+__all__ = ['Difference', 'check_finite', 'compare', 'image_channels', 'refuse_not_finite', 'top_accuracies']
 FUSION = ('the network before fusion', 'the fused network')
 
 
@@ -66,11 +67,6 @@ class Difference:
             )
 
 
-def check_finite(outputs: Tensor, name: str) -> None:
-    """Raise ValueError if ``outputs`` (N, ...) of the network called ``name`` hold NaN or infinities."""
-    runtime.check_finite(outputs.isfinite().flatten(1).all(1).cpu().numpy(), name)
-
-
 def refuse_not_finite(name: str):
     """A forward hook for a head: raises ValueError if its outputs are not finite."""
 
@@ -80,17 +76,6 @@ def refuse_not_finite(name: str):
             check_finite(output, name)
 
     return hook
-
-
-def image_channels(network: nn.Module) -> int:
-    """How many channels the images have that a network takes, by its first convolution."""
-    return next(module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
-
-
-def noise(backbone: nn.Module) -> Tensor:
-    """Two images of noise, (2, C, 64, 64), always the same, of the backbone's type and on its device."""
-    images = torch.randn(2, image_channels(backbone), 64, 64, generator=torch.Generator().manual_seed(0))
-    return images.to(next(backbone.parameters()))
 
 
 @torch.no_grad()

@@ -1,18 +1,24 @@
 """What tools/reparam.py does: fuse a checkpoint, write it, read it back, hold it against its source."""
 
 import contextlib
+import pkgutil
+from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner
 from torch import nn
 
+from ..checkpoints.load import load_weights
+from ..checkpoints.names import resolve
 from ..config import require_data
 from ..data.check import check_loaders, prepare_data
 from ..data.pixels import Preprocessing
 from ..files import check_outputs, write_atomically, write_json
-from ..text import print_table, with_progress
-from . import DEFAULT_SIZE, compare, cost, fuse
+from ..provenance import origin
+from ..text import one_line, print_table, with_progress
+from . import DEFAULT_SIZE, anywhere, compare, cost, fuse
 
 
 def convert(
@@ -130,3 +136,53 @@ def show(report: dict) -> None:
     else:
         print('not compared on images (--no-evaluate); outputs on noise agree')
     print(f'written: {report["out"]}')
+
+
+def convert_any(
+    build: str,
+    checkpoint: str,
+    out: str,
+    images: Any = None,
+    ema: str = 'auto',
+    trust: bool = False,
+    report_path: str | None = None,
+) -> anywhere.Report:
+    """Fuse ``checkpoint`` of any network into the file ``out``: weights, for the network that is built and fused.
+
+    Args:
+        build: ``package.module:function``, which gives the network with its branches.
+        images: what it takes, as of :func:`anywhere.fuse`.
+        ema, trust: as in :func:`mobileone_ext.checkpoints.load.load_weights`.
+        report_path: where to write the report as JSON.
+
+    Raises:
+        ValueError: if the weights are not of this network, and see :func:`anywhere.fuse`; nothing is written.
+    """
+    check_outputs([out, report_path], checkpoint)
+    model = called(build)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'{build}: gives a {type(model).__name__}, where a network is needed')
+    weights = load_weights(checkpoint, ema, trust, plain=True)
+    weights.load_into(model)
+    report = anywhere.fuse(model.requires_grad_(False), images)
+    meta = dict(origin(resolve(checkpoint), 'torch'), source_weights=weights.source, model=build)
+    with write_atomically(out) as part:
+        torch.save(dict(meta=meta, state_dict=model.state_dict()), part)
+        load_weights(part, plain=True).load_into(model)
+    if report_path:
+        write_json(vars(report), report_path)
+    return report
+
+
+def called(name: str) -> Any:
+    """What the function gives that ``package.module:function`` names.
+
+    Raises:
+        ValueError: if there is no such function, or its module cannot be imported.
+    """
+    try:
+        function = pkgutil.resolve_name(name)
+    except Exception as error:  # whatever somebody's module raises
+        reason = f'{one_line(error)}; PYTHONPATH says where Python looks, PYTHONPATH=. in the folder that you are in'
+        raise ValueError(f'{name}: {reason}') from error
+    return function()

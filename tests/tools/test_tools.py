@@ -66,7 +66,7 @@ def test_sabotaged_fusion_is_caught_and_nothing_is_written(run_tool, tiny_run, d
     right = branches_module.norm_affine
     monkeypatch.setattr(branches_module, 'norm_affine', lambda mean, *rest: right(torch.zeros_like(mean), *rest))
     code, printed = run_tool('reparam', TINY, tiny_run / 'epoch_4.pth', tmp_path / 'out.pth', *options(digits))
-    assert code == 1 and 'fusion is wrong' in only_line(printed)
+    assert code == 1 and 'stage0: cannot be fused: it computes something else' in only_line(printed)
     assert not list(tmp_path.iterdir())
 
 

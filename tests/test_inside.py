@@ -1,0 +1,139 @@
+"""The code of docs/inside.md and docs/python.md as it stands there, and what it leaves behind."""
+
+import copy
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from networks import random_state
+from timm.utils.model import reparameterize_model
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import mobileone_ext as m1
+from mobileone_ext.deploy import anywhere
+from mobileone_ext.deploy.anywhere import relative_difference
+
+
+@pytest.fixture
+def run(run_tool, tmp_path, monkeypatch):
+    """``run('inside', 'torchvision')`` runs the code under that heading; what it has left in its names.
+
+    ``before`` is a copy of each network that it fuses.
+    """
+    monkeypatch.chdir(tmp_path)
+    torch.save(dict(state_dict=random_state('s0', 'branched'), meta={}), 's0.pth')
+    copies = []
+
+    def fuse(model, images=None):
+        copies.append(copy.deepcopy(model).eval())
+        return anywhere.fuse(model, images)
+
+    monkeypatch.setattr(m1, 'fuse', fuse, raising=False)
+
+    def under(page, heading):
+        text = (
+            (ROOT / 'docs' / f'{page}.md')
+            .read_text()
+            .split(f'\n# {heading}' if page == 'python' else f'\n## {heading}')[-1]
+        )
+        names = {}
+        exec(compile(re.search(r'```python\n(.*?)```', text, re.S)[1], f'{page}.md', 'exec'), names)
+        return names, copies
+
+    return under
+
+
+def onnx_outputs(path, images):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    return torch.from_numpy(np.asarray(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]))
+
+
+def agree(expected, found, tolerance=1e-4):
+    with torch.no_grad():
+        assert relative_difference(expected, found) < tolerance
+
+
+@pytest.mark.slow
+def test_the_page_on_python(run, capsys):
+    names, (before,) = run('python', 'MobileOne from Python')
+    assert '43 fused: ' in capsys.readouterr().out and names['logits'].shape == (2, 10)
+    images = torch.randn(2, 3, 224, 224)
+    agree(before(images), onnx_outputs('s0.onnx', images))
+
+
+@pytest.mark.slow
+def test_a_type_checker_passes_over_the_page_on_python(tmp_path):
+    code = re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'python.md').read_text(), re.S)[1]
+    (tmp_path / 'page.py').write_text(code)
+    mypy = [sys.executable, '-m', 'mypy', '--follow-imports=silent', '--ignore-missing-imports', tmp_path / 'page.py']
+    done = subprocess.run(mypy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.apps
+def test_unet_of_segmentation_models(run, run_tool):
+    smp = pytest.importorskip('segmentation_models_pytorch', reason='segmentation_models_pytorch is not installed')
+    code, printed = run_tool('convert_checkpoint', 's0.pth', 'apple.pth', '--to', 'apple')
+    assert code == 0, printed
+    names, (before,) = run('inside', 'segmentation_models')
+    assert len(names['report'].fused) == 43 and not any(
+        isinstance(m, _BatchNorm) for m in names['unet'].encoder.modules()
+    )
+    agree(before(names['images']), onnx_outputs('unet.onnx', names['images']))
+    reference = smp.encoders.mobileone.reparameterize_model(before)
+    assert names['unet'].state_dict().keys() == reference.state_dict().keys()
+    agree(reference(names['images']), names['unet'](names['images']))
+
+
+@pytest.mark.apps
+def test_the_encoder_of_segmentation_models_computes_our_maps(run_tool, tmp_path):
+    smp = pytest.importorskip('segmentation_models_pytorch', reason='segmentation_models_pytorch is not installed')
+    torch.save(dict(state_dict=random_state('s0', 'branched'), meta={}), tmp_path / 's0.pth')
+    assert run_tool('convert_checkpoint', tmp_path / 's0.pth', tmp_path / 'apple.pth', '--to', 'apple')[0] == 0
+    encoder = smp.encoders.get_encoder('mobileone_s0', weights=None).eval()
+    encoder.load_state_dict(torch.load(tmp_path / 'apple.pth', weights_only=True))
+    ours = m1.create_model('mobileone_s0', tmp_path / 's0.pth', features_only=True).eval()
+    images = torch.randn(2, 3, 64, 96)
+    for found, expected in zip(encoder(images)[1:], ours(images), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.apps
+def test_faster_rcnn_of_torchvision(run):
+    names, (before,) = run('inside', 'torchvision')
+    detector = names['detector']
+    assert len(names['report'].fused) == 43
+    assert all(p.grad is not None for p in detector.rpn.parameters())
+    images = torch.randn(1, 3, 96, 128)
+    agree(before(images), detector.backbone(images))
+    fused = copy.deepcopy(detector)
+    fused.backbone = before
+    agree(fused([names['image']])[0]['boxes'], names['boxes'], 1e-3)
+
+
+@pytest.mark.apps
+def test_fastvit_of_timm(run):
+    names, (before,) = run('inside', 'timm')
+    images = torch.randn(1, 3, 128, 128)
+    reference = reparameterize_model(before)
+    assert names['fastvit'].state_dict().keys() == reference.state_dict().keys()
+    assert any(kind.startswith("timm's MobileOne") for kind in names['report'].fused.values())
+    assert any(kind == 'its own reparameterize()' for kind in names['report'].fused.values())
+    agree(before(images), names['fastvit'](images))
+
+
+@pytest.mark.apps
+def test_an_embedding_with_its_norm_inside(run):
+    names, (before,) = run('inside', 'An embedding')
+    images = names['images']
+    found = onnx_outputs('embedding.onnx', images)
+    agree(before(images), found)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+    assert isinstance(before.network.head.fc, nn.Identity)
