@@ -235,7 +235,7 @@ def _build_pointwise(shape: ConvShape, norm: Norm) -> nn.Module:
 
 def _pointwise_linear(branch: Any, shape: ConvShape) -> tuple[Tensor, nn.Module]:
     weight = branch.conv.weight
-    return (_padded(weight, shape) if shape.groups == 1 else weight.flatten()), branch.norm
+    return (_padded(weight, shape) if shape.groups == 1 else weight), branch.norm
 
 
 register(

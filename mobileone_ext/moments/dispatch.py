@@ -5,7 +5,7 @@ block call, or until the block is seen to be another than it was decided for: id
 What can change between two calls of the same block (global hooks, tracers, modes of torch) is asked each time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..branches import BRANCH_TYPES
 from .autotune import is_faster
 from .guard import HOOKS, is_plain_input, is_plain_norm, is_plain_process, simple_attributes
+from .linears import Linears, collect
 from .patches import count_patches
 from .statistics import is_covered, one_kernel
 
@@ -33,6 +34,7 @@ class Dispatcher:
     def forget(self) -> None:
         self._choices: dict[tuple, bool] = {}
         self._modules: list[nn.Module] = []
+        self._linears: Linears | None = None
 
     def takes_moments(self, block: Any, x: Tensor) -> bool:
         """Whether ``block`` computes its training forward of ``x`` by moments."""
@@ -59,6 +61,23 @@ class Dispatcher:
         self._tensors = [p for each in own for p in each['_parameters'].values() if p is not None]
         self._simple = [(itemgetter(*simple_attributes(each)), each) for each in own]
         self._seen = self._looks()
+
+    def linears(self, block: Any) -> Linears:
+        """What moments need of the block: collected once, but for weights that a branch computes."""
+        if torch.compiler.is_compiling():
+            return _collected(block, _in_order(block))
+        if self._linears is None:
+            branches = _in_order(block)
+            self._linears = _collected(block, branches)
+            parameters = {id(tensor) for tensor in self._tensors}
+            weights = self._linears.tensors[: len(branches)]
+            self._computed = [(i, each) for i, each in enumerate(branches) if id(weights[i]) not in parameters]
+        if not self._computed:
+            return self._linears
+        tensors = [*self._linears.tensors]
+        for index, each in self._computed:
+            tensors[index] = _linear(block, *each)[0]
+        return self._linears._replace(tensors=tensors)
 
     def _unchanged(self) -> bool:
         try:
@@ -106,7 +125,7 @@ def branches_reason(block: Any) -> str | None:
         if linear is None or not is_plain_norm(linear[1]):
             return f'{name}: it is not linear up to a last batch norm with affine parameters and running statistics'
         linears.append(linear)
-    if not any(weight.dim() == 4 for weight, _ in linears):
+    if all(_is_pixel(weight, block) for weight, _ in linears):
         return 'it has no convolution of full size'
     if len({(type(norm), id(norm.__dict__.get('process_group'))) for _, norm in linears}) > 1:
         return 'its batch norms are of different classes or process groups'
@@ -118,7 +137,7 @@ def _suits(block: Any, x: Tensor) -> bool:
     # Wrong shapes, types and single values: their error is for the branches to raise.
     if x.dim() != 4 or x.shape[1] != block.in_channels or count_patches(x, block.stride) < 2:
         return False
-    norms = [norm for _, norm in _linears(block)]
+    norms = [_linear(block, kind, branch)[1] for _, kind, branch in block.typed_branches(SLOTS)]
     if block.train_impl == 'auto':
         branches = len(block.branch_conv_list) + len(block.branch_list)
         geometry = block.kernel_size, block.stride, block.groups, block.out_channels
@@ -136,18 +155,29 @@ def _suits(block: Any, x: Tensor) -> bool:
 
 def one_convolution(block: Any, x: Tensor) -> Tensor:
     """The sum of the branches in training mode, and the same change of their running statistics."""
-    linears = [*_linears(block)]
-    kernels, pixels = ([weight for weight, _ in linears if weight.dim() == dims] for dims in (4, 1))
-    norms = [norm for dims in (4, 1) for weight, norm in linears if weight.dim() == dims]
-    x, (weight, bias) = one_kernel(x, kernels, pixels, norms, block.stride, block.groups)
+    x, (weight, bias) = one_kernel(x, block._dispatcher.linears(block))
     if weight.dtype != x.dtype:
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     return F.conv2d(x, weight, bias, block.stride, block.kernel_size // 2, groups=block.groups)
 
 
-def _linears(block: Any) -> Iterator[tuple[Tensor, nn.Module]]:
-    """Of every branch of a block that moments take, the kernel before the norm, and the norm."""
-    for _, kind, branch in block.typed_branches(SLOTS):
-        linear = BRANCH_TYPES[kind].linear(branch, block.shape)
-        assert linear is not None
-        yield linear
+def _in_order(block: Any) -> list[tuple[str, nn.Module]]:
+    """Type and module of every branch of a block that moments take; those with kernels come first."""
+    branches = [(kind, branch) for _, kind, branch in block.typed_branches(SLOTS)]
+    return sorted(branches, key=lambda each: _is_pixel(_linear(block, *each)[0], block))
+
+
+def _collected(block: Any, branches: Sequence[tuple[str, nn.Module]]) -> Linears:
+    return collect([_linear(block, *each) for each in branches], block.stride, block.groups)
+
+
+def _linear(block: Any, kind: str, branch: nn.Module) -> tuple[Tensor, nn.Module]:
+    """The kernel before the norm, and the norm."""
+    linear = BRANCH_TYPES[kind].linear(branch, block.shape)
+    assert linear is not None
+    return linear
+
+
+def _is_pixel(weight: Tensor, block: Any) -> bool:
+    """Whether a weight is one of the pixel under the center: (O,), or (O, 1, 1, 1) beside larger kernels."""
+    return weight.dim() == 1 or weight.shape[-1] != block.kernel_size

@@ -530,25 +530,45 @@ inline void depthwise_covariance(const double* total, int64_t stride, double cou
   cov[40] = sums[10] / count - shifted * shifted;
 }
 
-// weights (B, C, 9) -> m (C, 9), q = W C (B, C, 9), variance of the center tap (C), W q (B, C).
+// What a block is made of: B kernels (O, taps) in G groups, P weights (O) of the pixel under the center, and a norm for each,
+// with gamma and beta (O) and eps. `tensors` are the kernels, the pixels, the gammas and the betas. `area` taps a channel;
+// `count` patches are averaged over.
 template <typename T>
-void depthwise_products(const double* totals, int64_t stride, int64_t count, const T* weights, int64_t B, int64_t C, T* m,
-                        T* q, T* pixel_var, T* var) {
-  for (int64_t c = 0; c < C; c++) {
+struct Block {
+  int64_t B, P, O, G, taps, area, count;
+  const T* const* tensors;
+  const double* eps;
+
+  Block(const int64_t* sizes, const T* const* tensors, const double* eps)
+      : B(sizes[0]), P(sizes[1]), O(sizes[2]), G(sizes[3]), taps(sizes[4]), area(sizes[5]), count(sizes[6]),
+        tensors(tensors), eps(eps) {}
+  int64_t norms() const { return B + P; }
+  int64_t group(int64_t o) const { return o * G / O; }
+  int64_t center(int64_t o) const { return (G == 1 ? o * area : 0) + area / 2; }
+  const T* kernel(int64_t b, int64_t o) const { return tensors[b] + o * taps; }
+  double pixel(int64_t b, int64_t o) const { return tensors[b][o]; }  // of a norm b from B on
+  double gamma(int64_t b, int64_t o) const { return tensors[B + P + b][o]; }
+  double beta(int64_t b, int64_t o) const { return tensors[2 * (B + P) + b][o]; }
+};
+
+// -> m (C, 9), q = W C (B, C, 9), variance of the center tap (C), W q (B, C).
+template <typename T>
+void depthwise_products(const double* totals, int64_t stride, const Block<T>& k, T* m, T* q, T* pixel_var, T* var) {
+  for (int64_t c = 0; c < k.O; c++) {
     double mean[9], cov[81];
-    depthwise_covariance(totals + c * (stride == 1 ? PLANE_SUMS : STRIDED_SUMS), stride, count, mean, cov);
+    depthwise_covariance(totals + c * (stride == 1 ? PLANE_SUMS : STRIDED_SUMS), stride, k.count, mean, cov);
     for (int i = 0; i < 9; i++) m[9 * c + i] = mean[i];
     pixel_var[c] = cov[40];
-    for (int64_t b = 0; b < B; b++) {
-      const T* w = weights + 9 * (b * C + c);
+    for (int64_t b = 0; b < k.B; b++) {
+      const T* w = k.kernel(b, c);
       double total = 0;
       for (int i = 0; i < 9; i++) {
         double sum = 0;
         for (int j = 0; j < 9; j++) sum += cov[9 * i + j] * w[j];
-        q[9 * (b * C + c) + i] = sum;
+        q[9 * (b * k.O + c) + i] = sum;
         total += sum * w[i];
       }
-      var[b * C + c] = total;
+      var[b * k.O + c] = total;
     }
   }
 }
@@ -567,42 +587,30 @@ inline double dot(const T* a, const T* b, int64_t size) {
   return sum;
 }
 
-// What a block is made of: B kernels (B, O, taps) in G groups, P weights of the pixel under the center (P, O), and a norm
-// for each, with gamma and beta (B + P, O) and eps (B + P). `vectors` are weights of pixels, gammas, betas. `area` taps a
-// channel.
-struct Block {
-  int64_t B, P, O, G, taps, area, count;
-
-  int64_t group(int64_t o) const { return o * G / O; }
-  int64_t center(int64_t o) const { return (G == 1 ? o * area : 0) + area / 2; }
-};
-
 // m (G, taps), q (B, O, taps), pixel_var (O), W q (B, O) if it is known with more digits -> the kernel (O, taps) and its
 // bias (O), mean and variance (B + P, O).
 template <typename T>
-void fold(const Block& k, const T* weights, const T* vectors, const double* eps, const T* m, const T* q,
-          const T* pixel_var, const T* kernel_var, T* kernel, T* bias, T* mean, int64_t threads) {
-  const int64_t rows = (k.B + k.P) * k.O;
-  const T *pixels = vectors, *affine = vectors + k.P * k.O;
-  T* var = mean + rows;
-  share(k.O, rows * k.taps < 100000 ? 1 : threads, [&](int64_t first, int64_t last, int64_t) {
+void fold(const Block<T>& k, const T* m, const T* q, const T* pixel_var, const T* kernel_var, T* kernel, T* bias, T* mean,
+          int64_t threads) {
+  T* var = mean + k.norms() * k.O;
+  share(k.O, k.norms() * k.O * k.taps < 100000 ? 1 : threads, [&](int64_t first, int64_t last, int64_t) {
     for (int64_t o = first; o < last; o++) {
       T* out = kernel + o * k.taps;
       std::fill(out, out + k.taps, T(0));
       const T* patch = m + k.group(o) * k.taps;
       const int64_t center = k.center(o);
       double shift = 0;
-      for (int64_t b = 0; b < k.B + k.P; b++) {
+      for (int64_t b = 0; b < k.norms(); b++) {
         const int64_t row = b * k.O + o;
-        const T* w = weights + row * k.taps;
-        const double pixel = b < k.B ? 0 : pixels[row - k.B * k.O];
+        const T* w = k.kernel(b, o);
+        const double pixel = b < k.B ? 0 : k.pixel(b, o);
         mean[row] = b < k.B ? dot(w, patch, k.taps) : pixel * patch[center];
         var[row] = std::max(b >= k.B        ? pixel * pixel * pixel_var[o]
                             : kernel_var ? static_cast<double>(kernel_var[row])
                                          : dot(w, q + row * k.taps, k.taps),
                             0.0);
-        const double scale = affine[row] / std::sqrt(var[row] + eps[b]);
-        shift += affine[rows + row] - scale * mean[row];
+        const double scale = k.gamma(b, o) / std::sqrt(var[row] + k.eps[b]);
+        shift += k.beta(b, o) - scale * mean[row];
         if (b < k.B) {
           const T factor = scale;
           for (int64_t i = 0; i < k.taps; i++) out[i] += factor * w[i];
@@ -619,11 +627,10 @@ void fold(const Block& k, const T* weights, const T* vectors, const double* eps,
 // slopes (B, O, taps): kernels times 2 / count times the gradient of their variance; offset (G, taps): the gradient of
 // m over count; pixel_slope (O), of the variance of pixels likewise; these for the map that moments were taken from.
 template <typename T>
-void fold_grad(const Block& k, const T* weights, const T* vectors, const double* eps, const T* m,
-               const T* q, const T* pixel_var, const T* mean, const T* dk, const T* db, T* dweights, T* dvectors, T* slopes,
-               T* offset, T* pixel_slope, int64_t threads) {
-  const int64_t rows = (k.B + k.P) * k.O, size = k.G * k.taps;
-  const T *pixels = vectors, *affine = vectors + k.P * k.O, *var = mean + rows;
+void fold_grad(const Block<T>& k, const T* m, const T* q, const T* pixel_var, const T* mean, const T* dk, const T* db,
+               T* dweights, T* dvectors, T* slopes, T* offset, T* pixel_slope, int64_t threads) {
+  const int64_t rows = k.norms() * k.O, size = k.G * k.taps;
+  const T* var = mean + rows;
   T *dpixels = dvectors, *daffine = dvectors + k.P * k.O;
   std::vector<double> offsets(size);
   threads = rows * k.taps < 100000 ? 1 : threads;
@@ -633,11 +640,11 @@ void fold_grad(const Block& k, const T* weights, const T* vectors, const double*
       double* to_patch = totals + k.group(o) * k.taps;
       const int64_t center = k.center(o);
       double pixel_sum = 0;
-      for (int64_t b = 0; b < k.B + k.P; b++) {
+      for (int64_t b = 0; b < k.norms(); b++) {
         const int64_t row = b * k.O + o;
-        const T* w = weights + row * k.taps;
-        const double pixel = b < k.B ? 0 : pixels[row - k.B * k.O];
-        const double rstd = 1 / std::sqrt(var[row] + eps[b]), scale = affine[row] * rstd;
+        const T* w = k.kernel(b, o);
+        const double pixel = b < k.B ? 0 : k.pixel(b, o);
+        const double rstd = 1 / std::sqrt(var[row] + k.eps[b]), scale = k.gamma(b, o) * rstd;
         const double dscale = (b < k.B ? dot(dout, w, k.taps) : dout[center] * pixel) - static_cast<double>(db[o]) * mean[row];
         const double dmean = -scale * db[o], dvar = -0.5 * dscale * scale * rstd * rstd;
         daffine[row] = dscale * rstd;
@@ -663,7 +670,7 @@ void fold_grad(const Block& k, const T* weights, const T* vectors, const double*
   for (int64_t i = 0; i < size; i++) offset[i] = offsets[i];
 }
 
-// Running statistics of `norms` norms follow mean and biased variance (2, norms, O) of a batch of `count` values a channel.
+// Running statistics follow mean and biased variance (2, norms, O) of a batch of `count` values a channel.
 // buffers: all running means, variances, counts of batches. A momentum below 0 makes a cumulative average.
 template <typename T>
 void follow(const T* batch, int64_t norms, int64_t O, int64_t count, const double* momenta, void* const* buffers) {
@@ -681,14 +688,14 @@ void follow(const T* batch, int64_t norms, int64_t O, int64_t count, const doubl
 
 // From the results of fold_grad to what plane_grad (50, C) or strided_grad (81 + 9, C) add to the map.
 template <typename T>
-void depthwise_adjoint(const T* weights, const T* slopes, const T* offset, const T* pixel_slope, const T* m, int64_t stride,
-                       int64_t B, int64_t C, T* out) {
-  for (int64_t c = 0; c < C; c++) {
+void depthwise_adjoint(const Block<T>& k, const T* slopes, const T* offset, const T* pixel_slope, const T* m, int64_t stride,
+                       T* out) {
+  for (int64_t c = 0, C = k.O; c < C; c++) {
     double slope[81] = {}, shift[9], to[50] = {};
-    for (int64_t b = 0; b < B; b++)
+    for (int64_t b = 0; b < k.B; b++)
       for (int i = 0; i < 9; i++)
         for (int j = 0; j < 9; j++)
-          slope[9 * i + j] += static_cast<double>(slopes[9 * (b * C + c) + i]) * weights[9 * (b * C + c) + j];
+          slope[9 * i + j] += static_cast<double>(slopes[9 * (b * C + c) + i]) * k.kernel(b, c)[j];
     slope[40] += pixel_slope[c];
     for (int i = 0; i < 9; i++) {
       shift[i] = offset[9 * c + i];
@@ -701,11 +708,11 @@ void depthwise_adjoint(const T* weights, const T* slopes, const T* offset, const
     }
     for (int i = 0; i < 9; i++) {
       for (int j = 0; j < 9; j++) {
-        const int k = 9 * i + j;
-        to[5 * (j / 3 - i / 3 + 2) + j % 3 - i % 3 + 2] += slope[k];
-        if (PLACES.row[k] >= 0) to[10 + PLACES.row[k]] -= slope[k] / 2;
-        if (PLACES.column[k] >= 0) to[10 + PLACES.column[k]] -= slope[k] / 2;
-        if (PLACES.corner[k] >= 0) to[10 + PLACES.corner[k]] += slope[k] / 2;
+        const int pair = 9 * i + j;
+        to[5 * (j / 3 - i / 3 + 2) + j % 3 - i % 3 + 2] += slope[pair];
+        if (PLACES.row[pair] >= 0) to[10 + PLACES.row[pair]] -= slope[pair] / 2;
+        if (PLACES.column[pair] >= 0) to[10 + PLACES.column[pair]] -= slope[pair] / 2;
+        if (PLACES.corner[pair] >= 0) to[10 + PLACES.corner[pair]] += slope[pair] / 2;
       }
       to[41] += shift[i];
       if (PLACES.row_sum[i] >= 0) to[41 + PLACES.row_sum[i]] -= shift[i];
@@ -716,52 +723,80 @@ void depthwise_adjoint(const T* weights, const T* slopes, const T* offset, const
   }
 }
 
+// A map and how it lies in memory, from eight numbers.
+struct Map {
+  int64_t N, C, H, W;
+  Steps steps;
+};
+
+// (C): about the mean of every channel, of a few images, as patches.py has it.
+template <typename T>
+void near_mean(const T* x, const Map& map, T* out) {
+  const int64_t step = map.N >= 8 ? map.N / 4 : 1, C = map.C;
+  std::vector<double> totals(C);
+  std::vector<T> row(C);
+  int64_t count = 0;
+  for (int64_t n = 0; n < map.N; n += step, count += map.H * map.W)
+    for (int64_t y = 0; y < map.H; y++) {
+      const T* from = x + n * map.steps.image + y * map.steps.row;
+      std::fill(row.begin(), row.end(), T(0));
+      if (map.steps.channel == 1)
+        for (int64_t w = 0; w < map.W; w++)
+          for (int64_t c = 0; c < C; c++) row[c] += from[w * map.steps.pixel + c];
+      else
+        for (int64_t c = 0; c < C; c++)
+          for (int64_t w = 0; w < map.W; w++) row[c] += from[c * map.steps.channel + w * map.steps.pixel];
+      for (int64_t c = 0; c < C; c++) totals[c] += row[c];
+    }
+  for (int64_t c = 0; c < C; c++) out[c] = totals[c] / count;
+}
+
+// More threads than one take longer to begin than a small map takes.
+inline int64_t threads_for(const Map& map, int64_t threads) { return map.N * map.C * map.H * map.W < 20000 ? 1 : threads; }
+
 // A depthwise block as a whole. saved: m (C, 9), q (B, C, 9), variance of the center tap (C), W q (B, C), mean and
 // variance of all norms (2, B + P, C).
 template <typename T>
 struct Saved {
   T *m, *q, *pixel_var, *var, *statistics;
-  Saved(T* memory, const Block& k)
+  Saved(T* memory, const Block<T>& k)
       : m(memory), q(m + 9 * k.O), pixel_var(q + 9 * k.B * k.O), var(pixel_var + k.O), statistics(var + k.B * k.O) {}
 };
 
-struct Map {
-  int64_t N, C, H, W;
-};
-
 template <typename T>
-void depthwise_forward(const Map& map, int64_t stride, const Block& k, const T* x, const Steps& steps, const T* shift,
-                       const T* weights, const T* vectors, const double* eps, T* memory, T* kernel, T* bias,
+void depthwise_forward(const Block<T>& k, const Map& map, int64_t stride, const T* x, T* memory, T* kernel, T* bias,
                        int64_t threads) {
   const Saved<T> saved(memory, k);
+  std::vector<T> shift(map.C);
   std::vector<double> totals(map.C * (stride == 1 ? PLANE_SUMS : STRIDED_SUMS));
   const auto sums = stride == 1 ? plane_sums<T> : strided_sums<T>;
-  sums(x, steps, map.N, map.C, map.H, map.W, shift, totals.data(), threads);
-  depthwise_products(totals.data(), stride, k.count, weights, k.B, map.C, saved.m, saved.q, saved.pixel_var, saved.var);
-  fold(k, weights, vectors, eps, saved.m, saved.q, saved.pixel_var, saved.var, kernel, bias, saved.statistics, threads);
+  near_mean(x, map, shift.data());
+  sums(x, map.steps, map.N, map.C, map.H, map.W, shift.data(), totals.data(), threads_for(map, threads));
+  depthwise_products(totals.data(), stride, k, saved.m, saved.q, saved.pixel_var, saved.var);
+  fold(k, saved.m, saved.q, saved.pixel_var, saved.var, kernel, bias, saved.statistics, threads);
 }
 
 // dx may be missing.
 template <typename T>
-void depthwise_backward(const Map& map, int64_t stride, const Block& k, const T* x, const Steps& steps, T* dx,
-                        const Steps& dx_steps, const T* weights, const T* vectors, const double* eps, T* memory,
-                        const T* dk, const T* db, T* dweights, T* dvectors, int64_t threads) {
+void depthwise_backward(const Block<T>& k, const Map& map, int64_t stride, const T* x, T* dx, const Steps& dx_steps,
+                        T* memory, const T* dk, const T* db, T* dweights, T* dvectors, int64_t threads) {
   const Saved<T> saved(memory, k);
   std::vector<T> slopes(k.B * k.O * 9), offset(k.O * 9), pixel_slope(k.O), onto(k.O * 90);
-  fold_grad(k, weights, vectors, eps, saved.m, saved.q, saved.pixel_var, saved.statistics, dk, db, dweights, dvectors,
-            slopes.data(), offset.data(), pixel_slope.data(), threads);
+  fold_grad(k, saved.m, saved.q, saved.pixel_var, saved.statistics, dk, db, dweights, dvectors, slopes.data(),
+            offset.data(), pixel_slope.data(), threads);
   if (!dx) return;
-  depthwise_adjoint(weights, slopes.data(), offset.data(), pixel_slope.data(), saved.m, stride, k.B, k.O, onto.data());
+  depthwise_adjoint(k, slopes.data(), offset.data(), pixel_slope.data(), saved.m, stride, onto.data());
+  threads = threads_for(map, threads);
   if (stride == 1)
-    plane_grad(x, steps, dx, dx_steps, map.N, map.C, map.H, map.W, onto.data(), threads);
+    plane_grad(x, map.steps, dx, dx_steps, map.N, map.C, map.H, map.W, onto.data(), threads);
   else
-    strided_grad(x, steps, dx, dx_steps, map.N, map.C, map.H, map.W, onto.data(), onto.data() + 81 * k.O, threads);
+    strided_grad(x, map.steps, dx, dx_steps, map.N, map.C, map.H, map.W, onto.data(), onto.data() + 81 * k.O, threads);
 }
 
 // What a dense block's map receives, once its slope W^T slopes (taps, taps) is there: pixels add to its diagonal, and the
 // mean of a patch is taken off.
 template <typename T>
-void dense_adjoint(const Block& k, const T* pixel_slope, const T* m, T* slope, T* offset) {
+void dense_adjoint(const Block<T>& k, const T* pixel_slope, const T* m, T* slope, T* offset) {
   for (int64_t o = 0; k.P && o < k.O; o++) slope[k.center(o) * (k.taps + 1)] += pixel_slope[o];
   for (int64_t i = 0; i < k.taps; i++) offset[i] -= dot(slope + i * k.taps, m, k.taps);
 }
@@ -788,35 +823,36 @@ void dense_adjoint(const Block& k, const T* pixel_slope, const T* m, T* slope, T
                                    const T* shift, double* out, int64_t threads) {                                     \
     stem_sums<T>(x, *steps, N, C, H, W, shift, out, threads);                                                          \
   }                                                                                                                    \
-  extern "C" void fold_##name(const Block* block, const T* weights, const T* vectors, const double* eps, const T* m,   \
-                              const T* q, const T* pixel_var, const T* kernel_var, T* kernel, T* bias, T* statistics,  \
+  extern "C" void fold_##name(const int64_t* sizes, const T* const* tensors, const double* eps, const T* m, const T* q, \
+                              const T* pixel_var, const T* kernel_var, T* kernel, T* bias, T* statistics,              \
                               int64_t threads) {                                                                       \
-    fold<T>(*block, weights, vectors, eps, m, q, pixel_var, kernel_var, kernel, bias, statistics, threads);            \
+    fold<T>(Block<T>(sizes, tensors, eps), m, q, pixel_var, kernel_var, kernel, bias, statistics, threads);            \
   }                                                                                                                    \
-  extern "C" void fold_grad_##name(const Block* block, const T* weights, const T* vectors, const double* eps, const T* m,\
+  extern "C" void fold_grad_##name(const int64_t* sizes, const T* const* tensors, const double* eps, const T* m,       \
                                    const T* q, const T* pixel_var, const T* statistics, const T* dk, const T* db,      \
                                    T* dweights, T* dvectors, T* slopes, T* offset, T* pixel_slope, int64_t threads) {  \
-    fold_grad<T>(*block, weights, vectors, eps, m, q, pixel_var, statistics, dk, db, dweights, dvectors, slopes, offset,\
-                 pixel_slope, threads);                                                                                \
+    fold_grad<T>(Block<T>(sizes, tensors, eps), m, q, pixel_var, statistics, dk, db, dweights, dvectors, slopes,       \
+                 offset, pixel_slope, threads);                                                                        \
   }                                                                                                                    \
   extern "C" void follow_##name(const T* batch, int64_t norms, int64_t O, int64_t count, const double* momenta,        \
                                 void* const* buffers) {                                                                \
     follow<T>(batch, norms, O, count, momenta, buffers);                                                               \
   }                                                                                                                    \
-  extern "C" void depthwise_forward_##name(const Map* map, int64_t stride, const Block* block, const T* x,             \
-                                           const Steps* steps, const T* shift, const T* weights, const T* vectors,     \
-                                           const double* eps, T* saved, T* kernel, T* bias, int64_t threads) {         \
-    depthwise_forward<T>(*map, stride, *block, x, *steps, shift, weights, vectors, eps, saved, kernel, bias, threads); \
+  extern "C" void depthwise_forward_##name(const int64_t* sizes, const T* const* tensors, const double* eps,           \
+                                           const Map* map, int64_t stride, const T* x, T* saved, T* kernel, T* bias,   \
+                                           int64_t threads) {                                                          \
+    depthwise_forward<T>(Block<T>(sizes, tensors, eps), *map, stride, x, saved, kernel, bias, threads);                \
   }                                                                                                                    \
-  extern "C" void depthwise_backward_##name(const Map* map, int64_t stride, const Block* block, const T* x,            \
-                                            const Steps* steps, T* dx, const Steps* dx_steps, const T* weights,        \
-                                            const T* vectors, const double* eps, T* saved, const T* dk, const T* db,   \
-                                            T* dweights, T* dvectors, int64_t threads) {                               \
-    depthwise_backward<T>(*map, stride, *block, x, *steps, dx, *dx_steps, weights, vectors, eps, saved, dk, db,        \
-                          dweights, dvectors, threads);                                                                \
+  extern "C" void depthwise_backward_##name(const int64_t* sizes, const T* const* tensors, const double* eps,          \
+                                            const Map* map, int64_t stride, const T* x, T* dx, const Steps* dx_steps,  \
+                                            T* saved, const T* dk, const T* db, T* dweights, T* dvectors,              \
+                                            int64_t threads) {                                                         \
+    depthwise_backward<T>(Block<T>(sizes, tensors, eps), *map, stride, x, dx, *dx_steps, saved, dk, db, dweights,      \
+                          dvectors, threads);                                                                          \
   }                                                                                                                    \
-  extern "C" void dense_adjoint_##name(const Block* block, const T* pixel_slope, const T* m, T* slope, T* offset) {    \
-    dense_adjoint<T>(*block, pixel_slope, m, slope, offset);                                                           \
+  extern "C" void dense_adjoint_##name(const int64_t* sizes, const T* const* tensors, const double* eps,               \
+                                       const T* pixel_slope, const T* m, T* slope, T* offset) {                        \
+    dense_adjoint<T>(Block<T>(sizes, tensors, eps), pixel_slope, m, slope, offset);                                    \
   }
 
 EXPORT(float, float32)

@@ -20,13 +20,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..text import one_line
-from .fold import Folded, Moments, Parts
 
 PLANE_SUMS = 42
 STRIDED_SUMS = 56
@@ -66,135 +65,48 @@ def status() -> str:
 def plane_sums(x: Tensor, shift: Tensor) -> Tensor:
     """Sums (C, 42) in float64 over the 3x3 patches of x (N, C, H, W) at stride 1; kernels.cpp has their order."""
     out = torch.empty(x.shape[1], PLANE_SUMS, dtype=torch.float64)
-    _call('plane_sums', [x], _like(shift, x), out)
+    _call('plane_sums', [x], in_order(shift, x), out)
     return out
 
 
 def plane_grad(dx: Tensor, x: Tensor, weights: Tensor) -> None:
     """Add the adjoint of ``plane_sums`` to dx; weights (50, C)."""
-    _call('plane_grad', [x, dx], _like(weights, x))
+    _call('plane_grad', [x, dx], in_order(weights, x))
 
 
 def strided_sums(x: Tensor, shift: Tensor) -> Tensor:
     """Sums (C, 56) in float64 over the 3x3 patches of x (N, C, H, W) at stride 2."""
     out = torch.empty(x.shape[1], STRIDED_SUMS, dtype=torch.float64)
-    _call('strided_sums', [x], _like(shift, x), out)
+    _call('strided_sums', [x], in_order(shift, x), out)
     return out
 
 
 def strided_grad(dx: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> None:
     """Add slope (9, 9, C) @ patch + offset (9, C) to dx where the patch lies, at stride 2."""
-    _call('strided_grad', [x, dx], _like(slope, x), _like(offset, x))
+    _call('strided_grad', [x, dx], in_order(slope, x), in_order(offset, x))
 
 
 def stem_sums(x: Tensor, shift: Tensor) -> Tensor:
     """Sums (32, 32) in float64 over dense 3x3 patches at stride 2 of x (N, C, H, W), C < 4, in any layout."""
     out = torch.empty(STEM_TAPS, STEM_TAPS, dtype=torch.float64)
-    _call('stem_sums', [x], _like(shift, x), out)
+    _call('stem_sums', [x], in_order(shift, x), out)
     return out
 
 
-def fold(parts: Parts, moments: Moments, kernel: Tensor) -> Folded:
-    """As :func:`mobileone_ext.moments.fold.fold`, into ``kernel``."""
-    channels, like = len(kernel), parts.vectors
-    bias, statistics = like.new_empty(channels), like.new_empty(2, len(parts.eps), channels)
-    _run('fold', kernel.dtype, *_given(parts), *moments, kernel, bias, statistics, torch.get_num_threads())
-    return Folded(kernel, bias, statistics)
+@cache
+def doubles(values: tuple[float, ...]) -> ctypes.Array:
+    return (ctypes.c_double * len(values))(*values)
 
 
-class RowGradients(NamedTuple):
-    """Gradients of a block's parts; ``slopes`` (B O, T), ``offset`` (G, T) and ``pixel_slope`` (O,) for its map."""
-
-    weights: Tensor
-    vectors: Tensor
-    slopes: Tensor
-    offset: Tensor
-    pixel_slope: Tensor
+def pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
-def fold_grad(parts: Parts, moments: Moments, folded: Folded, dk: Tensor, db: Tensor) -> RowGradients:
-    """As :func:`mobileone_ext.moments.fold.fold_grad`, but for the products of ``slopes`` with the kernels."""
-    dk, db, empty = dk.contiguous(), db.contiguous(), torch.empty_like
-    slopes = dk.new_empty(len(parts.weights) * len(dk), moments.patch.shape[1])
-    result = RowGradients(empty(parts.weights), empty(parts.vectors), slopes, empty(moments.patch), empty(db))
-    given = (*_given(parts), *moments[:3], folded.statistics, dk, db)
-    _run('fold_grad', dk.dtype, *given, *result, torch.get_num_threads())
-    return result
-
-
-def slope_of(parts: Parts, moments: Moments, grads: RowGradients) -> Tensor:
-    """What the map of a dense block receives: the slope (T, T); ``grads.offset`` becomes what is added besides."""
-    taps = grads.slopes.shape[1]
-    slope = grads.slopes.t() @ parts.weights.view(-1, taps)
-    _run('dense_adjoint', slope.dtype, _block(parts), grads.pixel_slope, moments.patch, slope, grads.offset)
-    return slope
-
-
-def depthwise_forward(x: Tensor, shift: Tensor, parts: Parts, stride: int, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """The one kernel of a depthwise block, into ``kernel``: its bias, and what ``depthwise_backward`` needs.
-
-    That ends with the mean and biased variance of its norms (2, B + Q, O). ``shift`` (C,) is near the mean of x.
-    """
-    branches, channels = parts.weights.shape[:2]
-    bias = shift.new_empty(channels)
-    saved = shift.new_empty(channels * (10 + 10 * branches + 2 * len(parts.eps)))
-    block, *given = _given(parts)
-    map_of = _sizes(x.shape), stride, block, x, _sizes(x.stride()), shift
-    _run('depthwise_forward', x.dtype, *map_of, *given, saved, kernel, bias, torch.get_num_threads())
-    return bias, saved
-
-
-def depthwise_backward(
-    dx: Tensor | None, x: Tensor, parts: Parts, saved: Tensor, dk: Tensor, db: Tensor, stride: int
-) -> tuple[Tensor, Tensor]:
-    """Gradients of weights and vectors; what the statistics give x is added to ``dx``, if it is given."""
-    dk, db = dk.contiguous(), db.contiguous()
-    grads = torch.empty_like(parts.weights), torch.empty_like(parts.vectors)
-    block, *given = _given(parts)
-    steps = _sizes(x.stride())
-    maps = x, steps, dx, steps if dx is None else _sizes(dx.stride())
-    head = _sizes(x.shape), stride, block, *maps
-    _run('depthwise_backward', x.dtype, *head, *given, saved, dk, db, *grads, torch.get_num_threads())
-    return grads
-
-
-def follow(norms: Sequence[Any], batch: Tensor, count: int) -> bool:
-    """Move running statistics as ``nn.BatchNorm2d`` does, if they are of the type of ``batch``, on a CPU.
-
-    ``batch`` ends with mean and biased variance (2, norms, O) of ``count`` values a channel.
-    """
-    buffers = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms]
-    for mean, var, tracked in buffers:
-        if mean.dtype != batch.dtype or var.dtype != batch.dtype or tracked.dtype != torch.int64:
-            return False
-        if not (mean.is_contiguous() and var.is_contiguous()):
-            return False
-    addresses = [tensor.data_ptr() for each in zip(*buffers) for tensor in each]
-    momenta = [-1.0 if norm.momentum is None else norm.momentum for norm in norms]
-    number = len(norms)
-    pointers, factors = (ctypes.c_void_p * len(addresses))(*addresses), (ctypes.c_double * number)(*momenta)
-    channels = len(norms[0].running_mean)
-    address = batch.data_ptr() + (batch.numel() - 2 * number * channels) * batch.element_size()
-    _run('follow', batch.dtype, address, number, channels, count, factors, pointers)
-    return True
-
-
-def _given(parts: Parts) -> tuple:
-    """The parts of a block as functions of kernels.cpp take them."""
-    return _block(parts), parts.weights, parts.vectors, (ctypes.c_double * len(parts.eps))(*parts.eps)
-
-
-def _block(parts: Parts) -> ctypes.Array:
-    branches, channels, per_group, size, _ = parts.weights.shape
-    pixels = len(parts.eps) - branches
-    return _sizes((branches, pixels, channels, parts.groups, per_group * size**2, size**2, parts.patches))
-
-
-def _sizes(values: Sequence[int]) -> ctypes.Array:
+def sizes(values: Sequence[int]) -> ctypes.Array:
     return (ctypes.c_int64 * len(values))(*values)
 
 
-def _run(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+def run(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     """A function of the library for values of this type; tensors lie in memory as their shape says."""
     values = [value.data_ptr() if isinstance(value, Tensor) else value for value in arguments]
     _function(name, dtype, len(values))(*values)
@@ -209,15 +121,15 @@ def _function(name: str, dtype: torch.dtype, arguments: int) -> Callable:
     return function
 
 
-def _like(values: Tensor, x: Tensor) -> Tensor:
+def in_order(values: Tensor, x: Tensor) -> Tensor:
     return values if values.dtype == x.dtype and values.is_contiguous() else values.to(x.dtype).contiguous()
 
 
 def _call(name: str, maps: Sequence[Tensor], *arguments: Tensor) -> None:
     """Every map with its steps, their size, the arguments and the number of threads."""
     # The tensors are the caller's locals, so they live until this returns; ctypes lets other threads run meanwhile.
-    steps = [value for x in maps for value in (x, _sizes(x.stride()))]
-    _run(name, maps[0].dtype, *steps, *maps[0].shape, *arguments, torch.get_num_threads())
+    steps = [value for x in maps for value in (x, sizes(x.stride()))]
+    run(name, maps[0].dtype, *steps, *maps[0].shape, *arguments, torch.get_num_threads())
 
 
 _reason: list[str] = []

@@ -38,6 +38,11 @@ def chunks(x: Tensor) -> Sequence[Tensor]:
     return x.split(max(CHUNK_VALUES // x[0].numel(), 1))
 
 
+def pixel_rows(x: Tensor) -> Tensor:
+    """(N, I, H, W) -> (N H W, I); of a channels-last map a view."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
 def patch_moments(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Tensor]:
     """m (1, T) and C (1, T, T) of dense patches, in float32 at least.
 
@@ -56,10 +61,10 @@ def patch_moments(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Ten
         x = x.float()
     count = count_patches(x, stride)
     if kernel_size == stride == 1 and count <= CHUNK_PATCHES:  # few enough for their own mean, and for float32
-        pixels = x.permute(1, 0, 2, 3).reshape(x.shape[1], -1)
-        mean = pixels.mean(1, keepdim=True)
+        pixels = pixel_rows(x)
+        mean = pixels.mean(0)
         centered = pixels - mean
-        return mean.view(1, -1), torch.mm(centered, centered.t()).div_(count)[None]
+        return mean[None], (centered.t() @ centered).div_(count)[None]
     sum_type = x.dtype if x.device.type == 'mps' else torch.float64  # which Metal lacks
     shift = near_mean(x).repeat_interleave(kernel_size**2)[:, None]  # (T, 1)
     taps = len(shift)

@@ -11,30 +11,23 @@ Legend: N images, I = C_in input channels, G groups, T = I / G * K * K taps of a
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
 from ..reparam import Kernel
-from . import depthwise, gpu, kernels
+from . import compiled, depthwise, gpu, kernels
 from .fold import Folded, Moments, Parts, Pool, by_convolutions, fold, fold_grad
-from .patches import add_patch_grad, count_patches, near_mean, patch_moments
+from .linears import Linears
+from .patches import CHUNK_PATCHES, add_patch_grad, count_patches, patch_moments, pixel_rows
 
 # The lags cost about as much as two branches by themselves.
 _LAGS_FROM_BRANCHES = 2
-
-
-class _Setting(NamedTuple):
-    """Beside tensors: of the convolution, how many kernels there are, and of the norms."""
-
-    stride: int
-    groups: int
-    kernels: int
-    eps: tuple[float, ...]
-    pool: Pool | None
+# Multiplications of a 1x1 block by its branches' outputs and by the covariance, per P and per I (O = I, four kernels):
+# 12 P I^2 and 1.6 P I^2 + 8 I^3. Below this share of I patches, the former are fewer.
+_FEW_PATCHES = 0.75
 
 
 def is_covered(in_channels: int, out_channels: int, kernel_size: int, stride: int, dilation: int, groups: int) -> bool:
@@ -43,30 +36,19 @@ def is_covered(in_channels: int, out_channels: int, kernel_size: int, stride: in
     return dilation == 1 and (groups == 1 or depthwise)
 
 
-def one_kernel(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    pixels: Sequence[Tensor],
-    norms: Sequence[Any],
-    stride: int,
-    groups: int,
-) -> tuple[Tensor, Kernel]:
+def one_kernel(x: Tensor, linears: Linears) -> tuple[Tensor, Kernel]:
     """``x`` (N, I, H, W) itself, and the kernel that computes what the branches and their norms do to this batch.
-
-    ``weights``, B of (O, I / G, K, K), G = ``groups`` = 1 or I; ``pixels``, one (I,) for each branch that only weighs
-    the pixel under the center; ``norms`` of the former, then of the latter. Their running statistics move as in
-    ``nn.BatchNorm2d``, those of SyncBN by the batches of all processes.
 
     Hand the returned ``x`` to the convolution: its gradient then arrives here and the share of the statistics is added
     in place, without another map of that size. Statistics of half precision are computed in float32.
     """
-    pool = Pool(norms[0].process_group) if isinstance(norms[0], nn.SyncBatchNorm) and dist.is_initialized() else None
-    setting = _Setting(stride, groups, len(weights), tuple(norm.eps for norm in norms), pool)
-    affine = [norm.weight for norm in norms] + [norm.bias for norm in norms]
+    pool = Pool(linears.sync.process_group) if linears.sync is not None and dist.is_initialized() else None
     with _without_autocast(x):
-        function = _CompiledDepthwise if groups > 1 and _compiled(setting, x, *weights) else _OneKernel
-        same, weight, bias, batch, *total = function.apply(x, setting, *weights, *pixels, *affine)
-        _follow(norms, batch, total[0] if total else count_patches(x, stride))
+        function = _OneKernel
+        if pool is None and compiled.take(x, linears.tensors):
+            function = _Depthwise if linears.groups > 1 else _Dense
+        same, weight, bias, batch, *total = function.apply(x, linears, pool, *linears.tensors)
+        _follow(linears, batch, total[0] if total else count_patches(x, linears.stride))
     # Without a gradient of its own, x stays so, or the convolution computes one for the images.
     return (same if x.requires_grad else x), Kernel(weight, bias)
 
@@ -78,76 +60,120 @@ def _without_autocast(x: Tensor) -> AbstractContextManager:
 
 
 @torch.no_grad()
-def _follow(norms: Sequence[Any], batch: Tensor, count: int | Tensor) -> None:
+def _follow(linears: Linears, batch: Tensor, count: int | Tensor) -> None:
     """Move running statistics by ``count`` values, whose mean and variance (2, norms, O) end ``batch``."""
-    if isinstance(count, int) and kernels.usable(batch, any_layout=True) and kernels.follow(norms, batch, count):
+    number = len(linears.eps)
+    by_kernel = isinstance(count, int) and kernels.usable(batch, any_layout=True)
+    if by_kernel and compiled.follow(linears.buffers, linears.momenta, batch, count):
         return
-    mean, var = batch.flatten()[-2 * sum(len(norm.weight) for norm in norms) :].view(2, len(norms), -1)
+    means, variances, tracked = (linears.buffers[i : i + number] for i in range(0, 3 * number, number))
+    mean, var = batch.flatten()[-2 * number * len(means[0]) :].view(2, number, -1)
     var = var * (count / (count - 1))
-    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
-    momenta = {norm.momentum for norm in norms}
-    for running, new in (([n.running_mean for n in norms], mean), ([n.running_var for n in norms], var)):
+    torch._foreach_add_(tracked, 1)
+    momenta = {*linears.momenta}
+    for running, new in ((means, mean), (variances, var)):
         batches = (new if new.dtype == running[0].dtype else new.to(running[0].dtype)).unbind()
         if len(momenta) == 1 and None not in momenta:
             torch._foreach_lerp_(running, batches, *momenta)
             continue
-        for norm, own, one in zip(norms, running, batches):
-            momentum = norm.momentum  # None: a cumulative average
-            own.lerp_(one, 1 / norm.num_batches_tracked.to(one) if momentum is None else momentum)
+        for momentum, own, one, times in zip(linears.momenta, running, batches, tracked):  # None: a cumulative average
+            own.lerp_(one, 1 / times.to(one) if momentum is None else momentum)
 
 
-class _CompiledDepthwise(Function):
-    """``one_kernel`` of a depthwise block and its gradient by one call each."""
+class _Depthwise(Function):
+    """``one_kernel`` of a depthwise block and its gradient by one compiled call each."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, setting: _Setting, *tensors: Tensor):
-        parts = _parts(x, setting, tensors)
-        kernel = torch.empty_like(tensors[0])
-        bias, saved = kernels.depthwise_forward(x, near_mean(x), parts, setting.stride, kernel)
-        ctx.setting, ctx.rest, ctx.inputs = setting, parts[2:], 1 + len(tensors)
-        ctx.save_for_backward(x, *tensors, *parts[:2], saved)
+    def forward(ctx, x: Tensor, linears: Linears, pool: None, *tensors: Tensor):
+        kernel, bias, saved = compiled.depthwise_forward(x, linears, tensors)
+        ctx.linears = linears
+        ctx.save_for_backward(x, *tensors, saved)
         ctx.mark_non_differentiable(saved)
         ctx.set_materialize_grads(False)
         return x.view_as(x), kernel, bias, saved
 
     @staticmethod
     def backward(ctx, dx: Tensor | None, dk: Tensor | None, db: Tensor | None, _):
-        x, *tensors, weights, vectors, saved = ctx.saved_tensors
+        x, *tensors, saved = ctx.saved_tensors
+        linears: Linears = ctx.linears
         if torch.is_grad_enabled():  # create_graph=True
-            return _differentiable_grads(ctx.setting, x, tensors, dx, dk, db)
+            return _differentiable_grads(linears, None, x, tensors, dx, dk, db)
         if dk is None and db is None:
-            return dx, *[None] * ctx.inputs
-        dk, db = _given(dk, weights.shape[1:], weights), _given(db, weights.shape[1:2], weights)
-        onto_x = ctx.needs_input_grad[0]
-        parts = Parts(weights, vectors, *ctx.rest)
-        if not onto_x:
-            dx = None
-        elif dx is None:
-            dx = torch.zeros_like(x)
-        with_layout = dx is None or kernels.usable(dx)  # a sum of gradients may lie in memory in any way
-        own = dx if with_layout else torch.zeros_like(x)
-        grads = kernels.depthwise_backward(own, x, parts, saved, dk, db, ctx.setting.stride)
-        if not with_layout:
+            return dx, None, None, *[None] * len(tensors)
+        dx, own = _onto(dx, x) if ctx.needs_input_grad[0] else (None, None)
+        grads = compiled.depthwise_backward(own, x, linears, tensors, saved, *_given(dk, db, tensors))
+        if own is not dx:
             dx = dx + own
-        return dx, None, *grads[0].unbind(), *grads[1].unbind()
+        return dx, None, None, *_each(grads, tensors)
+
+
+class _Dense(Function):
+    """``one_kernel`` of a dense block: products of matrices by torch, the rest of the algebra by one compiled call."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, linears: Linears, pool: None, *tensors: Tensor):
+        count, taps = count_patches(x, linears.stride), tensors[0][0].numel()
+        weights = _rows_of(tensors[: linears.kernels])
+        outputs = weights.new_empty(0)
+        if tensors[0].shape[-1] == linears.stride == 1 and count <= min(CHUNK_PATCHES, _FEW_PATCHES * taps):
+            pixels = pixel_rows(x)
+            mean = pixels.mean(0)
+            pixels = pixels - mean
+            outputs = pixels @ weights.t()
+            products = (outputs.t() @ pixels).div_(count)
+            pixel_var = pixels.square().mean(0) if len(linears.eps) > linears.kernels else mean
+            moments = Moments(mean, products, pixel_var)
+        else:
+            moments = batch_moments(x, weights.view(linears.kernels, *tensors[0].shape), linears.stride, 1)
+        kernel = torch.empty_like(tensors[0])
+        bias, statistics = compiled.fold(x, linears, tensors, moments, kernel)
+        ctx.linears = linears
+        ctx.save_for_backward(x, *tensors, *moments[:3], outputs, statistics)
+        ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), kernel, bias, statistics
+
+    @staticmethod
+    def backward(ctx, dx: Tensor | None, dk: Tensor | None, db: Tensor | None, _):
+        x, *tensors, patch, products, pixel_var, outputs, statistics = ctx.saved_tensors
+        linears: Linears = ctx.linears
+        if torch.is_grad_enabled():  # create_graph=True
+            return _differentiable_grads(linears, None, x, tensors, dx, dk, db)
+        if dk is None and db is None:
+            return dx, None, None, *[None] * len(tensors)
+        moments = Moments(patch, products, pixel_var)
+        grads = compiled.fold_grad(x, linears, tensors, moments, statistics, *_given(dk, db, tensors))
+        if ctx.needs_input_grad[0]:
+            dx, own = _onto(dx, x)
+            if len(outputs):
+                share = torch.addmm(grads.offset, outputs, grads.slopes)
+                if len(linears.eps) > linears.kernels:
+                    share.addcmul_(pixel_rows(x) - patch, grads.pixel_slope)
+                own += share.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+            else:
+                slope = grads.slopes.t() @ _rows_of(tensors[: linears.kernels])
+                compiled.dense_adjoint(x, linears, tensors, grads, patch, slope)
+                add_patch_grad(own, x, tensors[0].shape[-1], linears.stride, slope, grads.offset, patch.view(-1))
+            if own is not dx:
+                dx = dx + own
+        else:
+            dx = None
+        return dx, None, None, *_each(grads[:2], tensors)
 
 
 class _OneKernel(Function):
-    """``one_kernel`` with its gradient; also mean and biased variance of what the norms saw, and pooled, its count."""
+    """``one_kernel`` with its gradient by torch; also the statistics of the norms, and pooled, their count."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, setting: _Setting, *tensors: Tensor):
-        parts = _parts(x, setting, tensors)
-        moments = batch_moments(x, parts.weights, setting.stride, setting.groups)
+    def forward(ctx, x: Tensor, linears: Linears, pool: Pool | None, *tensors: Tensor):
+        parts = linears.parts(x, tensors)
+        moments = batch_moments(x, parts.weights, linears.stride, linears.groups)
+        folded = fold(parts, moments, pool)
         # Laid out as the branches' kernels: an NCHW image convolved with an NHWC kernel becomes an NHWC map, and so do
         # those of all further blocks.
-        kernel = torch.empty_like(tensors[0], dtype=parts.weights.dtype)
-        compiled = setting.groups == 1 and _compiled(setting, x, kernel)
-        folded = kernels.fold(parts, moments, kernel) if compiled else fold(parts, moments, setting.pool)
-        if not compiled:
-            kernel.copy_(folded.kernel)
+        kernel = torch.empty_like(tensors[0], dtype=parts.weights.dtype).copy_(folded.kernel)
         of_norms = [value for value in folded[2:] if value is not None]
-        ctx.setting, ctx.rest, ctx.inputs = setting, parts[2:], 1 + len(tensors)
+        ctx.linears, ctx.pool, ctx.rest, ctx.inputs = linears, pool, parts[2:], 1 + len(tensors)
         ctx.save_for_backward(x, *tensors, *parts[:2], *moments, *of_norms)
         ctx.mark_non_differentiable(*of_norms)
         ctx.set_materialize_grads(False)
@@ -155,65 +181,57 @@ class _OneKernel(Function):
 
     @staticmethod
     def backward(ctx, dx: Tensor | None, dk: Tensor | None, db: Tensor | None, *_):
-        setting: _Setting = ctx.setting
+        linears: Linears = ctx.linears
         saved = ctx.saved_tensors
         x, *tensors = saved[: ctx.inputs]
         weights, vectors, *rest = saved[ctx.inputs :]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            return _differentiable_grads(setting, x, tensors, dx, dk, db)
+            return _differentiable_grads(linears, ctx.pool, x, tensors, dx, dk, db)
         if dk is None and db is None:
-            return dx, *[None] * ctx.inputs
+            return dx, None, None, *[None] * len(tensors)
         parts, moments = Parts(weights, vectors, *ctx.rest), Moments(*rest[:4])
         folded = Folded(*[weights.new_empty(0)] * 2, *rest[4:])
-        dk, db = _given(dk, weights.shape[1:], weights), _given(db, weights.shape[1:2], weights)
-        onto_x, size = ctx.needs_input_grad[0], weights.shape[-1]
-        if onto_x and dx is None:
-            dx = torch.zeros_like(x)
+        onto_x = ctx.needs_input_grad[0]
         with _without_autocast(x):
-            if setting.groups == 1 and _compiled(setting, x):
-                grads = kernels.fold_grad(parts, moments, folded, dk, db)
-                if onto_x:
-                    slope = kernels.slope_of(parts, moments, grads)
-                    add_patch_grad(dx, x, size, setting.stride, slope, grads.offset.view(-1), moments.patch)
-            else:
-                grads = fold_grad(parts, moments, folded, dk, db, setting.pool)
-                if onto_x:
-                    offset = grads.offset - (grads.slope @ moments.patch[..., None])[..., 0]
-                    if setting.groups > 1:
-                        depthwise.add_grad(dx, x, grads.slope, offset, setting.stride)
-                    else:
-                        add_patch_grad(dx, x, size, setting.stride, grads.slope[0], offset[0], moments.patch[0])
-        each = [*grads.weights.unbind(), *grads.vectors.unbind()]
-        if weights.dtype != tensors[0].dtype or vectors.dtype != tensors[-1].dtype:
-            each = [grad.to(tensor) for grad, tensor in zip(each, tensors)]
-        return dx if onto_x else None, None, *each
+            grads = fold_grad(parts, moments, folded, *_given(dk, db, weights.unbind()), ctx.pool)
+            if onto_x:
+                dx = torch.zeros_like(x) if dx is None else dx
+                offset = grads.offset - (grads.slope @ moments.patch[..., None])[..., 0]
+                if linears.groups > 1:
+                    depthwise.add_grad(dx, x, grads.slope, offset, linears.stride)
+                else:
+                    size = weights.shape[-1]
+                    add_patch_grad(dx, x, size, linears.stride, grads.slope[0], offset[0], moments.patch[0])
+        return dx if onto_x else None, None, None, *_each(grads[:2], tensors)
 
 
-def _given(grad: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
-    if grad is None:
-        return like.new_zeros(shape)
-    return grad if grad.dtype == like.dtype else grad.to(like.dtype)
+def _onto(dx: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of ``x`` that has arrived, and what to add to: itself, if the kernels take how it lies in memory."""
+    if dx is None:
+        dx = torch.zeros_like(x)
+    return dx, dx if kernels.usable(dx) else torch.zeros_like(x)
 
 
-def _parts(x: Tensor, setting: _Setting, tensors: Sequence[Tensor]) -> Parts:
-    """The tensors of a block, stacked, in float32 at least."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    weights, vectors = (_stack(part, dtype) for part in (tensors[: setting.kernels], tensors[setting.kernels :]))
-    return Parts(weights, vectors, setting.eps, setting.groups, count_patches(x, setting.stride))
+def _given(dk: Tensor | None, db: Tensor | None, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Gradients of the kernel and its bias, in the type of ``weights``; zeros if there are none."""
+    like = weights[0]
+    dk = like.new_zeros(like.shape) if dk is None else dk
+    db = like.new_zeros(len(like)) if db is None else db
+    return (dk, db) if dk.dtype == db.dtype == like.dtype else (dk.to(like.dtype), db.to(like.dtype))
 
 
-def _stack(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    stacked = torch.stack(tensors)
-    if stacked.dtype == dtype and stacked.is_contiguous():  # as a rule
-        return stacked
-    return stacked.to(dtype).contiguous()
+def _each(grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients (B, O, I / G, K, K) of kernels and (.., O) of vectors, one for each of the tensors."""
+    return [
+        grad if grad.dtype == tensor.dtype and grad.dim() == tensor.dim() else grad.to(tensor.dtype).view(tensor.shape)
+        for grad, tensor in zip([*grads[0].unbind(), *grads[1].unbind()], tensors)
+    ]
 
 
-def _compiled(setting: _Setting, x: Tensor, *kernel: Tensor) -> bool:
-    """Whether the compiled kernels do the algebra of a block, too; one ``kernel`` to write lies in memory in order."""
-    if setting.pool is not None or gpu.INTERPRETED or not kernels.usable(x, any_layout=setting.groups == 1):
-        return False
-    return all(each.dtype == x.dtype and each.is_contiguous() for each in kernel)
+def _rows_of(weights: Sequence[Tensor]) -> Tensor:
+    """(B O, T)"""
+    rows = torch.stack(weights) if len(weights) > 1 else weights[0]
+    return rows.contiguous().view(-1, weights[0][0].numel())
 
 
 def batch_moments(x: Tensor, weights: Tensor, stride: int, groups: int) -> Moments:
@@ -242,12 +260,19 @@ def batch_moments(x: Tensor, weights: Tensor, stride: int, groups: int) -> Momen
 
 
 def _differentiable_grads(
-    setting: _Setting, x: Tensor, tensors: Sequence[Tensor], dx: Tensor | None, dk: Tensor | None, db: Tensor | None
+    linears: Linears,
+    pool: Pool | None,
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    dx: Tensor | None,
+    dk: Tensor | None,
+    db: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients by operators that can be differentiated again, at the branches' cost."""
-    norms = len(setting.eps)
-    parts = tensors[: setting.kernels], tensors[setting.kernels : norms], tensors[norms:]
-    outputs = by_convolutions(x, *parts, setting.eps, setting.stride, setting.groups, setting.pool)
+    norms = len(linears.eps)
+    pixels = [tensor.flatten() for tensor in tensors[linears.kernels : norms]]
+    parts = tensors[: linears.kernels], pixels, tensors[norms:]
+    outputs = by_convolutions(x, *parts, linears.eps, linears.stride, linears.groups, pool)
     used = [pair for pair in zip(outputs, (dk, db)) if pair[1] is not None and pair[0].requires_grad]
     inputs = [tensor for tensor in (x, *tensors) if tensor.requires_grad]
     gradients = [None] * len(inputs)
@@ -258,4 +283,4 @@ def _differentiable_grads(
     from_statistics = by_input.get(id(x))
     if from_statistics is not None:
         dx = from_statistics if dx is None else dx + from_statistics
-    return dx, None, *(by_input.get(id(tensor)) for tensor in tensors)
+    return dx, None, None, *(by_input.get(id(tensor)) for tensor in tensors)

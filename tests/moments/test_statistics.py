@@ -9,6 +9,7 @@ from by_moments import batch_statistics
 from torch import nn
 from torch.autograd import gradcheck
 
+from mobileone_ext.moments.linears import collect
 from mobileone_ext.moments.statistics import one_kernel
 
 # in, out, kernel, stride, groups, branches; depthwise kernels take lags or branches by their number and stride
@@ -69,7 +70,7 @@ def test_gradients(convolution, plane):
 
     def kernel(x, *tensors):
         of_weights, *rest = split(tensors, len(weights), len(pixels))
-        same, (kernel, bias) = one_kernel(x, of_weights, *rest, stride, groups)
+        same, (kernel, bias) = one_kernel(x, collect(zip((*of_weights, *rest[0]), rest[1]), stride, groups))
         return same * torch.linspace(-1, 1, same.numel(), dtype=same.dtype).view_as(same), kernel, bias
 
     inputs = [tensor.detach().requires_grad_() for tensor in (x, *weights, *pixels, *affine)]
@@ -102,7 +103,7 @@ def test_only_what_needs_a_gradient_gets_one(convolution):
     tensors = [*weights.clone(), *torch.randn(2 * len(weights), weights.shape[1], dtype=x.dtype)]
     tensors[0].requires_grad_()
     of_weights, pixels, norms = split(tensors, len(weights), 0)
-    same, (kernel, _) = one_kernel(x, of_weights, pixels, norms, stride, groups)
+    same, (kernel, _) = one_kernel(x, collect(zip((*of_weights, *pixels), norms), stride, groups))
     kernel.square().sum().backward()
     assert x.grad is None and not same.requires_grad and tensors[0].grad.abs().sum() > 0
     assert all(tensor.grad is None for tensor in tensors[1:])
