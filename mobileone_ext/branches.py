@@ -70,15 +70,16 @@ class BranchType:
             ``options`` are the other keys of the config.
         kernel: ``(module, shape)`` gives the kernel (O, I, K, K) and bias (O,) that the module computes in eval mode.
         linear: ``(module, shape)`` gives what stands before the last norm, and that norm: a kernel (O, I, K, K), or for
-            a branch that only weighs the pixel under the kernel's center one number a channel, (O,). It gives None if
-            something before that norm is not linear in training: blocks with such a branch train by their branches.
+            a branch that only weighs the pixel under the kernel's center one number a channel, (O,) or a depthwise
+            (O, 1, 1, 1), or None where all are one. It gives None instead of both if something before that norm is not
+            linear in training: blocks with such a branch train by their branches.
         fits: where it can stand; elsewhere blocks leave it out.
         slot: its attribute of the block. In ``branch_scale`` and ``branch_norm`` there is one, in the others a list.
     """
 
     build: Callable[..., nn.Module]
     kernel: Callable[[nn.Module, ConvShape], Kernel]
-    linear: Callable[[Any, ConvShape], tuple[Tensor, nn.Module] | None] = lambda module, shape: None
+    linear: Callable[[Any, ConvShape], tuple[Tensor | None, nn.Module] | None] = lambda module, shape: None
     fits: Callable[[ConvShape], bool] = lambda shape: True
     slot: str = 'branch_list'
 
@@ -141,9 +142,9 @@ def prove(name: str, kind: BranchType, branch: nn.Module, shape: ConvShape) -> N
             linear = kind.linear(copied, shape)
             if linear is not None:
                 weight, norm = linear
-                if weight.dim() == 1:
-                    one = identity_kernel(shape.in_channels, shape.groups, shape.kernel_size, like=weight)
-                    weight = one * weight[:, None, None, None]
+                if weight is None or weight.dim() == 1 or weight.shape[-1] < shape.kernel_size:
+                    one = identity_kernel(shape.in_channels, shape.groups, shape.kernel_size, like=x)
+                    weight = one if weight is None else one * weight.reshape(-1, 1, 1, 1)
                 out = shape.apply(x, Kernel(weight, weight.new_zeros(shape.out_channels)))
                 expected = copy.deepcopy(norm).train()(out)
                 pairs['linear'] = copied.train()(x), expected
@@ -260,7 +261,7 @@ register(
     BranchType(
         build=lambda shape, norm: norm(shape.in_channels),
         kernel=_skip_kernel,
-        linear=lambda norm, shape: None if norm.weight is None else (torch.ones_like(norm.weight), norm),
+        linear=lambda norm, shape: None if norm.weight is None else (None, norm),
         fits=lambda shape: shape.in_channels == shape.out_channels and shape.stride == 1,
         slot='branch_norm',
     ),

@@ -1,6 +1,5 @@
 """The algebra of a block (fold.py) by the compiled kernels, in one call each way; they read tensors where they lie."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,25 +7,29 @@ from torch import Tensor
 
 from . import gpu, kernels
 from .fold import Moments
-from .linears import Linears
+from .linears import Linears, Tensors
 from .patches import count_patches
 
 
-def take(x: Tensor, tensors: Sequence[Tensor]) -> bool:
-    """Whether the kernels do the algebra of a block with these ``tensors``, too: they read them where they lie."""
-    if gpu.INTERPRETED or not kernels.usable(x, any_layout=tensors[0].shape[1] > 1):
+def take(x: Tensor, linears: Linears) -> bool:
+    """Whether the kernels do the algebra of a block, too: its tensors are of the type of ``x`` and lie in order."""
+    if gpu.INTERPRETED or not kernels.usable(x, any_layout=linears.groups == 1):
         return False
-    return all(tensor.dtype == x.dtype and tensor.is_contiguous() for tensor in tensors)
+    counts = len(linears.buffers) - len(linears.eps)
+    tensors = [tensor for tensor in (*linears.tensors, *linears.buffers[:counts]) if tensor is not None]
+    types = {tensor.dtype for tensor in tensors}, {tensor.dtype for tensor in linears.buffers[counts:]}
+    return types == ({x.dtype}, {torch.long}) and all(map(Tensor.is_contiguous, tensors))
 
 
-def fold(
-    x: Tensor, linears: Linears, tensors: Sequence[Tensor], moments: Moments, kernel: Tensor
-) -> tuple[Tensor, Tensor]:
-    """As :func:`mobileone_ext.moments.fold.fold`, into ``kernel``: its bias, and the statistics of the norms."""
+def fold(x: Tensor, linears: Linears, tensors: Tensors, moments: Moments, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`mobileone_ext.moments.fold.fold`, into ``kernel``: its bias, and the statistics of the norms.
+
+    Running statistics follow them.
+    """
     channels = len(kernel)
     bias, statistics = kernel.new_empty(channels), kernel.new_empty(2, len(linears.eps), channels)
     given = _block(x, linears, tensors)
-    moments = Moments(*(value if value is None else kernels.in_order(value, x) for value in moments))
+    moments = Moments(*[value if value is None else kernels.in_order(value, x) for value in moments])
     kernels.run('fold', x.dtype, *given, *moments, kernel, bias, statistics, torch.get_num_threads())
     return bias, statistics
 
@@ -45,7 +48,13 @@ class RowGradients(NamedTuple):
 
 
 def fold_grad(
-    x: Tensor, linears: Linears, tensors: Sequence[Tensor], moments: Moments, statistics: Tensor, dk: Tensor, db: Tensor
+    x: Tensor,
+    linears: Linears,
+    tensors: Tensors,
+    moments: Moments,
+    statistics: Tensor,
+    dk: Tensor,
+    db: Tensor,
 ) -> RowGradients:
     """As :func:`mobileone_ext.moments.fold.fold_grad`, but for the products of ``slopes`` with the kernels."""
     dk, db, channels, number = dk.contiguous(), db.contiguous(), len(dk), linears.kernels
@@ -63,16 +72,16 @@ def fold_grad(
 
 
 def dense_adjoint(
-    x: Tensor, linears: Linears, tensors: Sequence[Tensor], grads: RowGradients, patch: Tensor, slope: Tensor
+    x: Tensor, linears: Linears, tensors: Tensors, grads: RowGradients, patch: Tensor, slope: Tensor
 ) -> None:
     """Add what pixels give to ``slope`` (T, T); take its product with the mean ``patch`` (T) off ``grads.offset``."""
     kernels.run('dense_adjoint', x.dtype, *_block(x, linears, tensors), grads.pixel_slope, patch, slope, grads.offset)
 
 
-def depthwise_forward(x: Tensor, linears: Linears, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def depthwise_forward(x: Tensor, linears: Linears, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     """The one kernel of a depthwise block and its bias, and what ``depthwise_backward`` needs.
 
-    That ends with the mean and biased variance of its norms (2, B + Q, O).
+    Running statistics follow those of the batch.
     """
     channels = x.shape[1]
     kernel, bias = torch.empty_like(tensors[0]), x.new_empty(channels)
@@ -83,7 +92,13 @@ def depthwise_forward(x: Tensor, linears: Linears, tensors: Sequence[Tensor]) ->
 
 
 def depthwise_backward(
-    dx: Tensor | None, x: Tensor, linears: Linears, tensors: Sequence[Tensor], saved: Tensor, dk: Tensor, db: Tensor
+    dx: Tensor | None,
+    x: Tensor,
+    linears: Linears,
+    tensors: Tensors,
+    saved: Tensor,
+    dk: Tensor,
+    db: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weights and vectors; what the statistics give x is added to ``dx``, if it is given."""
     dk, db, number = dk.contiguous(), db.contiguous(), linears.kernels
@@ -95,24 +110,7 @@ def depthwise_backward(
     return grads
 
 
-def follow(buffers: Sequence[Tensor], momenta: tuple[float | None, ...], batch: Tensor, count: int) -> bool:
-    """Move running statistics as ``nn.BatchNorm2d`` does, if they are of the type of ``batch``, on a CPU.
-
-    ``batch`` ends with mean and biased variance (2, norms, O) of ``count`` values a channel; ``buffers`` as in
-    :class:`Linears`.
-    """
-    number, channels = len(momenta), len(buffers[0])
-    if not all(each.dtype == batch.dtype and each.is_contiguous() for each in buffers[: 2 * number]):
-        return False
-    address = batch.data_ptr() + (batch.numel() - 2 * number * channels) * batch.element_size()
-    factors = kernels.doubles(tuple(-1.0 if momentum is None else momentum for momentum in momenta))
-    kernels.run('follow', batch.dtype, address, number, channels, count, factors, kernels.pointers(buffers))
-    return True
-
-
-def _block(x: Tensor, linears: Linears, tensors: Sequence[Tensor]) -> tuple:
-    """A block as functions of kernels.cpp take it: sizes, where its tensors lie, and eps."""
-    channels, per_group, size, _ = tensors[0].shape
-    number, norms, area = linears.kernels, len(linears.eps), size * size
-    sizes = number, norms - number, channels, linears.groups, per_group * area, area, count_patches(x, linears.stride)
-    return kernels.sizes(sizes), kernels.pointers(tensors), kernels.doubles(linears.eps)
+def _block(x: Tensor, linears: Linears, tensors: Tensors) -> tuple:
+    """A block as functions of kernels.cpp take it: sizes, count of patches, where tensors lie, eps and momenta."""
+    pointers = kernels.pointers([*tensors, *linears.buffers])
+    return linears.sizes, count_patches(x, linears.stride), pointers, linears.numbers

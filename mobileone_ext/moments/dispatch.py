@@ -6,6 +6,7 @@ What can change between two calls of the same block (global hooks, tracers, mode
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -71,13 +72,14 @@ class Dispatcher:
             self._linears = _collected(block, branches)
             parameters = {id(tensor) for tensor in self._tensors}
             weights = self._linears.tensors[: len(branches)]
-            self._computed = [(i, each) for i, each in enumerate(branches) if id(weights[i]) not in parameters]
+            kept = [weight is None or id(weight) in parameters for weight in weights]
+            self._computed = [(i, each) for i, each in enumerate(branches) if not kept[i]]
         if not self._computed:
             return self._linears
         tensors = [*self._linears.tensors]
         for index, each in self._computed:
             tensors[index] = _linear(block, *each)[0]
-        return self._linears._replace(tensors=tensors)
+        return replace(self._linears, tensors=tensors)
 
     def _unchanged(self) -> bool:
         try:
@@ -171,13 +173,13 @@ def _collected(block: Any, branches: Sequence[tuple[str, nn.Module]]) -> Linears
     return collect([_linear(block, *each) for each in branches], block.stride, block.groups)
 
 
-def _linear(block: Any, kind: str, branch: nn.Module) -> tuple[Tensor, nn.Module]:
+def _linear(block: Any, kind: str, branch: nn.Module) -> tuple[Tensor | None, nn.Module]:
     """The kernel before the norm, and the norm."""
     linear = BRANCH_TYPES[kind].linear(branch, block.shape)
     assert linear is not None
     return linear
 
 
-def _is_pixel(weight: Tensor, block: Any) -> bool:
-    """Whether a weight is one of the pixel under the center: (O,), or (O, 1, 1, 1) beside larger kernels."""
-    return weight.dim() == 1 or weight.shape[-1] != block.kernel_size
+def _is_pixel(weight: Tensor | None, block: Any) -> bool:
+    """Whether it weighs the pixel under the center: (O,), or (O, 1, 1, 1) beside larger kernels, or None for ones."""
+    return weight is None or weight.dim() == 1 or weight.shape[-1] != block.kernel_size

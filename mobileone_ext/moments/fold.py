@@ -198,7 +198,7 @@ class _AllReduce(Function):
 def by_convolutions(
     x: Tensor,
     kernels: Sequence[Tensor],
-    pixels: Sequence[Tensor],
+    pixels: Sequence[Tensor | None],
     affine: Sequence[Tensor],
     eps: tuple[float, ...],
     stride: int,
@@ -212,7 +212,8 @@ def by_convolutions(
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     padding, pixel = kernels[0].shape[-1] // 2, wide[:, :, ::stride, ::stride]
     outputs = [F.conv2d(wide, w.to(wide), None, stride, padding, groups=groups) for w in kernels]
-    outputs += [pixel * weight.to(wide)[:, None, None] for weight in pixels]
+    pixels = [wide.new_ones(wide.shape[1]) if weight is None else weight.to(wide) for weight in pixels]
+    outputs += [pixel * weight[:, None, None] for weight in pixels]
     mean = torch.stack([z.mean((0, 2, 3)) for z in outputs])
     var = torch.stack([z.var((0, 2, 3), correction=0) for z in outputs])
     count = outputs[0].numel() // outputs[0].shape[1]

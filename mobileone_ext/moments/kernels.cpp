@@ -531,22 +531,23 @@ inline void depthwise_covariance(const double* total, int64_t stride, double cou
 }
 
 // What a block is made of: B kernels (O, taps) in G groups, P weights (O) of the pixel under the center, and a norm for each,
-// with gamma and beta (O) and eps. `tensors` are the kernels, the pixels, the gammas and the betas. `area` taps a channel;
-// `count` patches are averaged over.
+// with gamma and beta (O), eps and, of its running statistics, momentum (below 0: a cumulative average). `tensors` are the
+// kernels, the pixels (none: ones), the gammas and the betas, then running means, variances and counts of batches. `area` taps a
+// channel; `count` patches are averaged over.
 template <typename T>
 struct Block {
   int64_t B, P, O, G, taps, area, count;
-  const T* const* tensors;
-  const double* eps;
+  T* const* tensors;
+  const double *eps, *momenta;
 
-  Block(const int64_t* sizes, const T* const* tensors, const double* eps)
-      : B(sizes[0]), P(sizes[1]), O(sizes[2]), G(sizes[3]), taps(sizes[4]), area(sizes[5]), count(sizes[6]),
-        tensors(tensors), eps(eps) {}
+  Block(const int64_t* sizes, int64_t count, T* const* tensors, const double* numbers)
+      : B(sizes[0]), P(sizes[1]), O(sizes[2]), G(sizes[3]), taps(sizes[4]), area(sizes[5]), count(count),
+        tensors(tensors), eps(numbers), momenta(numbers + B + P) {}
   int64_t norms() const { return B + P; }
   int64_t group(int64_t o) const { return o * G / O; }
   int64_t center(int64_t o) const { return (G == 1 ? o * area : 0) + area / 2; }
   const T* kernel(int64_t b, int64_t o) const { return tensors[b] + o * taps; }
-  double pixel(int64_t b, int64_t o) const { return tensors[b][o]; }  // of a norm b from B on
+  double pixel(int64_t b, int64_t o) const { return tensors[b] ? tensors[b][o] : 1; }  // b from B on
   double gamma(int64_t b, int64_t o) const { return tensors[B + P + b][o]; }
   double beta(int64_t b, int64_t o) const { return tensors[2 * (B + P) + b][o]; }
 };
@@ -587,8 +588,25 @@ inline double dot(const T* a, const T* b, int64_t size) {
   return sum;
 }
 
+// Running statistics follow mean and biased variance (2, B + P, O) of a batch.
+template <typename T>
+void follow(const Block<T>& k, const T* batch) {
+  const double unbiased = static_cast<double>(k.count) / (k.count - 1);
+  const int64_t norms = k.norms();
+  T* const* buffers = k.tensors + norms * 3;
+  for (int64_t n = 0; n < norms; n++) {
+    T *mean = buffers[n], *var = buffers[norms + n];
+    const int64_t tracked = ++*reinterpret_cast<int64_t*>(buffers[2 * norms + n]);
+    const double momentum = k.momenta[n] < 0 ? 1.0 / tracked : k.momenta[n];
+    for (int64_t o = 0; o < k.O; o++) {
+      mean[o] += momentum * (batch[n * k.O + o] - mean[o]);
+      var[o] += momentum * (unbiased * batch[(norms + n) * k.O + o] - var[o]);
+    }
+  }
+}
+
 // m (G, taps), q (B, O, taps), pixel_var (O), W q (B, O) if it is known with more digits -> the kernel (O, taps) and its
-// bias (O), mean and variance (B + P, O).
+// bias (O), mean and variance (B + P, O), which running statistics follow.
 template <typename T>
 void fold(const Block<T>& k, const T* m, const T* q, const T* pixel_var, const T* kernel_var, T* kernel, T* bias, T* mean,
           int64_t threads) {
@@ -621,6 +639,7 @@ void fold(const Block<T>& k, const T* m, const T* q, const T* pixel_var, const T
       bias[o] = shift;
     }
   });
+  follow(k, mean);
 }
 
 // The adjoint. dk (O, taps), db (O) are the gradients of the kernel and its bias -> those of weights, pixels and affine.
@@ -668,22 +687,6 @@ void fold_grad(const Block<T>& k, const T* m, const T* q, const T* pixel_var, co
     }
   });
   for (int64_t i = 0; i < size; i++) offset[i] = offsets[i];
-}
-
-// Running statistics follow mean and biased variance (2, norms, O) of a batch of `count` values a channel.
-// buffers: all running means, variances, counts of batches. A momentum below 0 makes a cumulative average.
-template <typename T>
-void follow(const T* batch, int64_t norms, int64_t O, int64_t count, const double* momenta, void* const* buffers) {
-  const double unbiased = static_cast<double>(count) / (count - 1);
-  for (int64_t n = 0; n < norms; n++) {
-    T *mean = static_cast<T*>(buffers[n]), *var = static_cast<T*>(buffers[norms + n]);
-    const int64_t tracked = ++*static_cast<int64_t*>(buffers[2 * norms + n]);
-    const double momentum = momenta[n] < 0 ? 1.0 / tracked : momenta[n];
-    for (int64_t o = 0; o < O; o++) {
-      mean[o] += momentum * (batch[n * O + o] - mean[o]);
-      var[o] += momentum * (unbiased * batch[(norms + n) * O + o] - var[o]);
-    }
-  }
 }
 
 // From the results of fold_grad to what plane_grad (50, C) or strided_grad (81 + 9, C) add to the map.
@@ -823,36 +826,32 @@ void dense_adjoint(const Block<T>& k, const T* pixel_slope, const T* m, T* slope
                                    const T* shift, double* out, int64_t threads) {                                     \
     stem_sums<T>(x, *steps, N, C, H, W, shift, out, threads);                                                          \
   }                                                                                                                    \
-  extern "C" void fold_##name(const int64_t* sizes, const T* const* tensors, const double* eps, const T* m, const T* q, \
+  extern "C" void fold_##name(const int64_t* sizes, int64_t count, T* const* tensors, const double* numbers, const T* m, const T* q, \
                               const T* pixel_var, const T* kernel_var, T* kernel, T* bias, T* statistics,              \
                               int64_t threads) {                                                                       \
-    fold<T>(Block<T>(sizes, tensors, eps), m, q, pixel_var, kernel_var, kernel, bias, statistics, threads);            \
+    fold<T>(Block<T>(sizes, count, tensors, numbers), m, q, pixel_var, kernel_var, kernel, bias, statistics, threads); \
   }                                                                                                                    \
-  extern "C" void fold_grad_##name(const int64_t* sizes, const T* const* tensors, const double* eps, const T* m,       \
+  extern "C" void fold_grad_##name(const int64_t* sizes, int64_t count, T* const* tensors, const double* numbers, const T* m, \
                                    const T* q, const T* pixel_var, const T* statistics, const T* dk, const T* db,      \
                                    T* dweights, T* dvectors, T* slopes, T* offset, T* pixel_slope, int64_t threads) {  \
-    fold_grad<T>(Block<T>(sizes, tensors, eps), m, q, pixel_var, statistics, dk, db, dweights, dvectors, slopes,       \
+    fold_grad<T>(Block<T>(sizes, count, tensors, numbers), m, q, pixel_var, statistics, dk, db, dweights, dvectors, slopes, \
                  offset, pixel_slope, threads);                                                                        \
   }                                                                                                                    \
-  extern "C" void follow_##name(const T* batch, int64_t norms, int64_t O, int64_t count, const double* momenta,        \
-                                void* const* buffers) {                                                                \
-    follow<T>(batch, norms, O, count, momenta, buffers);                                                               \
-  }                                                                                                                    \
-  extern "C" void depthwise_forward_##name(const int64_t* sizes, const T* const* tensors, const double* eps,           \
+  extern "C" void depthwise_forward_##name(const int64_t* sizes, int64_t count, T* const* tensors, const double* numbers, \
                                            const Map* map, int64_t stride, const T* x, T* saved, T* kernel, T* bias,   \
                                            int64_t threads) {                                                          \
-    depthwise_forward<T>(Block<T>(sizes, tensors, eps), *map, stride, x, saved, kernel, bias, threads);                \
+    depthwise_forward<T>(Block<T>(sizes, count, tensors, numbers), *map, stride, x, saved, kernel, bias, threads);     \
   }                                                                                                                    \
-  extern "C" void depthwise_backward_##name(const int64_t* sizes, const T* const* tensors, const double* eps,          \
+  extern "C" void depthwise_backward_##name(const int64_t* sizes, int64_t count, T* const* tensors, const double* numbers, \
                                             const Map* map, int64_t stride, const T* x, T* dx, const Steps* dx_steps,  \
                                             T* saved, const T* dk, const T* db, T* dweights, T* dvectors,              \
                                             int64_t threads) {                                                         \
-    depthwise_backward<T>(Block<T>(sizes, tensors, eps), *map, stride, x, dx, *dx_steps, saved, dk, db, dweights,      \
+    depthwise_backward<T>(Block<T>(sizes, count, tensors, numbers), *map, stride, x, dx, *dx_steps, saved, dk, db, dweights, \
                           dvectors, threads);                                                                          \
   }                                                                                                                    \
-  extern "C" void dense_adjoint_##name(const int64_t* sizes, const T* const* tensors, const double* eps,               \
+  extern "C" void dense_adjoint_##name(const int64_t* sizes, int64_t count, T* const* tensors, const double* numbers,  \
                                        const T* pixel_slope, const T* m, T* slope, T* offset) {                        \
-    dense_adjoint<T>(Block<T>(sizes, tensors, eps), pixel_slope, m, slope, offset);                                    \
+    dense_adjoint<T>(Block<T>(sizes, count, tensors, numbers), pixel_slope, m, slope, offset);                         \
   }
 
 EXPORT(float, float32)

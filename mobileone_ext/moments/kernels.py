@@ -93,13 +93,12 @@ def stem_sums(x: Tensor, shift: Tensor) -> Tensor:
     return out
 
 
-@cache
-def doubles(values: tuple[float, ...]) -> ctypes.Array:
+def doubles(values: Sequence[float]) -> ctypes.Array:
     return (ctypes.c_double * len(values))(*values)
 
 
-def pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+def pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*[None if each is None else each.data_ptr() for each in tensors])
 
 
 def sizes(values: Sequence[int]) -> ctypes.Array:

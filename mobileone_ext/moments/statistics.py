@@ -11,6 +11,7 @@ Legend: N images, I = C_in input channels, G groups, T = I / G * K * K taps of a
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from torch.autograd import Function
 from ..reparam import Kernel
 from . import compiled, depthwise, gpu, kernels
 from .fold import Folded, Moments, Parts, Pool, by_convolutions, fold, fold_grad
-from .linears import Linears
+from .linears import Linears, Tensors
 from .patches import CHUNK_PATCHES, add_patch_grad, count_patches, patch_moments, pixel_rows
 
 # The lags cost about as much as two branches by themselves.
@@ -44,11 +45,12 @@ def one_kernel(x: Tensor, linears: Linears) -> tuple[Tensor, Kernel]:
     """
     pool = Pool(linears.sync.process_group) if linears.sync is not None and dist.is_initialized() else None
     with _without_autocast(x):
-        function = _OneKernel
-        if pool is None and compiled.take(x, linears.tensors):
+        if pool is None and compiled.take(x, linears):
             function = _Depthwise if linears.groups > 1 else _Dense
-        same, weight, bias, batch, *total = function.apply(x, linears, pool, *linears.tensors)
-        _follow(linears, batch, total[0] if total else count_patches(x, linears.stride))
+            same, weight, bias = function.apply(x, linears, *linears.tensors)
+        else:
+            same, weight, bias, batch, *total = _OneKernel.apply(x, linears, pool, *linears.tensors)
+            _follow(linears, batch, total[0] if total else count_patches(x, linears.stride))
     # Without a gradient of its own, x stays so, or the convolution computes one for the images.
     return (same if x.requires_grad else x), Kernel(weight, bias)
 
@@ -61,13 +63,10 @@ def _without_autocast(x: Tensor) -> AbstractContextManager:
 
 @torch.no_grad()
 def _follow(linears: Linears, batch: Tensor, count: int | Tensor) -> None:
-    """Move running statistics by ``count`` values, whose mean and variance (2, norms, O) end ``batch``."""
+    """Move running statistics by ``count`` values, whose mean and biased variance (2, norms, O) are ``batch``."""
     number = len(linears.eps)
-    by_kernel = isinstance(count, int) and kernels.usable(batch, any_layout=True)
-    if by_kernel and compiled.follow(linears.buffers, linears.momenta, batch, count):
-        return
     means, variances, tracked = (linears.buffers[i : i + number] for i in range(0, 3 * number, number))
-    mean, var = batch.flatten()[-2 * number * len(means[0]) :].view(2, number, -1)
+    mean, var = batch
     var = var * (count / (count - 1))
     torch._foreach_add_(tracked, 1)
     momenta = {*linears.momenta}
@@ -84,88 +83,101 @@ class _Depthwise(Function):
     """``one_kernel`` of a depthwise block and its gradient by one compiled call each."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, linears: Linears, pool: None, *tensors: Tensor):
+    def forward(ctx, x: Tensor, linears: Linears, *tensors: Tensor | None):
         kernel, bias, saved = compiled.depthwise_forward(x, linears, tensors)
         ctx.linears = linears
         ctx.save_for_backward(x, *tensors, saved)
-        ctx.mark_non_differentiable(saved)
         ctx.set_materialize_grads(False)
-        return x.view_as(x), kernel, bias, saved
+        return x.view_as(x), kernel, bias
 
     @staticmethod
-    def backward(ctx, dx: Tensor | None, dk: Tensor | None, db: Tensor | None, _):
+    def backward(ctx, dx: Tensor | None, dk: Tensor | None, db: Tensor | None):
         x, *tensors, saved = ctx.saved_tensors
         linears: Linears = ctx.linears
         if torch.is_grad_enabled():  # create_graph=True
-            return _differentiable_grads(linears, None, x, tensors, dx, dk, db)
+            dx, *each = _differentiable_grads(linears, None, x, tensors, dx, dk, db)
+            return dx, None, *each
         if dk is None and db is None:
-            return dx, None, None, *[None] * len(tensors)
+            return dx, None, *[None] * len(tensors)
         dx, own = _onto(dx, x) if ctx.needs_input_grad[0] else (None, None)
         grads = compiled.depthwise_backward(own, x, linears, tensors, saved, *_given(dk, db, tensors))
         if own is not dx:
             dx = dx + own
-        return dx, None, None, *_each(grads, tensors)
+        return dx, None, *_each(grads, tensors)
 
 
 class _Dense(Function):
     """``one_kernel`` of a dense block: products of matrices by torch, the rest of the algebra by one compiled call."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, linears: Linears, pool: None, *tensors: Tensor):
-        count, taps = count_patches(x, linears.stride), tensors[0][0].numel()
-        weights = _rows_of(tensors[: linears.kernels])
-        outputs = weights.new_empty(0)
-        if tensors[0].shape[-1] == linears.stride == 1 and count <= min(CHUNK_PATCHES, _FEW_PATCHES * taps):
-            pixels = pixel_rows(x)
-            mean = pixels.mean(0)
-            pixels = pixels - mean
-            outputs = pixels @ weights.t()
-            products = (outputs.t() @ pixels).div_(count)
-            pixel_var = pixels.square().mean(0) if len(linears.eps) > linears.kernels else mean
-            moments = Moments(mean, products, pixel_var)
+    def forward(ctx, x: Tensor, linears: Linears, *tensors: Tensor | None):
+        count, weights = count_patches(x, linears.stride), _rows_of(tensors[: linears.kernels])
+        outputs = None
+        if tensors[0].shape[-1] == linears.stride == 1 and count <= CHUNK_PATCHES:
+            moments, outputs = _few_pixels(x, weights, len(linears.eps) > linears.kernels)
         else:
             moments = batch_moments(x, weights.view(linears.kernels, *tensors[0].shape), linears.stride, 1)
         kernel = torch.empty_like(tensors[0])
         bias, statistics = compiled.fold(x, linears, tensors, moments, kernel)
         ctx.linears = linears
         ctx.save_for_backward(x, *tensors, *moments[:3], outputs, statistics)
-        ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
-        return x.view_as(x), kernel, bias, statistics
+        return x.view_as(x), kernel, bias
 
     @staticmethod
-    def backward(ctx, dx: Tensor | None, dk: Tensor | None, db: Tensor | None, _):
+    def backward(ctx, dx: Tensor | None, dk: Tensor | None, db: Tensor | None):
         x, *tensors, patch, products, pixel_var, outputs, statistics = ctx.saved_tensors
         linears: Linears = ctx.linears
         if torch.is_grad_enabled():  # create_graph=True
-            return _differentiable_grads(linears, None, x, tensors, dx, dk, db)
+            dx, *each = _differentiable_grads(linears, None, x, tensors, dx, dk, db)
+            return dx, None, *each
         if dk is None and db is None:
-            return dx, None, None, *[None] * len(tensors)
+            return dx, None, *[None] * len(tensors)
         moments = Moments(patch, products, pixel_var)
         grads = compiled.fold_grad(x, linears, tensors, moments, statistics, *_given(dk, db, tensors))
         if ctx.needs_input_grad[0]:
             dx, own = _onto(dx, x)
-            if len(outputs):
+            if outputs is not None:
                 share = torch.addmm(grads.offset, outputs, grads.slopes)
                 if len(linears.eps) > linears.kernels:
                     share.addcmul_(pixel_rows(x) - patch, grads.pixel_slope)
-                own += share.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
             else:
                 slope = grads.slopes.t() @ _rows_of(tensors[: linears.kernels])
                 compiled.dense_adjoint(x, linears, tensors, grads, patch, slope)
-                add_patch_grad(own, x, tensors[0].shape[-1], linears.stride, slope, grads.offset, patch.view(-1))
+                size, stride = tensors[0].shape[-1], linears.stride
+                if size > 1 or stride > 1 or count_patches(x, stride) > CHUNK_PATCHES:
+                    add_patch_grad(own, x, size, stride, slope, grads.offset, patch.view(-1))
+                    share = None
+                else:
+                    share = torch.addmm(grads.offset, pixel_rows(x), slope)
+            if share is not None:
+                own += share.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
             if own is not dx:
                 dx = dx + own
         else:
             dx = None
-        return dx, None, None, *_each(grads[:2], tensors)
+        return dx, None, *_each(grads[:2], tensors)
+
+
+def _few_pixels(x: Tensor, weights: Tensor, with_var: bool) -> tuple[Moments, Tensor | None]:
+    """Moments of few pixels; also the branches' outputs (P, B O) less their means, if those are less work than C."""
+    pixels = pixel_rows(x)
+    mean = pixels.mean(0)
+    pixels = pixels - mean
+    scale: dict[str, Any] = dict(beta=0, alpha=1 / len(pixels))
+    if len(pixels) > _FEW_PATCHES * len(mean):
+        cov = torch.addmm(mean, pixels.t(), pixels, **scale)
+        return Moments(mean, weights @ cov, cov.diagonal().contiguous() if with_var else mean), None
+    outputs = pixels @ weights.t()
+    products = torch.addmm(mean, outputs.t(), pixels, **scale)
+    return Moments(mean, products, pixels.square().mean(0) if with_var else mean), outputs
 
 
 class _OneKernel(Function):
     """``one_kernel`` with its gradient by torch; also the statistics of the norms, and pooled, their count."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, linears: Linears, pool: Pool | None, *tensors: Tensor):
+    def forward(ctx, x: Tensor, linears: Linears, pool: Pool | None, *tensors: Tensor | None):
         parts = linears.parts(x, tensors)
         moments = batch_moments(x, parts.weights, linears.stride, linears.groups)
         folded = fold(parts, moments, pool)
@@ -186,7 +198,8 @@ class _OneKernel(Function):
         x, *tensors = saved[: ctx.inputs]
         weights, vectors, *rest = saved[ctx.inputs :]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            return _differentiable_grads(linears, ctx.pool, x, tensors, dx, dk, db)
+            dx, *each = _differentiable_grads(linears, ctx.pool, x, tensors, dx, dk, db)
+            return dx, None, None, *each
         if dk is None and db is None:
             return dx, None, None, *[None] * len(tensors)
         parts, moments = Parts(weights, vectors, *ctx.rest), Moments(*rest[:4])
@@ -220,12 +233,15 @@ def _given(dk: Tensor | None, db: Tensor | None, weights: Sequence[Tensor]) -> t
     return (dk, db) if dk.dtype == db.dtype == like.dtype else (dk.to(like.dtype), db.to(like.dtype))
 
 
-def _each(grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+def _each(grads: Sequence[Tensor], tensors: Tensors) -> list[Tensor]:
     """Gradients (B, O, I / G, K, K) of kernels and (.., O) of vectors, one for each of the tensors."""
-    return [
-        grad if grad.dtype == tensor.dtype and grad.dim() == tensor.dim() else grad.to(tensor.dtype).view(tensor.shape)
-        for grad, tensor in zip([*grads[0].unbind(), *grads[1].unbind()], tensors)
-    ]
+    each = [*grads[0].unbind(), *grads[1].unbind()]
+    for index in range(len(grads[0]), len(each) // 3):  # of pixels
+        tensor = tensors[index]
+        each[index] = None if tensor is None else each[index].view(tensor.shape)
+    if each[0].dtype == tensors[0].dtype == tensors[-1].dtype:
+        return each
+    return [grad if grad is None else grad.to(tensor.dtype) for grad, tensor in zip(each, tensors)]
 
 
 def _rows_of(weights: Sequence[Tensor]) -> Tensor:
@@ -263,18 +279,18 @@ def _differentiable_grads(
     linears: Linears,
     pool: Pool | None,
     x: Tensor,
-    tensors: Sequence[Tensor],
+    tensors: Tensors,
     dx: Tensor | None,
     dk: Tensor | None,
     db: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients by operators that can be differentiated again, at the branches' cost."""
     norms = len(linears.eps)
-    pixels = [tensor.flatten() for tensor in tensors[linears.kernels : norms]]
+    pixels = [tensor if tensor is None else tensor.flatten() for tensor in tensors[linears.kernels : norms]]
     parts = tensors[: linears.kernels], pixels, tensors[norms:]
     outputs = by_convolutions(x, *parts, linears.eps, linears.stride, linears.groups, pool)
     used = [pair for pair in zip(outputs, (dk, db)) if pair[1] is not None and pair[0].requires_grad]
-    inputs = [tensor for tensor in (x, *tensors) if tensor.requires_grad]
+    inputs = [tensor for tensor in (x, *tensors) if tensor is not None and tensor.requires_grad]
     gradients = [None] * len(inputs)
     if used and inputs:
         outputs, output_grads = zip(*used)
@@ -283,4 +299,4 @@ def _differentiable_grads(
     from_statistics = by_input.get(id(x))
     if from_statistics is not None:
         dx = from_statistics if dx is None else dx + from_statistics
-    return dx, None, None, *(by_input.get(id(tensor)) for tensor in tensors)
+    return dx, *[None if tensor is None else by_input.get(id(tensor)) for tensor in tensors]

@@ -30,8 +30,11 @@ def make_step(arch: str | dict, **options) -> Callable[[], None]:
     net: nn.Module = MobileOne(arch, **options).train().to(memory_format=torch.channels_last)
     images = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
 
+    parameters = [*net.parameters()]
+
     def step() -> None:
-        net.zero_grad(set_to_none=True)
+        for parameter in parameters:  # as zero_grad, without its walk over modules
+            parameter.grad = None
         net(images)[-1].square().mean().backward()
 
     step()
