@@ -39,10 +39,13 @@ class Dispatcher:
 
     def takes_moments(self, block: Any, x: Tensor) -> bool:
         """Whether ``block`` computes its training forward of ``x`` by moments."""
-        if block.train_impl == 'branches' or not block.training or not is_plain_input(x) or not is_plain_process():
+        if block.train_impl == 'branches' or not block.training or not is_plain_input(x):
             return False
         if torch.compiler.is_compiling():
-            return not branches_reason(block) and _suits(block, x)
+            facts = _facts_when_compiled(block)
+            return facts is not None and _suits(block, x, *facts)
+        if not is_plain_process():
+            return False
         if not self._modules or not self._unchanged():
             self._watch(block)
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
@@ -50,7 +53,7 @@ class Dispatcher:
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         kind = block.train_impl, x.shape, x.dtype, x.device, channels_last, autocast
         if kind not in self._choices:
-            self._choices[kind] = not branches_reason(block) and _suits(block, x)
+            self._choices[kind] = not branches_reason(block) and _suits(block, x, *_facts(block))
         return self._choices[kind]
 
     def _watch(self, block: Any) -> None:
@@ -134,25 +137,34 @@ def branches_reason(block: Any) -> str | None:
     return None
 
 
-def _suits(block: Any, x: Tensor) -> bool:
+def _facts(block: Any) -> tuple[bool, tuple[torch.dtype, ...], tuple[torch.dtype, ...]]:
+    """Of a block that moments can take: whether its norms train, and the types of its weights and of its norms'."""
+    norms = [_linear(block, kind, branch)[1] for _, kind, branch in block.typed_branches(SLOTS)]
+    weights = {p.dtype for branch in block.branches() for p in branch.parameters() if p.dim() > 1}
+    return all(norm.training for norm in norms), tuple(weights), tuple({norm.weight.dtype for norm in norms})
+
+
+@torch.compiler.assume_constant_result
+def _facts_when_compiled(block: Any) -> tuple | None:
+    """``_facts``, or None for a block that takes its branches; looked at once, when a network is compiled."""
+    return None if moments_reason(block) else _facts(block)
+
+
+def _suits(block: Any, x: Tensor, norms_train: bool, dtypes: Sequence, norm_dtypes: Sequence) -> bool:
     """Whether moments know what to do with ``x``, and are not slower."""
     # Wrong shapes, types and single values: their error is for the branches to raise.
-    if x.dim() != 4 or x.shape[1] != block.in_channels or count_patches(x, block.stride) < 2:
+    if x.dim() != 4 or x.shape[1] != block.in_channels or count_patches(x, block.stride) < 2 or not norms_train:
         return False
-    norms = [_linear(block, kind, branch)[1] for _, kind, branch in block.typed_branches(SLOTS)]
     if block.train_impl == 'auto':
         branches = len(block.branch_conv_list) + len(block.branch_list)
         geometry = block.kernel_size, block.stride, block.groups, block.out_channels
         if not is_faster(x, *geometry, branches, block.branch_norm is not None):
             return False
-    if not all(norm.training for norm in norms):
-        return False
     # What mixtures of types torch takes, and what it makes of them, the branches show.
-    dtypes = {p.dtype for branch in block.branches() for p in branch.parameters() if p.dim() > 1}
     if torch.is_autocast_enabled(x.device.type):
         return len(dtypes) == 1
-    norm_dtypes = {x.dtype} if x.dtype == torch.float64 else {x.dtype, torch.float32}
-    return dtypes == {x.dtype} and {norm.weight.dtype for norm in norms} <= norm_dtypes
+    allowed = (x.dtype,) if x.dtype == torch.float64 else (x.dtype, torch.float32)
+    return tuple(dtypes) == (x.dtype,) and all(dtype in allowed for dtype in norm_dtypes)
 
 
 def one_convolution(block: Any, x: Tensor) -> Tensor:

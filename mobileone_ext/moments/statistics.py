@@ -10,7 +10,6 @@ Legend: N images, I = C_in input channels, G groups, T = I / G * K * K taps of a
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,13 +18,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..reparam import Kernel
-from . import compiled, depthwise, gpu, kernels
-from .fold import Folded, Moments, Parts, Pool, by_convolutions, fold, fold_grad
+from . import compiled, kernels, operators
+from .batch import add_grads, batch_moments, without_autocast
+from .fold import Folded, Moments, Parts, Pool, by_convolutions, fold
 from .linears import Linears, Tensors
-from .patches import CHUNK_PATCHES, add_patch_grad, count_patches, patch_moments, pixel_rows
+from .patches import CHUNK_PATCHES, add_patch_grad, count_patches, pixel_rows
 
-# The lags cost about as much as two branches by themselves.
-_LAGS_FROM_BRANCHES = 2
 # Multiplications of a 1x1 block by its branches' outputs and by the covariance, per P and per I (O = I, four kernels):
 # 12 P I^2 and 1.6 P I^2 + 8 I^3. Below this share of I patches, the former are fewer.
 _FEW_PATCHES = 0.75
@@ -44,7 +42,12 @@ def one_kernel(x: Tensor, linears: Linears) -> tuple[Tensor, Kernel]:
     in place, without another map of that size. Statistics of half precision are computed in float32.
     """
     pool = Pool(linears.sync.process_group) if linears.sync is not None and dist.is_initialized() else None
-    with _without_autocast(x):
+    with without_autocast(x):
+        if pool is None and torch.compiler.is_compiling():
+            parts = linears.parts(x, linears.tensors)
+            weight, bias, batch = operators.one_kernel(x, *parts[:3], linears.stride, linears.groups)
+            _follow(linears, batch, count_patches(x, linears.stride))
+            return x, Kernel(_laid_out_as(linears.tensors[0], weight), bias)
         if pool is None and compiled.take(x, linears):
             function = _Depthwise if linears.groups > 1 else _Dense
             same, weight, bias = function.apply(x, linears, *linears.tensors)
@@ -53,12 +56,6 @@ def one_kernel(x: Tensor, linears: Linears) -> tuple[Tensor, Kernel]:
             _follow(linears, batch, total[0] if total else count_patches(x, linears.stride))
     # Without a gradient of its own, x stays so, or the convolution computes one for the images.
     return (same if x.requires_grad else x), Kernel(weight, bias)
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager:
-    """Entered where it changes something: it takes as long as a small operator."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 @torch.no_grad()
@@ -181,15 +178,12 @@ class _OneKernel(Function):
         parts = linears.parts(x, tensors)
         moments = batch_moments(x, parts.weights, linears.stride, linears.groups)
         folded = fold(parts, moments, pool)
-        # Laid out as the branches' kernels: an NCHW image convolved with an NHWC kernel becomes an NHWC map, and so do
-        # those of all further blocks.
-        kernel = torch.empty_like(tensors[0], dtype=parts.weights.dtype).copy_(folded.kernel)
         of_norms = [value for value in folded[2:] if value is not None]
         ctx.linears, ctx.pool, ctx.rest, ctx.inputs = linears, pool, parts[2:], 1 + len(tensors)
         ctx.save_for_backward(x, *tensors, *parts[:2], *moments, *of_norms)
         ctx.mark_non_differentiable(*of_norms)
         ctx.set_materialize_grads(False)
-        return x.view_as(x), kernel, folded.bias, *of_norms
+        return x.view_as(x), _laid_out_as(tensors[0], folded.kernel), folded.bias, *of_norms
 
     @staticmethod
     def backward(ctx, dx: Tensor | None, dk: Tensor | None, db: Tensor | None, *_):
@@ -204,18 +198,21 @@ class _OneKernel(Function):
             return dx, None, None, *[None] * len(tensors)
         parts, moments = Parts(weights, vectors, *ctx.rest), Moments(*rest[:4])
         folded = Folded(*[weights.new_empty(0)] * 2, *rest[4:])
-        onto_x = ctx.needs_input_grad[0]
-        with _without_autocast(x):
-            grads = fold_grad(parts, moments, folded, *_given(dk, db, weights.unbind()), ctx.pool)
-            if onto_x:
-                dx = torch.zeros_like(x) if dx is None else dx
-                offset = grads.offset - (grads.slope @ moments.patch[..., None])[..., 0]
-                if linears.groups > 1:
-                    depthwise.add_grad(dx, x, grads.slope, offset, linears.stride)
-                else:
-                    size = weights.shape[-1]
-                    add_patch_grad(dx, x, size, linears.stride, grads.slope[0], offset[0], moments.patch[0])
-        return dx if onto_x else None, None, None, *_each(grads[:2], tensors)
+        if not ctx.needs_input_grad[0]:
+            dx = None
+        elif dx is None:
+            dx = torch.zeros_like(x)
+        given = _given(dk, db, weights.unbind())
+        grads = add_grads(dx, x, linears.stride, parts, moments, folded, *given, ctx.pool)
+        return dx, None, None, *_each(grads, tensors)
+
+
+def _laid_out_as(weight: Tensor, kernel: Tensor) -> Tensor:
+    """A kernel in memory as one of the branches.
+
+    An NCHW image convolved with an NHWC kernel becomes an NHWC map, and so do those of all further blocks.
+    """
+    return torch.empty_like(weight, dtype=kernel.dtype).copy_(kernel)
 
 
 def _onto(dx: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,31 +245,6 @@ def _rows_of(weights: Sequence[Tensor]) -> Tensor:
     """(B O, T)"""
     rows = torch.stack(weights) if len(weights) > 1 else weights[0]
     return rows.contiguous().view(-1, weights[0][0].numel())
-
-
-def batch_moments(x: Tensor, weights: Tensor, stride: int, groups: int) -> Moments:
-    """The moments of ``x`` (N, I, H, W) that kernels ``weights`` (B, O, I / G, K, K) ask for."""
-    wide = x if x.dtype == weights.dtype or gpu.usable(x) else x.to(weights.dtype)
-    branches, outputs, _, size, _ = weights.shape
-    if groups == 1:
-        patch, cov = patch_moments(wide, size, stride)
-        matrix = weights.view(branches * outputs, -1)
-        products = (matrix if matrix.dtype == cov.dtype else matrix.to(cov)) @ cov[0]
-        products = products.view(branches, outputs, -1)
-        pixel_var = cov[0].diagonal()[size**2 // 2 :: size**2].contiguous()
-    else:
-        compiled = depthwise.kernels_for(wide)
-        by_channel = weights.flatten(2).transpose(0, 1)  # (C, B, 9)
-        if compiled is None and (stride > 1 or branches < _LAGS_FROM_BRANCHES):
-            patch, products, pixel_var = depthwise.branch_moments(wide, by_channel, stride)
-        else:
-            patch, cov = depthwise.compiled_moments(wide, stride) if compiled else depthwise.lag_moments(wide)
-            products, pixel_var = by_channel.to(cov) @ cov, cov[:, 4, 4]
-        products = products.transpose(0, 1)
-    if products.dtype == weights.dtype:
-        return Moments(patch, products, pixel_var)
-    var = (weights.flatten(2) * products).sum(2)  # with the digits that there are
-    return Moments(*(value.to(weights.dtype) for value in (patch, products, pixel_var, var)))
 
 
 def _differentiable_grads(

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mobileone_ext.moments.batch import batch_moments
 from mobileone_ext.moments.fold import Parts, statistics
 from mobileone_ext.moments.patches import count_patches
-from mobileone_ext.moments.statistics import batch_moments
 
 
 class Statistics(NamedTuple):

@@ -1,15 +1,20 @@
 """What 300 epochs of ImageNet cost, calculated from the bytes that each step moves; nothing is measured here.
 
 Kernels of these networks wait for memory on a GPU, so that a step takes at least as long as its maps take to be
-written and read (traffic.py), in 2 bytes a value. Weights, launches, the optimizer and the head are left out.
+written and read (traffic.py), in 2 bytes a value, as long as its products, and as long as the host needs to call its
+operators. The optimizer, gradients between GPUs and the head are left out.
 """
 
 import argparse
+from collections.abc import Sequence
 from functools import cache
+from itertools import product
+from statistics import median
+from typing import NamedTuple
 
 from mobileone_ext.text import markdown_table
 
-from .traffic import blocks, network_bytes
+from .traffic import blocks, forward_bytes, network_bytes, products
 
 VARIANTS = ('s0', 's1', 's2', 's3', 's4')
 PHOTOS, EPOCHS = 1_281_167, 300
@@ -23,12 +28,37 @@ RATES = {'640 x 500': {160: 381, 224: 347}, '500 x 375': {160: 670, 224: 631}, '
 
 
 # Ways to train, and what traffic.py calls them.
-METHODS = {
-    'branches': 'branches',
-    'moments': 'moments',
-    'moments, fused kernels': 'moments in neighbors',
-    'fused network': 'fused',
+METHODS = {'branches': 'branches', 'moments': 'moments', 'fused network': 'fused'}
+# Half of an H100's products a second in two bytes, dense.
+PRODUCTS = 0.5 * 989e12 / 2
+# Milliseconds of one core that forward and backward of blocks 16 channels wide take with two images of 64 px, where next
+# to nothing but the host's work is left; moments with a block's algebra by torch's operators, as on a GPU: host.csv.
+HOST = {
+    's0': {'branches': 0.0, 'moments': 0.0, 'fused network': 0.0},
 }
+# Images a second of an RTX 4090 that only predicts (AMP, NCHW, batch 1,024, 224 px), branched and fused, as timm
+# publishes them, and the bandwidth that they are held against: 80 % of its 1.008 TB/s.
+PUBLISHED = {'s0': (3552, 18891), 's1': (4717, 11177), 's2': (3860, 8980), 's3': (3179, 7352), 's4': (2362, 5170)}
+PUBLISHED_BANDWIDTH = 0.8 * 1.008e12
+
+
+def checked() -> dict[str, tuple[float, float]]:
+    """Published images a second over calculated ones, of a branched and of a fused network."""
+    return {
+        arch: tuple(
+            rate
+            * sum(forward_bytes(block, 1, impl, BYTES_A_VALUE) for block in blocks(arch, 224))
+            / PUBLISHED_BANDWIDTH
+            for rate, impl in zip(rates, ('branches', 'fused'))
+        )
+        for arch, rates in PUBLISHED.items()
+    }
+
+
+@cache
+def correction() -> float:
+    """By how much networks of one convolution a block are slower than their traffic says: the median of five."""
+    return median(1 / fused for _, fused in checked().values())
 
 
 blocks_of = cache(blocks)
@@ -46,9 +76,30 @@ def shares() -> dict[int, float]:
     return {size: (end - begin) / EPOCHS for (size, begin), end in zip(STAGES, ends)}
 
 
-def images_per_second(arch: str, method: str, size: int, bandwidth: float) -> float:
+class Step(NamedTuple):
+    """Milliseconds of a GPU's memory, its products and the host's calls for one step, and of the step."""
+
+    memory: float
+    products: float
+    host: float
+
+    @property
+    def total(self) -> float:
+        """Products wait for memory and the GPU for the host, or the host for the GPU."""
+        return max(self.memory + self.products, self.host)
+
+
+def step(arch: str, method: str, size: int, batch: int, bandwidth: float) -> Step:
     """Of one GPU that moves ``bandwidth`` bytes a second."""
-    return bandwidth / bytes_of_an_image(arch, method, size)
+    factor = 1 if method == 'branches' else correction()
+    multiplied = sum(products(block, batch, METHODS[method]) for block in blocks(arch, size))
+    memory = factor * batch * bytes_of_an_image(arch, method, size) / bandwidth
+    return Step(1e3 * memory, 1e3 * multiplied / PRODUCTS, HOST[arch][method])
+
+
+def images_per_second(arch: str, method: str, size: int, batch: int, bandwidth: float) -> float:
+    """Of one GPU that moves ``bandwidth`` bytes a second."""
+    return 1e3 * batch / step(arch, method, size, batch, bandwidth).total
 
 
 def hours(rates: dict[int, float]) -> float:
@@ -63,7 +114,14 @@ def prepared(rates: dict[int, float], cores: int) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--gpus', type=int, default=8, metavar='N', help='(8)')
-    parser.add_argument('--batch-size', type=int, default=256, metavar='N', help='of each GPU (256)')
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        nargs='+',
+        default=[32, 256],
+        metavar='N',
+        help="of each GPU (32, the recipe's, and 256)",
+    )
     parser.add_argument(
         '--bandwidth',
         type=float,
@@ -75,43 +133,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the tables of docs/imagenet.md."""
-    if not (args.gpus >= 1 and args.batch_size >= 1 and args.bandwidth > 0):
+    if not (args.gpus >= 1 and min(args.batch_size) >= 1 and args.bandwidth > 0):
         raise ValueError('--gpus and --batch-size: at least 1; --bandwidth: above 0')
     print(as_markdown(args.gpus, args.batch_size, args.bandwidth * 1e12))
 
 
-def as_markdown(gpus: int, batch: int, bandwidth: float) -> str:
-    """A line a variant and method, then the cores that feed it; calculated."""
-    lines = [
-        f'Calculated: {gpus} GPUs, {batch} images each, 2-byte maps, {bandwidth / 1e12:.2f} TB/s.',
-        '',
-    ]
-    steps, cores = [], []
+def as_markdown(gpus: int, batches: Sequence[int], bandwidth: float) -> str:
+    """Steps of each batch size, the cores that feed the last of them, and the check; calculated."""
     sizes = [size for size, _ in STAGES]
-    for arch in VARIANTS:
-        for method in METHODS:
-            moved = batch * bytes_of_an_image(arch, method, sizes[-1])
-            rates = {size: gpus * images_per_second(arch, method, size, bandwidth) for size in sizes}
-            images = [f'{rates[size]:,.0f}' for size in (sizes[0], sizes[-1])]
-            step = f'{moved / 1e9:.0f}', f'{moved / bandwidth * 1e3:.1f}'
-            steps.append((arch, method, *step, *images, f'{hours(rates):.1f}'))
-    for arch in VARIANTS:
-        for method in ('branches', 'moments'):
-            cells = [
-                gpus * images_per_second(arch, method, size, bandwidth) / rate
-                for rates in RATES.values()
-                for size, rate in rates.items()
-            ]
-            cores.append((arch, method, *(f'{cell:,.0f}' for cell in cells)))
-    images = 'images a second, 160 px', '224 px'
+    lines = []
+    for batch in batches:
+        rows = []
+        for arch, method in product(VARIANTS, METHODS):
+            one = step(arch, method, sizes[-1], batch, bandwidth)
+            rates = {size: gpus * images_per_second(arch, method, size, batch, bandwidth) for size in sizes}
+            times = f'{one.memory:.1f}', f'{one.products:.1f}', f'{one.host:.0f}', f'{one.total:.1f}'
+            rows.append((arch, method, *times, f'{rates[sizes[-1]]:,.0f}', f'{hours(rates):.1f}'))
+        columns = (
+            '',
+            '',
+            'memory, ms',
+            'products, ms',
+            'host, ms',
+            'step, ms',
+            'images a second',
+            f'hours of {EPOCHS} epochs',
+        )
+        head = (
+            f'Calculated: {gpus} GPUs, {batch} images each, {sizes[-1]} px, 2-byte maps, {bandwidth / 1e12:.2f} TB/s.'
+        )
+        lines += [head, '', markdown_table(columns, rows), '']
+    cores = []
+    for arch, method in product(VARIANTS, ('branches', 'moments')):
+        cells = [
+            gpus * images_per_second(arch, method, size, batches[-1], bandwidth) / rate
+            for rates in RATES.values()
+            for size, rate in rates.items()
+        ]
+        cores.append((arch, method, *(f'{cell:,.0f}' for cell in cells)))
     photos = [f'{photos}, {size} px' for photos, rates in RATES.items() for size in rates]
+    fed = ', '.join(f'{prepared(rates, CORES):.1f} from {photos}' for photos, rates in RATES.items())
+    check = [(arch, *(f'{share:.2f}' for share in shares)) for arch, shares in checked().items()]
     lines += [
-        markdown_table(('', '', 'GB a step, 224 px', 'ms a step', *images, f'hours of {EPOCHS} epochs'), steps),
-        '',
-        'Cores that read, decode and crop for it, by size of the photos:',
+        f'Cores that read, decode and crop for {batches[-1]} images on each GPU, by size of the photos:',
         '',
         markdown_table(('', '', *photos), cores),
+        '',
+        f'Hours in which {CORES} cores prepare {EPOCHS} epochs: {fed}.',
+        '',
+        'Published images a second over calculated ones, forward only, RTX 4090:',
+        '',
+        markdown_table(('', 'branched', 'fused'), check),
     ]
-    fed = ', '.join(f'{prepared(rates, CORES):.1f} from {photos}' for photos, rates in RATES.items())
-    lines += ['', f'Hours in which {CORES} cores prepare {EPOCHS} epochs: {fed}.']
     return '\n'.join(lines)

@@ -10,8 +10,10 @@ bytes of its input and O those of its output:
     activation        2 O;          backward 3 O
     SE                3 O (reads to pool, reads to multiply, writes);       backward 4 O
     moments           I;            backward 3 I (reads the map, reads and writes the gradient)
+    of wide 1x1       4 I (shifted: reads, writes; sums, products: read);   backward 5 I (share: reads, writes; then 3)
 
-Nobody asks for a gradient of the images, which saves the stem's share of those.
+Nobody asks for a gradient of the images, which saves the stem's share of those. A network that only predicts normalizes
+by 2 O.
 """
 
 from collections.abc import Iterable
@@ -22,6 +24,7 @@ import torch
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.block import MobileOneBlock
 from mobileone_ext.moments.autotune import BlockShape
+from mobileone_ext.moments.gpu import PIXEL_CHANNELS
 
 IMPLS = ('branches', 'moments', 'moments in neighbors', 'fused')
 
@@ -71,8 +74,34 @@ def block_bytes(block: Geometry, batch: int, impl: str, value_bytes: int = 2) ->
     if impl == 'branches':
         return activation + _branches(block, source, out, wanted)
     one_convolution = _convolution(source, out, wanted)
-    moments = {'fused': 0, 'moments': 1 + 3 * wanted, 'moments in neighbors': 1 + wanted}[impl]
+    by_moments = 4 + 5 * wanted if block.kernel_size == 1 and block.in_channels > PIXEL_CHANNELS else 1 + 3 * wanted
+    moments = {'fused': 0, 'moments': by_moments, 'moments in neighbors': 1 + wanted}[impl]
     return activation + one_convolution + moments * source
+
+
+def forward_bytes(block: Geometry, batch: int, impl: str, value_bytes: int = 2) -> int:
+    """Bytes of one block and its activation where a network only predicts; ``impl``: branches or fused."""
+    source = batch * block.in_channels * block.size**2 * value_bytes
+    out = batch * block.out_channels * block.out_size**2 * value_bytes
+    activation = (5 if block.se else 2) * out
+    if impl == 'fused':
+        return activation + source + out
+    terms, norm = block.branches + block.scale + block.skip, 2 * out
+    scale = block.scale * (source // block.stride**2 + out + norm)
+    return activation + block.branches * (source + out + norm) + scale + block.skip * norm + 3 * (terms - 1) * out
+
+
+def products(block: Geometry, batch: int, impl: str) -> int:
+    """Multiplications of a step of one block, forward and backward; ``impl`` as in :func:`block_bytes`."""
+    patches = batch * block.out_size**2
+    taps = block.in_channels // block.groups * block.kernel_size**2
+    one = (2 + (block.in_channels != 3)) * patches * block.out_channels * taps
+    if impl == 'fused':
+        return one
+    if impl == 'branches':
+        return block.branches * one + block.scale * one // block.kernel_size**2
+    # Of patches with each other and with their gradient; of kernels with the covariance, and with their slopes.
+    return one + 2 * block.groups * taps**2 * (patches + block.branches * block.out_channels // block.groups)
 
 
 def _convolution(source: int, out: int, wanted: bool) -> int:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from mmengine.utils import get_git_hash
 
 from mobileone_ext.cli import silence_imports
 from mobileone_ext.files import check_writable, csv_text, write_text
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run and args.device == 'cuda':
         raise ValueError('--dry-run is for a CPU: leave out --device cuda')
     if args.host:
-        host.run(args.steps, args.out)
+        host.run(args.archs or ('s0',), args.steps, args.out)
         return
     if args.device == 'cuda' or args.amp or args.dry_run:
         args.networks, args.archs = args.networks or gpu.DEFAULT, args.archs or ('s0',)
@@ -129,6 +130,7 @@ def run(args: argparse.Namespace) -> None:
                     median_s=median(times),
                     min_s=min(times),
                     max_s=max(times),
+                    commit=get_git_hash(digits=7),
                     steps=len(times),
                     peak_gb=peaks[setting, name],
                 )
