@@ -36,7 +36,13 @@ def parse_args():
     parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
     parser.add_argument('--auto-scale-lr', action='store_true', help="scale lr to this run's total batch size")
     parser.add_argument('--accumulate', type=cli.positive, default=1, metavar='N', help='step once in N batches (1)')
-    parser.add_argument('--compile', action='store_true', help='torch.compile the backbone')
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const='default',
+        choices=('default', 'reduce-overhead', 'max-autotune'),
+        help='torch.compile the backbone; reduce-overhead: as CUDA graphs on a GPU',
+    )
     parser.add_argument(
         '--no-channels-last', action='store_true', help='keep the NCHW memory layout (a seed draws other weights in it)'
     )
@@ -79,7 +85,7 @@ def main():
     if args.accumulate != 1:
         training.use_accumulation(config, args.accumulate)
     if args.compile:
-        training.use_compile(config)
+        training.use_compile(config, args.compile)
     if args.no_channels_last:
         config.default_hooks.pop('channels_last', None)
     if args.no_validate:

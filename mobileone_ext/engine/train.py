@@ -49,9 +49,9 @@ def use_accumulation(config: Config, batches: int) -> None:
         config.auto_scale_lr.base_batch_size /= batches
 
 
-def use_compile(config: Config) -> None:
-    """Compile the backbone; the first step of each image size takes a minute or more."""
-    config.custom_hooks = [*config.get('custom_hooks', []), dict(type='mobileone_ext.CompileHook')]
+def use_compile(config: Config, mode: str = 'default') -> None:
+    """Compile the backbone by a mode of ``torch.compile``; the first step of each image size takes a minute or more."""
+    config.custom_hooks = [*config.get('custom_hooks', []), dict(type='mobileone_ext.CompileHook', mode=mode)]
 
 
 def skip_validation(config: Config) -> None:

@@ -139,7 +139,7 @@ def branches_reason(block: Any) -> str | None:
 
 def _facts(block: Any) -> tuple[bool, tuple[torch.dtype, ...], tuple[torch.dtype, ...]]:
     """Of a block that moments can take: whether its norms train, and the types of its weights and of its norms'."""
-    norms = [_linear(block, kind, branch)[1] for _, kind, branch in block.typed_branches(SLOTS)]
+    norms: list[Any] = [_linear(block, kind, branch)[1] for _, kind, branch in block.typed_branches(SLOTS)]
     weights = {p.dtype for branch in block.branches() for p in branch.parameters() if p.dim() > 1}
     return all(norm.training for norm in norms), tuple(weights), tuple({norm.weight.dtype for norm in norms})
 

@@ -28,8 +28,9 @@ def _one_kernel(
     with without_autocast(x):
         parts = Parts(weights, vectors, tuple(eps), groups, count_patches(x, stride))
         moments = batch_moments(x, weights, stride, groups)
-        results = *fold(parts, moments)[:3], *moments[:3]
-    return tuple(result.contiguous() for result in results)
+        kernel, bias, of_norms, _ = fold(parts, moments)
+    patch, products, pixel_var, _ = moments
+    return kernel, bias, of_norms, patch.contiguous(), products.contiguous(), pixel_var.contiguous()
 
 
 @_one_kernel.register_fake
@@ -66,7 +67,7 @@ def _one_kernel_grad(
     dx = torch.zeros_like(x) if onto_x else None
     folded = Folded(weights[0], db, of_norms)
     grads = add_grads(dx, x, stride, parts, Moments(*moments), folded, dk.contiguous(), db)
-    return x.new_empty(0) if dx is None else dx, *(grad.contiguous() for grad in grads)
+    return x.new_empty(0) if dx is None else dx, grads[0].contiguous(), grads[1].contiguous()
 
 
 @_one_kernel_grad.register_fake
