@@ -71,6 +71,12 @@ class Parts(NamedTuple):
         pixels = len(self.eps) - len(self.weights)
         return self.weights.flatten(2), *self.vectors.split([pixels, len(self.eps), len(self.eps)])
 
+    def eps_like(self, values: Tensor) -> Tensor | float:
+        """One eps a norm, beside (B + Q, O); made on the device, where a copy from the host would make it wait."""
+        if len({*self.eps}) == 1:
+            return self.eps[0]
+        return torch.cat([values.new_full((1, 1), eps) for eps in self.eps])
+
 
 class Folded(NamedTuple):
     """``kernel`` (O, I / G, K, K), ``bias`` (O,), mean and biased variance (2, B + Q, O) that its norms took.
@@ -116,7 +122,7 @@ def fold(parts: Parts, moments: Moments, pool: 'Pool | None' = None) -> Folded:
 
 def _kernel(parts: Parts, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     weights, pixels, gamma, beta = parts.split()
-    scale, shift = norm_affine(mean, var, gamma, beta, mean.new_tensor(parts.eps)[:, None])
+    scale, shift = norm_affine(mean, var, gamma, beta, parts.eps_like(mean))
     kernel = (scale[: len(weights), :, None] * weights).sum(0)
     if len(pixels):
         diagonal = (scale[len(weights) :] * pixels).sum(0)
@@ -133,7 +139,7 @@ def fold_grad(
     weights, pixels, gamma, _ = parts.split()
     branches, groups, center, dk = len(weights), parts.groups, parts.center(), dk.flatten(1)
     mean, var = folded.statistics
-    rstd = (var + var.new_tensor(parts.eps)[:, None]).rsqrt()
+    rstd = (var + parts.eps_like(var)).rsqrt()
     scale = gamma * rstd
     dpixel = dk[:, center].diagonal() if groups == 1 else dk[:, parts.area // 2]
     dscale = (dk * weights).sum(2)

@@ -31,8 +31,8 @@ RATES = {'640 x 500': {160: 381, 224: 347}, '500 x 375': {160: 670, 224: 631}, '
 METHODS = {'branches': 'branches', 'moments': 'moments', 'fused network': 'fused'}
 # Half of an H100's products a second in two bytes, dense.
 PRODUCTS = 0.5 * 989e12 / 2
-# Milliseconds of one core for forward and backward of blocks 16 channels wide with two images of 64 px, where little but
-# the host's work is left; moments with a block's algebra by torch's operators, as on a GPU: host.csv.
+# Milliseconds of one core for forward and backward of blocks 16 channels wide, with two images of 64 px: little but the
+# host's work. Moments with a block's algebra by torch's operators, as on a GPU: host.csv.
 HOST = {
     's0': {'branches': 0.0, 'moments': 0.0, 'fused network': 0.0},
 }
