@@ -12,13 +12,18 @@ from .patches import count_patches
 
 
 def take(x: Tensor, linears: Linears) -> bool:
-    """Whether the kernels do the algebra of a block, too: its tensors are of the type of ``x`` and lie in order."""
+    """Whether the kernels do the algebra of a block, too: its tensors are of the type of ``x`` and lie in order.
+
+    Kernels of a dense block may lie in any way.
+    """
     if gpu.INTERPRETED or not kernels.usable(x, any_layout=linears.groups == 1):
         return False
     counts = len(linears.buffers) - len(linears.eps)
     tensors = [tensor for tensor in (*linears.tensors, *linears.buffers[:counts]) if tensor is not None]
     types = {tensor.dtype for tensor in tensors}, {tensor.dtype for tensor in linears.buffers[counts:]}
-    return types == ({x.dtype}, {torch.long}) and all(map(Tensor.is_contiguous, tensors))
+    return types == ({x.dtype}, {torch.long}) and all(
+        map(Tensor.is_contiguous, tensors[0 if linears.groups > 1 else linears.kernels :])
+    )
 
 
 def fold(x: Tensor, linears: Linears, tensors: Tensors, moments: Moments, kernel: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 // Sums over the 3x3 patches of a map, and their adjoints, in one pass over it; kernels.py builds and calls them.
 //
-// A task is one image and as many channels as a vector has lanes: rows are copied to buffers of such vectors, whatever
-// the map's layout, with zeros on both sides, so that no tap needs to know of the border. Sums run in the map's type
-// over a few hundred products, then go to float64 totals. Every thread has totals of its own, which are added up in
+// A task is an image, or some with small planes, and as many channels as a vector has lanes: rows are copied to buffers
+// of such vectors, whatever the map's layout, with zeros on both sides, so that no tap needs to know of the border. Sums
+// run in the map's type over a few hundred products, then go to float64 totals. Every thread has totals of its own, which are added up in
 // order: the same number of threads gives the same bits.
 //
 // Legend: N images, H x W plane, C channels, L lanes, taps i, j = 0 .. 8 of a patch in row-major order.
@@ -132,6 +132,19 @@ void share_totals(int64_t tasks, int64_t threads, int64_t size, double* out, con
     for (int64_t i = 0; i < size; i++) out[i] += part[i];
 }
 
+// As many channels as a vector has lanes, of images from .. to - 1: several where their planes are small.
+struct Tasks {
+  int64_t N, C, lanes, group;
+  Tasks(int64_t N, int64_t C, int64_t lanes, int64_t pixels)
+      : N(N), C(C), lanes(lanes), group(std::max<int64_t>(1, FLUSH / pixels)) {}
+  int64_t blocks() const { return (C + lanes - 1) / lanes; }
+  int64_t count() const { return blocks() * ((N + group - 1) / group); }
+  int64_t channel(int64_t task) const { return task % blocks() * lanes; }
+  int used(int64_t task) const { return std::min(lanes, C - channel(task)); }
+  int64_t from(int64_t task) const { return task / blocks() * group; }
+  int64_t to(int64_t task) const { return std::min(N, from(task) + group); }
+};
+
 template <typename T>
 inline void add_lanes(double* totals, int64_t stride, V<T> v, int lanes) {
   for (int l = 0; l < lanes; l++) totals[l * stride] += static_cast<double>(v[l]);
@@ -145,70 +158,69 @@ constexpr int PLANE_SUMS = 42;
 template <typename T>
 void plane_sums(const T* x, const Steps& steps, int64_t N, int64_t C, int64_t H, int64_t W, const T* shift, double* out,
                 int64_t threads) {
-  const int64_t blocks = (C + LANES<T> - 1) / LANES<T>;
-  share_totals(N * blocks, threads, C * PLANE_SUMS, out, [&](int64_t first, int64_t last, double* totals) {
+  const Tasks tasks(N, C, LANES<T>, H * W);
+  share_totals(tasks.count(), threads, C * PLANE_SUMS, out, [&](int64_t first, int64_t last, double* totals) {
     Rows<T> memory(3, W + 4);
     for (int64_t task = first; task < last; task++) {
-      const int64_t channel = task % blocks * LANES<T>;
-      const int lanes = std::min<int64_t>(LANES<T>, C - channel);
-      const T* image = x + task / blocks * steps.image + channel * steps.channel;
-      double* total = totals + channel * PLANE_SUMS;
-      const auto add = [&](int index, V<T> v) { add_lanes<T>(total + index, PLANE_SUMS, v, lanes); };
-      V<T>* rows[3] = {memory[0] + 2, memory[1] + 2, memory[2] + 2};
-      fetch(rows[0], image, 0, H, W, steps, lanes);
-      fetch(rows[1], image, 1, H, W, steps, lanes);
-      V<T> lags[13] = {}, sum = {}, shifted = {}, squares = {}, column[2][3] = {}, column_sum[2] = {};
+      const int64_t channel = tasks.channel(task);
+      const int lanes = tasks.used(task);
       const V<T> center = load(shift + channel, lanes);
+      V<T> sums[PLANE_SUMS] = {};
       int64_t pending = 0;
-      for (int64_t y = 0; y < H; y++) {
-        fetch(rows[2], image, y + 2, H, W, steps, lanes);
-        const V<T>*r0 = rows[0], *r1 = rows[1], *r2 = rows[2];
-        V<T> a[13];
-        for (int i = 0; i < 13; i++) a[i] = lags[i];
-        for (int64_t w = 0; w < W; w++) {
-          const V<T> v = r0[w];
-          a[0] += v * v, a[1] += v * r0[w + 1], a[2] += v * r0[w + 2];
-          a[3] += v * r1[w - 2], a[4] += v * r1[w - 1], a[5] += v * r1[w], a[6] += v * r1[w + 1], a[7] += v * r1[w + 2];
-          a[8] += v * r2[w - 2], a[9] += v * r2[w - 1], a[10] += v * r2[w], a[11] += v * r2[w + 1];
-          a[12] += v * r2[w + 2];
+      const auto flush = [&] {
+        for (int i = 0; i < PLANE_SUMS; i++) {
+          add_lanes<T>(totals + channel * PLANE_SUMS + i, PLANE_SUMS, sums[i], lanes);
+          sums[i] = V<T>{};
         }
-        for (int i = 0; i < 13; i++) lags[i] = a[i];
-        V<T> s = {}, d = {}, q = {};
-        for (int64_t w = 0; w < W; w++) {
-          const V<T> v = r0[w] - center;
-          s += r0[w], d += v, q += v * v;
-        }
-        sum += s, shifted += d, squares += q;
-        for (int side = 0; side < 2; side++) {
-          const int64_t w = side ? W - 1 : 0;
-          column[side][0] += r0[w] * r0[w], column[side][1] += r0[w] * r1[w], column[side][2] += r0[w] * r2[w];
-          column_sum[side] += r0[w];
-          if (y != (side ? H - 1 : 0)) continue;
-          V<T> row[3] = {};
-          for (int64_t i = 0; i < W; i++)
-            row[0] += r0[i] * r0[i], row[1] += r0[i] * r0[i + 1], row[2] += r0[i] * r0[i + 2];
-          for (int lag = 0; lag < 3; lag++) add(15 + 3 * side + lag, row[lag]);
-          add(32 + side, s);
-          for (int corner = 0; corner < 2; corner++) {
-            const V<T> v = r0[corner ? W - 1 : 0];
-            add(27 + 2 * side + corner, v * v);
-            add(36 + 2 * side + corner, v);
+        pending = 0;
+      };
+      for (int64_t index = tasks.from(task); index < tasks.to(task); index++) {
+        const T* image = x + index * steps.image + channel * steps.channel;
+        V<T>* rows[3] = {memory[0] + 2, memory[1] + 2, memory[2] + 2};
+        fetch(rows[0], image, 0, H, W, steps, lanes);
+        fetch(rows[1], image, 1, H, W, steps, lanes);
+        for (int64_t y = 0; y < H; y++) {
+          fetch(rows[2], image, y + 2, H, W, steps, lanes);
+          const V<T>*r0 = rows[0], *r1 = rows[1], *r2 = rows[2];
+          V<T> a[13];
+          for (int i = 0; i < 13; i++) a[i] = sums[2 + i];
+          for (int64_t w = 0; w < W; w++) {
+            const V<T> v = r0[w];
+            a[0] += v * v, a[1] += v * r0[w + 1], a[2] += v * r0[w + 2];
+            a[3] += v * r1[w - 2], a[4] += v * r1[w - 1], a[5] += v * r1[w], a[6] += v * r1[w + 1], a[7] += v * r1[w + 2];
+            a[8] += v * r2[w - 2], a[9] += v * r2[w - 1], a[10] += v * r2[w], a[11] += v * r2[w + 1];
+            a[12] += v * r2[w + 2];
           }
+          for (int i = 0; i < 13; i++) sums[2 + i] = a[i];
+          V<T> s = {}, d = {}, q = {};
+          for (int64_t w = 0; w < W; w++) {
+            const V<T> v = r0[w] - center;
+            s += r0[w], d += v, q += v * v;
+          }
+          sums[31] += s, sums[40] += d, sums[41] += q;
+          for (int side = 0; side < 2; side++) {
+            const int64_t w = side ? W - 1 : 0;
+            V<T>* column = sums + 21 + 3 * side;
+            column[0] += r0[w] * r0[w], column[1] += r0[w] * r1[w], column[2] += r0[w] * r2[w];
+            sums[34 + side] += r0[w];
+            if (y != (side ? H - 1 : 0)) continue;
+            V<T>* row = sums + 15 + 3 * side;
+            for (int64_t i = 0; i < W; i++)
+              row[0] += r0[i] * r0[i], row[1] += r0[i] * r0[i + 1], row[2] += r0[i] * r0[i + 2];
+            sums[32 + side] += s;
+            for (int corner = 0; corner < 2; corner++) {
+              const V<T> v = r0[corner ? W - 1 : 0];
+              sums[27 + 2 * side + corner] += v * v;
+              sums[36 + 2 * side + corner] += v;
+            }
+          }
+          pending += W;
+          if (pending >= FLUSH) flush();
+          std::swap(rows[0], rows[1]);
+          std::swap(rows[1], rows[2]);
         }
-        pending += W;
-        if (pending >= FLUSH || y == H - 1) {
-          for (int i = 0; i < 13; i++) add(i + 2, lags[i]), lags[i] = V<T>{};
-          add(31, sum), add(40, shifted), add(41, squares);
-          sum = shifted = squares = V<T>{};
-          pending = 0;
-        }
-        std::swap(rows[0], rows[1]);
-        std::swap(rows[1], rows[2]);
       }
-      for (int side = 0; side < 2; side++) {
-        for (int lag = 0; lag < 3; lag++) add(21 + 3 * side + lag, column[side][lag]);
-        add(34 + side, column_sum[side]);
-      }
+      flush();
     }
   });
 }
@@ -219,55 +231,58 @@ void plane_sums(const T* x, const Steps& steps, int64_t N, int64_t C, int64_t H,
 template <typename T>
 void plane_grad(const T* x, const Steps& steps, T* dx, const Steps& dx_steps, int64_t N, int64_t C, int64_t H, int64_t W,
                 const T* kernel, int64_t threads) {
-  const int64_t blocks = (C + LANES<T> - 1) / LANES<T>;
-  share(N * blocks, threads, [&](int64_t first, int64_t last, int64_t) {
+  const Tasks tasks(N, C, LANES<T>, H * W);
+  share(tasks.count(), threads, [&](int64_t first, int64_t last, int64_t) {
     Rows<T> memory(5, W + 8), outputs(1, W + 4);
     V<T>* out = outputs[0];
     for (int64_t task = first; task < last; task++) {
-      const int64_t channel = task % blocks * LANES<T>, index = task / blocks;
-      const int lanes = std::min<int64_t>(LANES<T>, C - channel);
-      const T* image = x + index * steps.image + channel * steps.channel;
-      T* image_grad = dx + index * dx_steps.image + channel * dx_steps.channel;
+      const int64_t channel = tasks.channel(task);
+      const int lanes = tasks.used(task);
       V<T> k[50];
       for (int i = 0; i < 50; i++) k[i] = load(kernel + i * C + channel, lanes);
       const V<T>*row_lags = k + 25, *column_lags = k + 31, *corners = k + 37, *sums = k + 41;
-      V<T>* rows[5];
-      for (int i = 0; i < 5; i++) rows[i] = memory[i] + 2;
-      fetch(rows[0], image, -1, H, W, steps, lanes);
-      fetch(rows[1], image, -1, H, W, steps, lanes);
-      fetch(rows[2], image, 0, H, W, steps, lanes);
-      fetch(rows[3], image, 1, H, W, steps, lanes);
-      for (int64_t y = 0; y < H; y++) {
-        fetch(rows[4], image, y + 2, H, W, steps, lanes);
-        for (int64_t w = 0; w < W; w += 4) {  // up to three pixels too many, of zeros
-          V<T> s0 = sums[0], s1 = sums[0], s2 = sums[0], s3 = sums[0];
-          for (int i = 0; i < 5; i++) {
-            const V<T>*r = rows[i] + w - 2, *weights = k + 5 * i;
+      for (int64_t index = tasks.from(task); index < tasks.to(task); index++) {
+        const T* image = x + index * steps.image + channel * steps.channel;
+        T* image_grad = dx + index * dx_steps.image + channel * dx_steps.channel;
+        V<T>* rows[5];
+        for (int i = 0; i < 5; i++) rows[i] = memory[i] + 2;
+        fetch(rows[0], image, -1, H, W, steps, lanes);
+        fetch(rows[1], image, -1, H, W, steps, lanes);
+        fetch(rows[2], image, 0, H, W, steps, lanes);
+        fetch(rows[3], image, 1, H, W, steps, lanes);
+        for (int64_t y = 0; y < H; y++) {
+          fetch(rows[4], image, y + 2, H, W, steps, lanes);
+          for (int64_t w = 0; w < W; w += 4) {  // up to three pixels too many, of zeros
+            V<T> s0 = sums[0], s1 = sums[0], s2 = sums[0], s3 = sums[0];
+            for (int i = 0; i < 5; i++) {
+              const V<T>*r = rows[i] + w - 2, *weights = k + 5 * i;
 #pragma GCC unroll 5
-            for (int j = 0; j < 5; j++) {
-              const V<T> weight = weights[j];
-              s0 += weight * r[j], s1 += weight * r[j + 1], s2 += weight * r[j + 2], s3 += weight * r[j + 3];
+              for (int j = 0; j < 5; j++) {
+                const V<T> weight = weights[j];
+                s0 += weight * r[j], s1 += weight * r[j + 1], s2 += weight * r[j + 2], s3 += weight * r[j + 3];
+              }
+            }
+            out[w] = s0, out[w + 1] = s1, out[w + 2] = s2, out[w + 3] = s3;
+          }
+          const V<T>* r = rows[2];
+          for (int side = 0; side < 2; side++) {
+            const int64_t w = side ? W - 1 : 0;
+            const V<T>* column = column_lags + 3 * side;
+            out[w] += sums[3 + side] + 2 * column[0] * r[w] + column[1] * (rows[1][w] + rows[3][w]) +
+                      column[2] * (rows[0][w] + rows[4][w]);
+            if (y != (side ? H - 1 : 0)) continue;
+            const V<T>* row = row_lags + 3 * side;
+            for (int64_t i = 0; i < W; i++)
+              out[i] += sums[1 + side] + 2 * row[0] * r[i] + row[1] * (r[i - 1] + r[i + 1]) +
+                        row[2] * (r[i - 2] + r[i + 2]);
+            for (int corner = 0; corner < 2; corner++) {
+              const int64_t i = corner ? W - 1 : 0;
+              out[i] += sums[5 + 2 * side + corner] + 2 * corners[2 * side + corner] * r[i];
             }
           }
-          out[w] = s0, out[w + 1] = s1, out[w + 2] = s2, out[w + 3] = s3;
+          add_row(image_grad, y, H, W, dx_steps, out, lanes);
+          std::rotate(rows, rows + 1, rows + 5);
         }
-        const V<T>* r = rows[2];
-        for (int side = 0; side < 2; side++) {
-          const int64_t w = side ? W - 1 : 0;
-          const V<T>* column = column_lags + 3 * side;
-          out[w] += sums[3 + side] + 2 * column[0] * r[w] + column[1] * (rows[1][w] + rows[3][w]) +
-                    column[2] * (rows[0][w] + rows[4][w]);
-          if (y != (side ? H - 1 : 0)) continue;
-          const V<T>* row = row_lags + 3 * side;
-          for (int64_t i = 0; i < W; i++)
-            out[i] += sums[1 + side] + 2 * row[0] * r[i] + row[1] * (r[i - 1] + r[i + 1]) + row[2] * (r[i - 2] + r[i + 2]);
-          for (int corner = 0; corner < 2; corner++) {
-            const int64_t i = corner ? W - 1 : 0;
-            out[i] += sums[5 + 2 * side + corner] + 2 * corners[2 * side + corner] * r[i];
-          }
-        }
-        add_row(image_grad, y, H, W, dx_steps, out, lanes);
-        std::rotate(rows, rows + 1, rows + 5);
       }
     }
   });
@@ -306,50 +321,54 @@ constexpr int STRIDED_SUMS = 56;
 template <typename T>
 void strided_sums(const T* x, const Steps& steps, int64_t N, int64_t C, int64_t H, int64_t W, const T* shift, double* out,
                   int64_t threads) {
-  const int64_t blocks = (C + LANES<T> - 1) / LANES<T>, rows_out = (H + 1) / 2, patches = (W + 1) / 2;
-  share_totals(N * blocks, threads, C * STRIDED_SUMS, out, [&](int64_t first, int64_t last, double* totals) {
+  const int64_t rows_out = (H + 1) / 2, patches = (W + 1) / 2;
+  const Tasks tasks(N, C, LANES<T>, rows_out * patches);
+  share_totals(tasks.count(), threads, C * STRIDED_SUMS, out, [&](int64_t first, int64_t last, double* totals) {
     Rows<T> memory(3, W + 3);
     for (int64_t task = first; task < last; task++) {
-      const int64_t channel = task % blocks * LANES<T>;
-      const int lanes = std::min<int64_t>(LANES<T>, C - channel);
-      const T* image = x + task / blocks * steps.image + channel * steps.channel;
-      double* total = totals + channel * STRIDED_SUMS;
-      V<T>* rows[3] = {memory[0] + 1, memory[1] + 1, memory[2] + 1};
+      const int64_t channel = tasks.channel(task);
+      const int lanes = tasks.used(task);
       const V<T> center = load(shift + channel, lanes);
       V<T> sums[STRIDED_SUMS] = {};
       int64_t pending = 0;
-      fetch(rows[2], image, -1, H, W, steps, lanes);
-      for (int64_t y = 0; y < rows_out; y++) {
-        std::swap(rows[0], rows[2]);
-        fetch(rows[1], image, 2 * y, H, W, steps, lanes);
-        fetch(rows[2], image, 2 * y + 1, H, W, steps, lanes);
-#if defined(__AVX512F__)
-        pair_products<T, 0, 23>(rows, patches, sums);
-        pair_products<T, 23, 45>(rows, patches, sums);
-#else
-        pair_products<T, 0, 12>(rows, patches, sums);
-        pair_products<T, 12, 23>(rows, patches, sums);
-        pair_products<T, 23, 34>(rows, patches, sums);
-        pair_products<T, 34, 45>(rows, patches, sums);
-#endif
-        V<T> s[9] = {}, d = {}, q = {};
-        for (int64_t w = 0; w < patches; w++) {
-#pragma GCC unroll 9
-          for (int i = 0; i < 9; i++) s[i] += rows[i / 3][2 * w + i % 3 - 1];
-          const V<T> v = rows[1][2 * w] - center;
-          d += v, q += v * v;
+      const auto flush = [&] {
+        for (int i = 0; i < STRIDED_SUMS; i++) {
+          add_lanes<T>(totals + channel * STRIDED_SUMS + i, STRIDED_SUMS, sums[i], lanes);
+          sums[i] = V<T>{};
         }
-        for (int i = 0; i < 9; i++) sums[45 + i] += s[i];
-        sums[54] += d, sums[55] += q;
-        pending += patches;
-        if (pending >= FLUSH || y == rows_out - 1) {
-          for (int i = 0; i < STRIDED_SUMS; i++) {
-            add_lanes<T>(total + i, STRIDED_SUMS, sums[i], lanes);
-            sums[i] = V<T>{};
+        pending = 0;
+      };
+      for (int64_t index = tasks.from(task); index < tasks.to(task); index++) {
+        const T* image = x + index * steps.image + channel * steps.channel;
+        V<T>* rows[3] = {memory[0] + 1, memory[1] + 1, memory[2] + 1};
+        fetch(rows[2], image, -1, H, W, steps, lanes);
+        for (int64_t y = 0; y < rows_out; y++) {
+          std::swap(rows[0], rows[2]);
+          fetch(rows[1], image, 2 * y, H, W, steps, lanes);
+          fetch(rows[2], image, 2 * y + 1, H, W, steps, lanes);
+#if defined(__AVX512F__)
+          pair_products<T, 0, 23>(rows, patches, sums);
+          pair_products<T, 23, 45>(rows, patches, sums);
+#else
+          pair_products<T, 0, 12>(rows, patches, sums);
+          pair_products<T, 12, 23>(rows, patches, sums);
+          pair_products<T, 23, 34>(rows, patches, sums);
+          pair_products<T, 34, 45>(rows, patches, sums);
+#endif
+          V<T> s[9] = {}, d = {}, q = {};
+          for (int64_t w = 0; w < patches; w++) {
+#pragma GCC unroll 9
+            for (int i = 0; i < 9; i++) s[i] += rows[i / 3][2 * w + i % 3 - 1];
+            const V<T> v = rows[1][2 * w] - center;
+            d += v, q += v * v;
           }
-          pending = 0;
+          for (int i = 0; i < 9; i++) sums[45 + i] += s[i];
+          sums[54] += d, sums[55] += q;
+          pending += patches;
+          if (pending >= FLUSH) flush();
         }
       }
+      flush();
     }
   });
 }
@@ -358,57 +377,60 @@ void strided_sums(const T* x, const Steps& steps, int64_t N, int64_t C, int64_t 
 template <typename T>
 void strided_grad(const T* x, const Steps& steps, T* dx, const Steps& dx_steps, int64_t N, int64_t C, int64_t H,
                   int64_t W, const T* slope, const T* offset, int64_t threads) {
-  const int64_t blocks = (C + LANES<T> - 1) / LANES<T>, rows_out = (H + 1) / 2, patches = (W + 1) / 2;
-  share(N * blocks, threads, [&](int64_t first, int64_t last, int64_t) {
+  const int64_t rows_out = (H + 1) / 2, patches = (W + 1) / 2;
+  const Tasks tasks(N, C, LANES<T>, rows_out * patches);
+  share(tasks.count(), threads, [&](int64_t first, int64_t last, int64_t) {
     // Room for one patch more, which makes their number even.
     const int64_t size = 2 * patches + 4;
     Rows<T> memory(6, size);
     for (int64_t task = first; task < last; task++) {
-      const int64_t channel = task % blocks * LANES<T>, index = task / blocks;
-      const int lanes = std::min<int64_t>(LANES<T>, C - channel);
-      const T* image = x + index * steps.image + channel * steps.channel;
-      T* image_grad = dx + index * dx_steps.image + channel * dx_steps.channel;
+      const int64_t channel = tasks.channel(task);
+      const int lanes = tasks.used(task);
       V<T> k[81], bias[9];
       for (int i = 0; i < 81; i++) k[i] = load(slope + i * C + channel, lanes);
       for (int i = 0; i < 9; i++) bias[i] = load(offset + i * C + channel, lanes);
-      V<T>*rows[3], *grads[3];
-      for (int i = 0; i < 3; i++) rows[i] = memory[i] + 1, grads[i] = memory[3 + i] + 1;
-      fetch(rows[2], image, -1, H, W, steps, lanes);
-      std::memset(static_cast<void*>(grads[2] - 1), 0, sizeof(V<T>) * size);
-      for (int64_t y = 0; y < rows_out; y++) {
-        std::swap(rows[0], rows[2]);
-        std::swap(grads[0], grads[2]);
-        fetch(rows[1], image, 2 * y, H, W, steps, lanes);
-        fetch(rows[2], image, 2 * y + 1, H, W, steps, lanes);
-        for (int i = 1; i < 3; i++) std::memset(static_cast<void*>(grads[i] - 1), 0, sizeof(V<T>) * size);
-        int64_t q = 0;
-        for (; q + 1 < patches; q += 2) {
-          V<T> p[3][5];
+      for (int64_t index = tasks.from(task); index < tasks.to(task); index++) {
+        const T* image = x + index * steps.image + channel * steps.channel;
+        T* image_grad = dx + index * dx_steps.image + channel * dx_steps.channel;
+        V<T>*rows[3], *grads[3];
+        for (int i = 0; i < 3; i++) rows[i] = memory[i] + 1, grads[i] = memory[3 + i] + 1;
+        fetch(rows[2], image, -1, H, W, steps, lanes);
+        std::memset(static_cast<void*>(grads[2] - 1), 0, sizeof(V<T>) * size);
+        for (int64_t y = 0; y < rows_out; y++) {
+          std::swap(rows[0], rows[2]);
+          std::swap(grads[0], grads[2]);
+          fetch(rows[1], image, 2 * y, H, W, steps, lanes);
+          fetch(rows[2], image, 2 * y + 1, H, W, steps, lanes);
+          for (int i = 1; i < 3; i++) std::memset(static_cast<void*>(grads[i] - 1), 0, sizeof(V<T>) * size);
+          int64_t q = 0;
+          for (; q + 1 < patches; q += 2) {
+            V<T> p[3][5];
 #pragma GCC unroll 3
-          for (int i = 0; i < 3; i++)
+            for (int i = 0; i < 3; i++)
 #pragma GCC unroll 5
-            for (int j = 0; j < 5; j++) p[i][j] = rows[i][2 * q + j - 1];
-          for (int i = 0; i < 9; i++) {
-            V<T> one = bias[i], other = bias[i];
+              for (int j = 0; j < 5; j++) p[i][j] = rows[i][2 * q + j - 1];
+            for (int i = 0; i < 9; i++) {
+              V<T> one = bias[i], other = bias[i];
 #pragma GCC unroll 9
-            for (int j = 0; j < 9; j++) {
-              const V<T> weight = k[9 * i + j];
-              one += weight * p[j / 3][j % 3], other += weight * p[j / 3][j % 3 + 2];
+              for (int j = 0; j < 9; j++) {
+                const V<T> weight = k[9 * i + j];
+                one += weight * p[j / 3][j % 3], other += weight * p[j / 3][j % 3 + 2];
+              }
+              V<T>* to = grads[i / 3] + 2 * q + i % 3 - 1;
+              to[0] += one, to[2] += other;
             }
-            V<T>* to = grads[i / 3] + 2 * q + i % 3 - 1;
-            to[0] += one, to[2] += other;
           }
+          for (; q < patches; q++)
+            for (int i = 0; i < 9; i++) {
+              V<T> one = bias[i];
+              for (int j = 0; j < 9; j++) one += k[9 * i + j] * rows[j / 3][2 * q + j % 3 - 1];
+              grads[i / 3][2 * q + i % 3 - 1] += one;
+            }
+          add_row(image_grad, 2 * y - 1, H, W, dx_steps, grads[0], lanes);
+          add_row(image_grad, 2 * y, H, W, dx_steps, grads[1], lanes);
         }
-        for (; q < patches; q++)
-          for (int i = 0; i < 9; i++) {
-            V<T> one = bias[i];
-            for (int j = 0; j < 9; j++) one += k[9 * i + j] * rows[j / 3][2 * q + j % 3 - 1];
-            grads[i / 3][2 * q + i % 3 - 1] += one;
-          }
-        add_row(image_grad, 2 * y - 1, H, W, dx_steps, grads[0], lanes);
-        add_row(image_grad, 2 * y, H, W, dx_steps, grads[1], lanes);
+        add_row(image_grad, 2 * rows_out - 1, H, W, dx_steps, grads[2], lanes);
       }
-      add_row(image_grad, 2 * rows_out - 1, H, W, dx_steps, grads[2], lanes);
     }
   });
 }

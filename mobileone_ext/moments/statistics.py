@@ -108,14 +108,17 @@ class _Dense(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, linears: Linears, *tensors: Tensor | None):
-        count, weights = count_patches(x, linears.stride), _rows_of(tensors[: linears.kernels])
+        count, in_order = count_patches(x, linears.stride), _in_order(tensors, linears.kernels)
+        weights = _rows_of(in_order[: linears.kernels])
         outputs = None
         if tensors[0].shape[-1] == linears.stride == 1 and count <= CHUNK_PATCHES:
             moments, outputs = _few_pixels(x, weights, len(linears.eps) > linears.kernels)
         else:
             moments = batch_moments(x, weights.view(linears.kernels, *tensors[0].shape), linears.stride, 1)
-        kernel = torch.empty_like(tensors[0])
-        bias, statistics = compiled.fold(x, linears, tensors, moments, kernel)
+        kernel = torch.empty_like(in_order[0])
+        bias, statistics = compiled.fold(x, linears, in_order, moments, kernel)
+        if in_order[0] is not tensors[0]:
+            kernel = _laid_out_as(tensors[0], kernel)
         ctx.linears = linears
         ctx.save_for_backward(x, *tensors, *moments[:3], outputs, statistics)
         ctx.set_materialize_grads(False)
@@ -130,7 +133,7 @@ class _Dense(Function):
             return dx, None, *each
         if dk is None and db is None:
             return dx, None, *[None] * len(tensors)
-        moments = Moments(patch, products, pixel_var)
+        moments, tensors = Moments(patch, products, pixel_var), _in_order(tensors, linears.kernels)
         grads = compiled.fold_grad(x, linears, tensors, moments, statistics, *_given(dk, db, tensors))
         if ctx.needs_input_grad[0]:
             dx, own = _onto(dx, x)
@@ -241,10 +244,15 @@ def _each(grads: Sequence[Tensor], tensors: Tensors) -> list[Tensor]:
     return [grad if grad is None else grad.to(tensor.dtype) for grad, tensor in zip(each, tensors)]
 
 
+def _in_order(tensors: Tensors, kernels: int) -> Tensors:
+    """``tensors`` whose kernels are contiguous, as the compiled ones read them: those of the stem are channels-last."""
+    return [*[tensor.contiguous() for tensor in tensors[:kernels]], *tensors[kernels:]]
+
+
 def _rows_of(weights: Sequence[Tensor]) -> Tensor:
     """(B O, T)"""
     rows = torch.stack(weights) if len(weights) > 1 else weights[0]
-    return rows.contiguous().view(-1, weights[0][0].numel())
+    return rows.view(-1, weights[0][0].numel())
 
 
 def _differentiable_grads(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from benchmarks.traffic import IMPLS, Geometry, block_bytes, blocks, network_bytes
+from benchmarks.traffic import IMPLS, Geometry, block_bytes, blocks, forward_bytes, network_bytes, products
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -35,6 +35,29 @@ def test_images_want_no_gradient():
     images, out = 2 * 3 * 36 * 2, 2 * 8 * 9 * 2
     assert block_bytes(stem, 2, 'fused') == 5 * out + 2 * (images + out)
     assert block_bytes(stem, 2, 'moments') == 5 * out + 2 * (images + out) + images
+
+
+def test_a_wide_pointwise_block_is_passed_five_times_more():
+    wide = Geometry(129, 4, 1, 1, 1, 1, False, False, 6)
+    source, out = 2 * 129 * 36 * 2, MAP
+    assert block_bytes(wide, 2, 'moments') == 5 * out + 3 * (source + out) + (1 + 3 + 5) * source
+
+
+def test_forward_alone():
+    """Activation 2; convolution 1 + 1; norm 2; two sums, 3 each."""
+    assert forward_bytes(POINTWISE, 2, 'fused') == (2 + 2) * MAP
+    assert forward_bytes(POINTWISE, 2, 'branches') == (2 + 2 * (2 + 2) + 2 + 2 * 3) * MAP
+
+
+def test_multiplications():
+    """A convolution forward and for two gradients; moments add two passes of C x C over pixels, two over kernels."""
+    pixels, square = 2 * 36, 4 * 4
+    assert products(POINTWISE, 2, 'fused') == 3 * pixels * square
+    assert products(POINTWISE, 2, 'branches') == 2 * 3 * pixels * square
+    assert products(POINTWISE, 2, 'moments') == 3 * pixels * square + 2 * pixels * square + 2 * 2 * 4 * square
+    pixels = 2 * 9
+    assert products(STRIDED, 2, 'fused') == 3 * pixels * 4 * 9
+    assert products(STRIDED, 2, 'branches') == 3 * pixels * 4 * (9 + 1)
 
 
 # GB a step of 256 images of 224 px in two bytes.
