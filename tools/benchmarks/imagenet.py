@@ -148,17 +148,10 @@ def as_markdown(gpus: int, batches: Sequence[int], bandwidth: float) -> str:
             one = step(arch, method, sizes[-1], batch, bandwidth)
             rates = {size: gpus * images_per_second(arch, method, size, batch, bandwidth) for size in sizes}
             times = f'{one.memory:.1f}', f'{one.products:.1f}', f'{one.host:.0f}', f'{one.total:.1f}'
-            rows.append((arch, method, *times, f'{rates[sizes[-1]]:,.0f}', f'{hours(rates):.1f}'))
-        columns = (
-            '',
-            '',
-            'memory, ms',
-            'products, ms',
-            'host, ms',
-            'step, ms',
-            'images a second',
-            f'hours of {EPOCHS} epochs',
-        )
+            took = hours(rates)
+            rows.append((arch, method, *times, f'{rates[sizes[-1]]:,.0f}', f'{took:.1f}', f'{gpus * took:.0f}'))
+        times = 'memory, ms', 'products, ms', 'host, ms', 'step, ms'
+        columns = '', '', *times, 'images a second', f'hours of {EPOCHS} epochs', 'on one GPU'
         head = (
             f'Calculated: {gpus} GPUs, {batch} images each, {sizes[-1]} px, 2-byte maps, {bandwidth / 1e12:.2f} TB/s.'
         )
