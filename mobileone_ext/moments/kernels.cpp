@@ -12,7 +12,6 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
-#include <thread>
 #include <vector>
 
 #if defined(__AVX512F__)
@@ -114,11 +113,8 @@ inline void add_row(T* image, int64_t y, int64_t H, int64_t W, const Steps& step
 template <typename Work>
 void share(int64_t tasks, int64_t threads, const Work& work) {
   threads = std::max<int64_t>(1, std::min(threads, tasks));
-  std::vector<std::thread> others;
-  for (int64_t t = 1; t < threads; t++)
-    others.emplace_back([&work, t, tasks, threads] { work(t * tasks / threads, (t + 1) * tasks / threads, t); });
-  work(0, tasks / threads, 0);
-  for (auto& other : others) other.join();
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
+  for (int64_t t = 0; t < threads; t++) work(t * tasks / threads, (t + 1) * tasks / threads, t);
 }
 
 // As share(), each thread with `size` totals of its own, then summed up into out.

@@ -32,9 +32,11 @@ STRIDED_SUMS = 56
 STEM_TAPS = 32
 
 SOURCE = Path(__file__).with_suffix('.cpp')
-FLAGS = ('-O3', '-std=c++17', '-shared', '-fPIC', '-pthread')
-# Of which the first that the compiler knows counts.
-_FOR_THIS_PROCESSOR = ('-march=native', '-mcpu=native')
+FLAGS = ('-O3', '-std=c++17', '-shared', '-fPIC')
+# Of which the first that the compiler knows count. OpenMP's threads are torch's own; without it there is one.
+_IF_KNOWN = [
+    [*target, *openmp] for openmp in (['-fopenmp'], []) for target in (['-march=native'], ['-mcpu=native'], [])
+]
 _TYPES = {torch.float32: 'float32', torch.float64: 'float64'}
 _BUILD_SECONDS = 120
 
@@ -167,9 +169,8 @@ def _build(compiler: list[str], path: Path) -> Path:
     descriptor, part = tempfile.mkstemp(dir=path.parent, prefix='.build-', suffix='.so')
     os.close(descriptor)
     try:
-        for target in (*_FOR_THIS_PROCESSOR, None):
-            flags = [*FLAGS, *([target] if target else [])]
-            command = [*compiler, *flags, '-o', part, str(SOURCE)]
+        for flags in _IF_KNOWN:
+            command = [*compiler, *FLAGS, *flags, '-o', part, str(SOURCE)]
             result = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_SECONDS)
             if result.returncode == 0:
                 os.replace(part, path)

@@ -32,9 +32,12 @@ METHODS = {'branches': 'branches', 'moments': 'moments', 'fused network': 'fused
 # Half of an H100's products a second in two bytes, dense.
 PRODUCTS = 0.5 * 989e12 / 2
 # Milliseconds of one core for forward and backward of blocks 16 channels wide, with two images of 64 px: little but the
-# host's work. Moments with a block's algebra by torch's operators, as on a GPU: host.csv.
+# host's work. Moments with a block's algebra by torch's operators, as on a GPU. docs/results/host.csv, an AMD EPYC.
+_OF_ONE_BRANCH = {'branches': 51.0, 'moments': 133.5, 'fused network': 15.9}
 HOST = {
-    's0': {'branches': 0.0, 'moments': 0.0, 'fused network': 0.0},
+    's0': {'branches': 106.3, 'moments': 150.6, 'fused network': 17.0},
+    **dict.fromkeys(('s1', 's2', 's3'), _OF_ONE_BRANCH),  # of as many blocks and branches
+    's4': {'branches': 54.7, 'moments': 127.6, 'fused network': 24.1},
 }
 # Images a second of an RTX 4090 that only predicts (AMP, NCHW, batch 1,024, 224 px), branched and fused, as timm
 # publishes them, and the bandwidth that they are held against: 80 % of its 1.008 TB/s.

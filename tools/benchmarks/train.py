@@ -193,7 +193,7 @@ def _peak_of_this_process(name: str, setting: Setting) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-COLUMNS = ('arch', 'network', 'median_s', 'min_s', 'max_s', 'steps', 'peak_gb')
+COLUMNS = ('arch', 'network', 'median_s', 'min_s', 'max_s', 'steps', 'peak_gb', 'commit')
 
 
 def as_csv(rows: list[dict]) -> str:
