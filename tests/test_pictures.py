@@ -185,6 +185,7 @@ def test_the_report_of_photos_tells_what_numbers_mean(fonts):
             megabytes=1.0,
             size=32,
             machine='Core|2',
+            license='Apache|2.0',
             notes=['<b>.jpg: not readable'],
             per_class=[dict(name='a|b', count=1, recall=100.0, precision=None)],
             confusion=[[1, 0], [1, 0]],
@@ -195,6 +196,7 @@ def test_the_report_of_photos_tells_what_numbers_mean(fonts):
     )
     assert f'numbers stand for names that no font here has: 1: {FOREIGN}.' in text
     assert r'| a\|b | 1 | 100.0 % | - |' in text and r'| machine | Core\|2 |' in text
+    assert r'License: Apache\|2.0.' in text
     assert r'- \<b\>.jpg: not readable' in text and "`` tensorboard --logdir 'a`b' ``" in text
 
 
