@@ -2,6 +2,7 @@
 
 import contextlib
 import pkgutil
+from inspect import signature
 from typing import Any
 
 import torch
@@ -178,11 +179,15 @@ def called(name: str) -> Any:
     """What the function gives that ``package.module:function`` names.
 
     Raises:
-        ValueError: if there is no such function, or its module cannot be imported.
+        ValueError: if there is no such function, it needs an argument, or its module cannot be imported.
     """
     try:
         function = pkgutil.resolve_name(name)
     except Exception as error:  # whatever somebody's module raises
         reason = f'{one_line(error)}; PYTHONPATH says where Python looks, PYTHONPATH=. in the folder that you are in'
         raise ValueError(f'{name}: {reason}') from error
+    try:
+        signature(function).bind()
+    except TypeError as error:
+        raise ValueError(f'{name}: {error}; a function without arguments is needed') from error
     return function()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from functools import partial
 
 import pytest
@@ -282,3 +283,13 @@ def test_the_tool_fuses_any_network(run_tool, digits, tmp_path):
     ):
         code, printed = run_tool('reparam', *options)
         assert code == 1 and message in only_line(printed)
+
+
+@pytest.mark.parametrize(
+    'name, message', [('os.path:join', "'a'; a function without arguments"), ('os:none', 'PYTHONPATH=.')]
+)
+def test_what_gives_no_network_is_one_line(name, message):
+    from mobileone_ext.deploy.reparam import called
+
+    with pytest.raises(ValueError, match=re.escape(message)):
+        called(name)
