@@ -27,6 +27,8 @@ _tidied: set[Path] = set()
 
 HOW_TO_GO_ON = 'what was saved is whole, and a run of tools/train.py goes on with --resume'
 TRACEBACK_VARIABLE = 'MOBILEONE_TRACEBACK'
+DATA_SUFFIXES = ('.yaml', '.yml', '.json')  # of configs that are data
+CONFIG_SUFFIXES = ('.py', *DATA_SUFFIXES)
 
 
 def home() -> Path:

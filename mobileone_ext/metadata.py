@@ -11,6 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+# Of pixels in gray levels, RGB.
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+NORMALIZED = 'normalized pixels: (x - mean) / std'
 _CROP = 0.875  # of the shorter edge, where a file says no more than its size
 _LARGEST = 8192  # pixels
 _SCOPES = ('mmpretrain.', 'mmcv.', 'mobileone_ext.')
@@ -59,6 +62,7 @@ class Metadata:
             one for each.
         source, source_sha256: name and hash of the file that it was made from.
         versions: distribution -> version, of what made it.
+        architecture: of a checkpoint, the name by which :func:`mobileone_ext.models.create_model` builds its network.
         layout: of the images, ``'NCHW'`` or ``'NHWC'``.
         precision: ``'float32'``, ``'float16'`` or ``'int8'``.
         others: what else is said, by name.
@@ -81,6 +85,7 @@ class Metadata:
     source: str | None = None
     source_sha256: str | None = None
     versions: Mapping[str, str] | None = None
+    architecture: str | None = None
     layout: str | None = None
     precision: str | None = None
     others: Mapping[str, str] = field(default_factory=dict)
@@ -155,6 +160,14 @@ class Metadata:
         color = dict(color_type='grayscale') if self.channels == 'gray' else {}
         load, pack = dict(type='mobileone_ext.LoadImageFromFile', **color), dict(type='PackInputs')
         return [load, *resize[fit], pack] if fit in resize else None
+
+
+def metadata_of(network: object, told: Metadata | None = None) -> Metadata:
+    """What is ``told`` of a network in memory, or its attribute ``metadata`` says; where neither does, it takes
+    ImageNet's 224 pixels, mean and standard deviation, normalized."""
+    usual = Metadata(size=(224, 224), channels='RGB', mean=IMAGENET_MEAN, std=IMAGENET_STD, input=NORMALIZED)
+    said = (usual, getattr(network, 'metadata', None), told)
+    return Metadata.read({name: value for one in said if one for name, value in one.values().items()})
 
 
 def _value_of(name: str, stored: Any) -> Any:

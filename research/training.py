@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from mobileone_ext.data.pixels import IMAGENET_MEAN, IMAGENET_STD
 from mobileone_ext.deploy.compare import top_accuracies
+from mobileone_ext.metadata import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH_SIZE, WARM_UP, WEIGHT_DECAY = 32, 0.1, 1e-4
 

@@ -23,23 +23,18 @@ def parse_args():
 def main():
     args = parse_args()
     from mobileone_ext import files
-    from mobileone_ext.data.images import find_images, spread
-    from mobileone_ext.deploy import classifier, compare_files, described
-    from mobileone_ext.text import printable, with_progress
+    from mobileone_ext.data.images import Listing, find_images, spread
+    from mobileone_ext.deploy import classifier, compare_files
+    from mobileone_ext.text import printable
 
     images, skipped = find_images(args.images), []
-    paths = spread(images, args.num_images)
-    networks = [
-        described.find_network(name, args.config, args.cfg_options, args.trust_checkpoint) for name in args.networks
-    ]
+    paths = Listing(spread(images, args.num_images))
+    how = dict(otherwise=args.config, options=args.cfg_options, ema=args.ema, trust=args.trust_checkpoint)
+    networks = [classifier.open_classifier(name, **how, takes=args.input) for name in args.networks]
     files.check_outputs([args.out], args.config, *(network.path for network in networks), *paths)
     for network in networks:
         print(printable(network.note or f'{network.path}: by {args.config}'))
-    classifiers = [
-        classifier.open_classifier(network.config, network.path, args.ema, args.trust_checkpoint, args.input)
-        for network in networks
-    ]
-    report = compare_files.compare_files(classifiers, with_progress(paths, 'photos'), skipped)
+    report = compare_files.compare_files(*networks, paths, skipped)
     for message in skipped:
         print(f'skipped {printable(message)}')
     if images.note:

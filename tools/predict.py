@@ -22,47 +22,32 @@ def parse_args():
     return parser.parse_args()
 
 
-def by_config(args) -> tuple:
-    """The config that is named, the photos, and the classifier: of a network by a config, named or its run's."""
-    from mobileone_ext.data.images import find_images
-    from mobileone_ext.deploy import classifier, described
-
-    named = args.network if described.names_config(args.network) else None
-    name, *images = args.images if named else [args.network, *args.images]
-    if not images:
-        raise ValueError(f'{named}: is a config; name the network and then images behind it')
-    paths = find_images(images)
-    if named:
-        network = described.Described(cli.load_config(named, args.cfg_options), described.file_of(name))
-    else:
-        network = described.find_network(name, None, args.cfg_options, args.trust_checkpoint)
-    opened = classifier.open_classifier(network.config, network.path, args.ema, args.trust_checkpoint, args.input)
-    opened.note = network.note
-    return named, paths, opened
-
-
 def main():
     args = parse_args()
     from mobileone_ext import files
     from mobileone_ext.data.images import find_images
-    from mobileone_ext.deploy import predict, runtime
-    from mobileone_ext.text import printable, with_progress
+    from mobileone_ext.deploy import classifier, predict, runtime
+    from mobileone_ext.text import printable
 
     if args.out:
         predict.check_format(args.out)
-    if runtime.is_exported(args.network) and not args.cfg_options:  # torch and mmpretrain stay out
-        named, paths = None, find_images(args.images)
-        classify = runtime.FileClassifier(args.network, args.input)
-    else:
-        named, paths, classify = by_config(args)
+    config = args.network if runtime.names_config(args.network) else None
+    network, *images = args.images if config else [args.network, *args.images]
+    if not images:
+        raise ValueError(f'{config}: is a config; name the network and then images behind it')
+    missing: list[str] = []
+    paths = find_images(images, missing)
+    classify = classifier.open_classifier(
+        network, config, options=args.cfg_options, ema=args.ema, trust=args.trust_checkpoint, takes=args.input
+    )
     if classify.note:
         print(printable(classify.note))
-    files.check_outputs([args.out], named, classify.path, *paths)
+    files.check_outputs([args.out], config, classify.path, *paths)
     if args.draw:
         Path(args.draw).mkdir(parents=True, exist_ok=True)
 
     skipped: list[str] = []
-    results = list(with_progress(predict.predict(classify, paths, skipped, args.top), 'photos', len(paths)))
+    results = predict.predict(classify, paths, args.top, skipped)
     if args.out:
         files.write_text(predict.FORMATS[files.suffix_of(args.out)](results), args.out)
     not_drawn = predict.save_drawings(results, Path(args.draw), paths) if args.draw else []
@@ -79,6 +64,8 @@ def main():
         print(f'{len(skipped)} of {len(paths)} files are not readable images')
     if paths.note:
         print(paths.note)
+    if missing:
+        raise ValueError('; '.join(missing))
 
 
 if __name__ == '__main__':

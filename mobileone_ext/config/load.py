@@ -22,12 +22,11 @@ from mmengine.fileio.handlers import YamlHandler
 from mmengine.registry import Registry, init_default_scope
 from mmengine.utils import import_modules_from_strings
 
-from ..files import home, installed
+from ..files import DATA_SUFFIXES, home, installed
 from ..text import one_line
 from .keys import check_config, drop_unread
 from .override import override
 
-DATA_SUFFIXES = ('.yaml', '.yml', '.json')
 _PACKAGES = ('mobileone_ext', 'mmpretrain', 'mmengine', 'mmcv')  # what a config that is data may import
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from ..metadata import IMAGENET_MEAN, IMAGENET_STD
 from .decode import read_rgb
 from .images import find_images, spread
-from .pixels import IMAGENET_MEAN, IMAGENET_STD
 
 
 def calibration_batches(

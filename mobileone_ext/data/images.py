@@ -142,27 +142,32 @@ def _suffix(name: str) -> str:
     return ascii(suffix)[1:-1] if suffix else 'without a suffix'
 
 
-def find_images(paths: Iterable[str | Path]) -> Listing:
+def find_images(paths: str | Path | Iterable[str | Path], missing: list[str] | None = None) -> Listing:
     """The photos among ``paths`` and below those that are folders; a file that is named itself is taken as it is.
+
+    Args:
+        missing: gets a message about each path without photos, if there are others; None raises.
 
     Raises:
         OSError: for a path that is not there.
         ValueError: for a folder without photos.
     """
-    photos = Listing()
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = images_below(path)
-            if not inside:
-                raise ValueError(f'{path}: no images in this folder ({inside.note or "it is empty"})')
+    photos, named = Listing(), [paths] if isinstance(paths, str | Path) else list(paths)
+    for path in map(Path, named):
+        if path.is_dir() and (inside := images_below(path)):
             photos.extend(path / name for name in inside)
             photos.left_out += inside.left_out
         elif path.is_file():
             photos.append(path)
-        elif path.exists():
+        elif path.exists() and not path.is_dir():
             photos.left_out['pipes, sockets or devices'] += 1
         else:
-            raise FileNotFoundError(f'{path}: no such file or folder')
+            error: Exception = FileNotFoundError(f'{path}: no such file or folder')
+            if path.is_dir():
+                error = ValueError(f'{path}: no images in this folder ({inside.note or "it is empty"})')
+            if missing is None or len(named) == 1:
+                raise error
+            missing.append(str(error))
     return photos
 
 

@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from . import reading
 from .nested import datasets_of
 
-# In gray levels, RGB.
-IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-
 
 class Preprocessing:
     """How images get into the config's network: built once, handed on.
@@ -64,14 +61,14 @@ class Preprocessing:
             return 224
         return height if height == width else 224
 
-    def read(self, paths: Iterable[Path], skipped: list[str]) -> Iterator[tuple[Path, Tensor]]:
+    def read(self, paths: Iterable[Path], skipped: list[str] | None) -> Iterator[tuple[Path, Tensor]]:
         """Each readable image and its pixels (C, H, W), 0 .. 255, RGB where the config says ``to_rgb``.
 
         The config's test pipeline resizes and crops. A file that is not an image
         adds its message to ``skipped``.
 
         Raises:
-            ValueError: if none of the files is an image.
+            ValueError: as of :func:`mobileone_ext.data.reading.read_each`.
         """
         pipeline = Compose(self.pipeline)
 

@@ -21,12 +21,12 @@ _OPENCV = dict(nearest='NEAREST', bilinear='LINEAR', bicubic='CUBIC', area='AREA
 
 
 def read_each(
-    paths: Iterable[Path], read: Callable[[Path], Pixels], skipped: list[str]
+    paths: Iterable[Path], read: Callable[[Path], Pixels], skipped: list[str] | None
 ) -> Iterator[tuple[Path, Pixels]]:
     """Each readable image and what ``read`` makes of it; a file that is not an image adds its message to ``skipped``.
 
     Raises:
-        ValueError: if none of the files is an image.
+        ValueError: if none of the files is an image; with ``skipped`` None if one is not.
     """
     num_read = 0
     for path in paths:
@@ -36,12 +36,15 @@ def read_each(
         except Exception as error:  # a damaged file fails in Pillow, OpenCV or a transform, each in its own way
             reason = one_line(error).removeprefix(f'{path}: ')
             unreadable = 'not a readable image'
-            skipped.append(f'{path}: {reason if reason.startswith(unreadable) else f"{unreadable} ({reason})"}')
+            message = f'{path}: {reason if reason.startswith(unreadable) else f"{unreadable} ({reason})"}'
+            if skipped is None:
+                raise ValueError(message) from error
+            skipped.append(message)
         else:
             num_read += 1
             yield path, pixels
     if not num_read:
-        raise ValueError('; '.join(['none of the files is a readable image', *skipped[:1]]))
+        raise ValueError('; '.join(['none of the files is a readable image', *(skipped or ())[:1]]))
 
 
 def _check_file(path: Path) -> None:
@@ -81,7 +84,20 @@ class Photos:
         self.mean, self.std = (np.float32(values)[:, None, None] for values in (metadata.mean, metadata.std))
         self._resize = _resizing(metadata.interpolation or 'bilinear', metadata.backend or 'pillow')
 
-    def read(self, paths: Iterable[Path], skipped: list[str]) -> Iterator[tuple[Path, np.ndarray]]:
+    @property
+    def pipeline(self) -> list[dict] | None:
+        return self.metadata.pipeline()
+
+    @property
+    def to_rgb(self) -> bool:
+        return self.metadata.channels == 'RGB'
+
+    @property
+    def image_size(self) -> tuple[int, ...]:
+        """Height and width in pixels."""
+        return tuple(self.metadata.size)
+
+    def read(self, paths: Iterable[Path], skipped: list[str] | None) -> Iterator[tuple[Path, np.ndarray]]:
         """Each readable image and its pixels (C, H, W), 0 .. 255; errors as of :func:`read_each`."""
         return read_each(paths, self._pixels, skipped)
 
@@ -103,7 +119,7 @@ class Photos:
             top, left = (max(0, round((a - b) / 2)) for a, b in zip(image.shape, (height, width)))
             image = image[top : top + height, left : left + width]
         channels = np.atleast_3d(image).transpose(2, 0, 1)  # C, H, W
-        return np.float32(channels[::-1] if self.metadata.channels == 'RGB' else channels)
+        return np.float32(channels[::-1] if self.to_rgb else channels)
 
 
 def _resizing(interpolation: str, backend: str) -> Callable[[np.ndarray, Sequence[int]], np.ndarray]:

@@ -3,26 +3,39 @@
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from ..data.classes import check_same, labels
-from ..data.pixels import in_batches
-from ..text import as_text, printable, quoted
-from .classifier import Classifier
+from ..data.images import Listing, find_images
+from ..data.reading import in_batches
+from ..text import as_text, printable, quoted, with_progress
+from .classifier import Classifier, open_classifier
 from .compare import Difference
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WORST = 5  # photos that are named
 BATCH = 16
 
 
-@torch.no_grad()
-def compare_files(classifiers: Sequence[Classifier], paths: Iterable[Path], skipped: list[str]) -> dict:
-    """How far the outputs of two classifiers lie apart; each gets the photos as its own config prepares them.
+def compare_files(
+    first: Union[str, Path, 'nn.Module', Classifier],
+    second: Union[str, Path, 'nn.Module', Classifier],
+    photos: str | Path | Iterable[str | Path],
+    skipped: list[str] | None = None,
+    **opening: Any,
+) -> dict[str, Any]:
+    """How far the outputs of two classifiers lie apart; each gets the photos as it takes them itself.
 
     Args:
-        skipped: gets a message about each file that is not an image.
+        first, second: as of :func:`mobileone_ext.deploy.predict.predict`.
+        photos: image files and folders of them.
+        skipped: gets a message about each file that is not a readable image; None raises.
+        opening: ``otherwise``, ``metadata`` and the others of :func:`mobileone_ext.deploy.classifier.open_classifier`.
 
     Returns:
         ``first``, ``second``; ``num_images``, ``changed_predictions``; ``outputs``, what is compared: logits, or
@@ -31,31 +44,33 @@ def compare_files(classifiers: Sequence[Classifier], paths: Iterable[Path], skip
         ``difference``, and each network's best ``label`` and ``score``.
 
     Raises:
-        ValueError: for networks of other classes or another input, outputs that are not finite, or no images.
+        OSError, ValueError: for a network or photos that cannot be read, networks of other classes or another input,
+            outputs that are not finite, or no images.
     """
-    first, second = classifiers
-    check_alike(first, second)
-    difference, total, count, worst = Difference(first.multi_label), 0.0, 0, []
+    one, other = both = [open_classifier(network, **opening) for network in (first, second)]
+    check_alike(one, other)
+    paths = photos if isinstance(photos, Listing) else find_images(photos, skipped)
+    difference, total, count, worst = Difference(one.multi_label), 0.0, 0, []
     order, known = None, []
-    for files, *pixels in pairs_of_batches(first, second, paths, skipped):
-        outputs = [classifier.outputs(images).float().cpu() for classifier, images in zip(classifiers, pixels)]
+    for files, *pixels in pairs_of_batches(one, other, with_progress(paths, 'photos', len(paths)), skipped):
+        outputs = [np.float32(classifier.outputs(images)) for classifier, images in zip(both, pixels)]
         if order is None:
-            order = common_order(first, second, outputs)
-            known = labels(first.classes or second.classes, outputs[0].shape[1])
+            order = common_order(one, other, outputs)
+            known = labels(one.classes or other.classes, outputs[0].shape[1])
         outputs[1] = outputs[1][:, order]
-        scores = [classifier.scores(values) for classifier, values in zip(classifiers, outputs)]
-        logits = first.gives_logits and second.gives_logits
-        expected, other = outputs if logits else scores
-        difference.add(expected, other, (first.path, second.path))
-        apart = (other.double() - expected.double()).abs()
-        total, count = total + float(apart.sum()), count + apart.numel()
+        scores = [classifier.scores(values) for classifier, values in zip(both, outputs)]
+        logits = one.gives_logits and other.gives_logits
+        expected, found = outputs if logits else scores
+        difference.add(torch.from_numpy(expected), torch.from_numpy(found), (one.path, other.path))
+        apart = np.abs(np.float64(found) - np.float64(expected))
+        total, count = total + float(apart.sum()), count + apart.size
         for number, file in enumerate(files):
             best = [dict(label=as_text(known[int(s[number].argmax())]), score=float(s[number].max())) for s in scores]
             entry = dict(image=as_text(file), difference=float(apart[number].max()), first=best[0], second=best[1])
             worst = heapq.nlargest(WORST, [*worst, entry], key=lambda entry: entry['difference'])
     return dict(
-        first=first.path,
-        second=second.path,
+        first=one.path,
+        second=other.path,
         num_images=difference.num_images,
         changed_predictions=difference.changed_predictions,
         outputs='logits' if logits else 'probabilities',
@@ -77,7 +92,7 @@ def check_alike(first: Classifier, second: Classifier) -> None:
         raise ValueError(f'{several.path}: gives an image several labels, the other network one')
 
 
-def common_order(first: Classifier, second: Classifier, outputs: Sequence[Tensor]) -> list[int]:
+def common_order(first: Classifier, second: Classifier, outputs: Sequence[np.ndarray]) -> list[int]:
     """Where the second network has the classes of the first; by name where both know names.
 
     Raises:
@@ -94,13 +109,13 @@ def common_order(first: Classifier, second: Classifier, outputs: Sequence[Tensor
 
 
 def pairs_of_batches(
-    first: Classifier, second: Classifier, paths: Iterable[Path], skipped: list[str]
-) -> Iterator[tuple[list[Path], Tensor, Tensor]]:
+    first: Classifier, second: Classifier, paths: Iterable[Path], skipped: list[str] | None
+) -> Iterator[tuple[list[Path], np.ndarray, np.ndarray]]:
     """Files, and their pixels as each of two networks takes them."""
     one, other = first.preprocessing, second.preprocessing
     are_alike = one.pipeline == other.pipeline and one.to_rgb == other.to_rgb
     for files, pixels in in_batches(one.read(paths, skipped), BATCH):
-        yield files, pixels, pixels if are_alike else torch.stack([image for _, image in other.read(files, [])])
+        yield files, pixels, pixels if are_alike else np.stack([image for _, image in other.read(files, [])])
 
 
 def describe(report: dict) -> str:

@@ -15,18 +15,13 @@ from mmengine.registry import init_default_scope
 
 from ..checkpoints.load import read_checkpoint
 from ..checkpoints.names import PUBLISHED, resolve
-from ..config import DATA_SUFFIXES, completed, find_file, load_config, resolved_config
+from ..config import completed, load_config, resolved_config
 from ..data.classes import class_names, is_multi_label, labels, num_classes
 from ..data.pixels import Preprocessing
-from ..files import suffix_of
 from ..metadata import Metadata, fit_of
 from ..provenance import origin
-from .runtime import is_exported, open_network
+from .runtime import file_of, is_exported, open_network
 
-_FUSED = 'fused.pth'  # what tools/finetune.py leaves for use
-_NEWEST = 'last_checkpoint'  # mmengine's file with the path of the newest one
-_STEP = re.compile(r'(?:epoch|iter)_(\d+)\.pth')
-_RUN = 'run'  # in the folder of a fine-tuning
 # Of a run's config; the rest, and what became of it since, is nothing to a trained network.
 _KEYS = {'custom_imports', 'data_preprocessor', 'default_scope', 'model', 'test_dataloader', 'val_dataloader'}
 
@@ -43,16 +38,6 @@ class Described(NamedTuple):
     config: Config
     path: str
     note: str = ''
-
-
-def names_config(name: str) -> bool:
-    """Whether ``name``, where a network or its config may stand, is a config's: by its suffix, or of one that ships."""
-    if suffix_of(name) in ('.py', *DATA_SUFFIXES):
-        return True
-    try:
-        return not Path(name).exists() and bool(find_file(name))
-    except OSError:
-        return False
 
 
 def find_network(name: str, config: str | None = None, options: dict | None = None, trust: bool = False) -> Described:
@@ -79,31 +64,6 @@ def find_network(name: str, config: str | None = None, options: dict | None = No
     if config is None:
         raise ValueError(f'{path}: does not say which images it takes; name its config (--help says how)')
     return Described(load_config(config, options), path)
-
-
-def file_of(name: str) -> str:
-    """``name``, or of a run's folder, its checkpoint."""
-    return checkpoint_of_run(Path(name)) if Path(name).is_dir() and not is_exported(name) else name
-
-
-def checkpoint_of_run(folder: Path) -> str:
-    """The checkpoint to use in a run's folder: the fused one of a fine-tuning, else the best one, else the newest.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if (folder / _FUSED).is_file():
-        return str(folder / _FUSED)
-    best = sorted(folder.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
-    steps = sorted((int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name)))
-    if (folder / _NEWEST).is_file():  # the folder may have moved since
-        newest = folder / Path((folder / _NEWEST).read_text(encoding='utf-8').strip()).name
-        steps += [(0, newest)] if newest.is_file() else []
-    if best or steps:
-        return str(best[-1] if best else steps[-1][1])
-    if (folder / _RUN).is_dir():
-        return checkpoint_of_run(folder / _RUN)
-    raise ValueError(f'{folder}: no checkpoint of a run in this folder')
 
 
 def _config_of_checkpoint(path: str, options: dict | None, trust: bool) -> tuple[Config, str] | None:

@@ -1,6 +1,8 @@
 """From trained branches to a deployed network: build what a checkpoint needs, fuse it, write it with its provenance."""
 
 import copy
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,9 +12,13 @@ from torch import nn
 
 from ..backbone import MobileOne
 from ..checkpoints.load import CLASSES, Weights, load_weights
+from ..checkpoints.structure import read_structure, shapes_of
 from ..data.classes import class_names
 from ..data.pixels import Preprocessing
-from .anywhere import check_finite, fuse_blocks, noise
+from ..metadata import NORMALIZED
+from ..models import PREFIX, Classifier
+from ..network import MobileOneNet
+from .anywhere import FUSION_TOLERANCE, check_finite, fuse_blocks, noise, relative_difference
 from .described import describe
 
 
@@ -83,9 +89,27 @@ def save_fused(model: nn.Module, path: str | Path, config: Config, source: str |
         place: in that file, e.g. ``'state_dict (EMA)'``.
     """
     classes = getattr(model, 'classes', None)
-    said = describe(Preprocessing(config), classes, source).values()
-    meta = dict(said, source_weights=place, config=config.pretty_text)
+    said = replace(describe(Preprocessing(config), classes, source), architecture=plain_name(model), input=NORMALIZED)
+    meta = dict(said.values(), source_weights=place, config=config.pretty_text)
     if classes:
         meta['dataset_meta'] = {CLASSES: tuple(classes)}  # as mmengine writes them
     state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
     torch.save({'meta': meta, 'state_dict': state}, path)
+
+
+@torch.no_grad()
+def plain_name(model: nn.Module) -> str | None:
+    """The name by which :func:`mobileone_ext.models.create_model` builds a fused classifier from its weights alone.
+
+    None for one that has other parts, or computes something else of noise.
+    """
+    with suppress(ValueError, RuntimeError):  # no MobileOne, or not its keys
+        state = model.state_dict()
+        found = read_structure(shapes_of(state))
+        with torch.device('meta'):
+            plain = Classifier(MobileOneNet(found.variant, found.in_channels, deploy=True), found.num_classes)
+        plain.load_state_dict(state, assign=True)
+        images = noise(model)
+        if relative_difference(plain.eval()(images), model(images)) < FUSION_TOLERANCE:
+            return PREFIX + found.variant
+    return None

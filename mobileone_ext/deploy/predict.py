@@ -3,46 +3,78 @@
 Without torch, for an exported file that says itself what it takes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, TypedDict, Union
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ..data.decode import read_rgb
+from ..data.images import Listing, find_images
 from ..data.reading import in_batches
 from ..files import check_distinct, csv_text, json_text, suffix_of, write_atomically
-from ..text import as_text, printable
-from .runtime import FileClassifier
+from ..text import as_text, printable, with_progress
+from .classifier import Classifier, open_classifier
 
 if TYPE_CHECKING:
-    from .classifier import Classifier
+    from torch import nn
 
 COLUMNS = ('image', 'rank', 'label', 'index', 'score')
 
 
-def predict(
-    classify: Union['Classifier', FileClassifier], paths: Iterable[Path], skipped: list[str], top: int = 5
-) -> Iterator[dict]:
-    """For each readable image ``dict(image=path, predictions=[dict(label, index, score), ...])``, best first.
+class Prediction(TypedDict):
+    """A class by its name and its place among the outputs, and its score, 0 .. 1."""
 
-    Unreadable files add a message to ``skipped``.
+    label: str
+    index: int
+    score: float
+
+
+class Result(TypedDict):
+    """The path of an image, and its best classes, best first."""
+
+    image: str
+    predictions: list[Prediction]
+
+
+def predict(
+    network: Union[str, Path, 'nn.Module', Classifier],
+    photos: str | Path | Iterable[str | Path],
+    top: int = 5,
+    skipped: list[str] | None = None,
+    **opening: Any,
+) -> list[Result]:
+    """The best classes of each image.
+
+    Args:
+        network: a checkpoint, an exported file, a run's folder, published weights by name, or a network in memory.
+        photos: image files and folders of them.
+        top: how many classes.
+        skipped: gets a message about each file that is not a readable image; None raises.
+        opening: ``config``, ``metadata`` and the others of :func:`mobileone_ext.deploy.classifier.open_classifier`.
+
+    Raises:
+        OSError, ValueError: for a network or photos that cannot be read, or outputs that are not finite.
     """
-    for files, pixels in in_batches(classify.preprocessing.read(paths, skipped), 16):
-        scores = np.asarray(classify(pixels))
+    classify, results = open_classifier(network, **opening), list[Result]()
+    paths = photos if isinstance(photos, Listing) else find_images(photos, skipped)
+    images = classify.preprocessing.read(with_progress(paths, 'photos', len(paths)), skipped)
+    for files, pixels in in_batches(images, 16):
+        scores = classify(pixels)
         names = classify.classes or [str(index) for index in range(scores.shape[1])]
         for file, row in zip(files, scores):
             best = np.argsort(-row, kind='stable')[:top].tolist()
-            predictions = [dict(label=names[index], index=index, score=float(row[index])) for index in best]
-            yield dict(image=str(file), predictions=predictions)
+            found = [Prediction(label=names[index], index=index, score=float(row[index])) for index in best]
+            results.append(Result(image=str(file), predictions=found))
+    return results
 
 
-def as_json(results: list[dict]) -> str:
+def as_json(results: Sequence[Result]) -> str:
     return json_text([dict(result, image=as_text(result['image'])) for result in results])
 
 
-def as_csv(results: list[dict]) -> str:
+def as_csv(results: Sequence[Result]) -> str:
     """One line a prediction, with ``COLUMNS``."""
     rows = (
         dict(best, image=as_text(result['image']), rank=rank, label=as_text(best['label']))
@@ -52,7 +84,7 @@ def as_csv(results: list[dict]) -> str:
     return csv_text(rows, COLUMNS)
 
 
-FORMATS: dict[str, Callable[[list[dict]], str]] = {'.json': as_json, '.csv': as_csv}
+FORMATS: dict[str, Callable[[Sequence[Result]], str]] = {'.json': as_json, '.csv': as_csv}
 
 
 def check_format(path: str | Path) -> None:
@@ -67,7 +99,7 @@ def picture_name(number: int, image: str) -> str:
     return f'{number:04d}_{stem}.png'
 
 
-def save_drawings(results: Sequence[dict], folder: Path, photos: Sequence[Path]) -> list[str]:
+def save_drawings(results: Sequence[Result], folder: Path, photos: Sequence[Path]) -> list[str]:
     """Write the picture of :func:`draw` for each result into ``folder``, a PNG; what could not be drawn, and why.
 
     Raises:
@@ -85,7 +117,7 @@ def save_drawings(results: Sequence[dict], folder: Path, photos: Sequence[Path])
     return failed
 
 
-def draw(result: dict) -> Image.Image:
+def draw(result: Result) -> Image.Image:
     """The picture with its predictions and their scores as bars below it."""
     from ..pictures import Line, write_on
 

@@ -1,16 +1,22 @@
-"""Exported files, opened for use: every format of :mod:`.formats` behind one call, without torch but for its own."""
+"""Exported files, opened for use: every format of :mod:`.formats` behind one call, without torch but for its own.
 
+And which file a name stands for.
+"""
+
+import re
 from pathlib import Path
 
 import numpy as np
 
-from ..data.reading import Photos
-from ..files import suffix_of
-from ..metadata import Metadata
+from ..files import CONFIG_SUFFIXES, suffix_of
 from .formats import FORMAT_OF_SUFFIX
 from .formats.base import Network, load_format, using
 
 INPUTS = ('normalized', 'pixels')
+_FUSED = 'fused.pth'  # what tools/finetune.py leaves for use
+_NEWEST = 'last_checkpoint'  # mmengine's file with the path of the newest one
+_STEP = re.compile(r'(?:epoch|iter)_(\d+)\.pth')
+_RUN = 'run'  # in the folder of a fine-tuning
 
 
 def is_exported(path: str | Path) -> bool:
@@ -45,44 +51,43 @@ def open_network(path: str | Path, threads: int | None = None, batch: int | None
         return load_format(name).open_file(path, threads, batch)
 
 
-class FileClassifier:
-    """An exported file that says itself what it takes: pixels (N, C, H, W), 0 .. 255 -> scores (N, classes).
+def names_config(name: str) -> bool:
+    """Whether ``name``, where a network or its config may stand, is a config's: by its suffix, or of one that ships."""
+    if suffix_of(name) in CONFIG_SUFFIXES:
+        return True
+    try:
+        if Path(name).exists():
+            return False
+        from ..config import find_file
 
-    Args:
-        takes: what goes in, where the file does not say, one of ``INPUTS``.
+        return bool(find_file(name))
+    except OSError:
+        return False
 
-    Attributes:
-        preprocessing: of the photos.
-        classes: names, or numbers where it has none.
-        note: what to tell of where this is from.
+
+def file_of(name: str) -> str:
+    """``name``, or of a run's folder, its checkpoint."""
+    return checkpoint_of_run(Path(name)) if Path(name).is_dir() and not is_exported(name) else name
+
+
+def checkpoint_of_run(folder: Path) -> str:
+    """The checkpoint to use in a run's folder: the fused one of a fine-tuning, else the best one, else the newest.
 
     Raises:
-        OSError, ValueError: for a file that does not open, or does not say what it takes.
+        ValueError: if there is none.
     """
-
-    def __init__(self, path: str, takes: str | None = None):
-        self.path, self.network = path, open_network(path)
-        self.metadata = Metadata.read(self.network.metadata)
-        if not self.metadata.is_enough:
-            raise ValueError(f'{path}: does not say which images it takes; name its config (--help says how)')
-        self.takes, _ = input_of(self.network, path, takes)
-        self.preprocessing, self.classes = Photos(self.metadata), self.metadata.labels
-        self.note = f'{path}: {self.metadata.note}'
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        try:
-            output = self.network(pixels if self.takes == 'pixels' else self.preprocessing.normalize(pixels))
-        except ValueError as error:
-            raise ValueError(f'{self.path}: {error}') from error
-        if output.shape != (len(pixels), len(self.classes)):
-            raise ValueError(f'{self.path}: has {output.shape[-1]} outputs and {len(self.classes)} names of classes')
-        check_finite(np.isfinite(output).all(1), self.path)
-        if self.metadata.output == 'probabilities':
-            return output
-        if self.metadata.labels_of_an_image == 'several':
-            return np.exp(-np.logaddexp(0, -output))
-        powers = np.exp(output - output.max(1, keepdims=True))
-        return powers / powers.sum(1, keepdims=True)
+    if (folder / _FUSED).is_file():
+        return str(folder / _FUSED)
+    best = sorted(folder.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
+    steps = sorted((int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name)))
+    if (folder / _NEWEST).is_file():  # the folder may have moved since
+        newest = folder / Path((folder / _NEWEST).read_text(encoding='utf-8').strip()).name
+        steps += [(0, newest)] if newest.is_file() else []
+    if best or steps:
+        return str(best[-1] if best else steps[-1][1])
+    if (folder / _RUN).is_dir():
+        return checkpoint_of_run(folder / _RUN)
+    raise ValueError(f'{folder}: no checkpoint of a run in this folder')
 
 
 def check_finite(good: np.ndarray, name: str) -> None:

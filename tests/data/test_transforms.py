@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 from mobileone_ext.cli import load_config
 from mobileone_ext.data import decode, transforms
 from mobileone_ext.data.decode import Jpeg
-from mobileone_ext.data.pixels import IMAGENET_MEAN, IMAGENET_STD
 from mobileone_ext.data.transforms import LoadImageFromFile, RandomResizedCrop, reduction
+from mobileone_ext.metadata import IMAGENET_MEAN, IMAGENET_STD
 
 KINDS = {
     'photo': dict(),

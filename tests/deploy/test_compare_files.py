@@ -34,17 +34,19 @@ def config():
 
 
 def number_of(pixels):
-    return (pixels[:, 0, 0, 0] / 10).round().long()
+    return (pixels[:, 0, 0, 0] / 10).round().astype(int)
 
 
 def compared(config, photos, outputs, classes=(None, None), multi_label=False, kinds=(True, True)):
     classifiers, preprocessing = [], Preprocessing(config)
     for path, table, names, logits in zip(('a.pth', 'b.onnx'), outputs, classes, kinds):
-        classifier = Classifier(path, preprocessing, lambda pixels, table=table: table[number_of(pixels)], names)
+        classifier = Classifier(
+            path, preprocessing, lambda pixels, table=table: table[number_of(pixels)].numpy(), names
+        )
         classifier.gives_logits, classifier.multi_label = logits, multi_label
         classifiers.append(classifier)
     skipped = []
-    report = compare_files(classifiers, sorted(photos.iterdir()), skipped)
+    report = compare_files(*classifiers, sorted(photos.iterdir()), skipped)
     assert len(skipped) == 1 and 'broken.png' in skipped[0]
     return report
 

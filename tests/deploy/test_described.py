@@ -10,7 +10,7 @@ from conftest import TINY, data_options, only_line
 from mobileone_ext import cli
 from mobileone_ext.config import resolved_config
 from mobileone_ext.data.pixels import Preprocessing
-from mobileone_ext.deploy import described, export, fuse
+from mobileone_ext.deploy import described, export, fuse, runtime
 from mobileone_ext.deploy.formats.base import load_format
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -69,16 +69,16 @@ def test_predictions_are_those_with_the_config(name, said, files, photos, digits
 
 def test_the_checkpoint_of_a_folder(tmp_path):
     with pytest.raises(ValueError, match='no checkpoint of a run in this folder'):
-        described.checkpoint_of_run(tmp_path)
+        runtime.checkpoint_of_run(tmp_path)
     run = tmp_path / 'run'
     run.mkdir()
     for name in ('epoch_9.pth', 'epoch_10.pth'):
         (run / name).touch()
-    assert described.checkpoint_of_run(tmp_path) == str(run / 'epoch_10.pth')
+    assert runtime.checkpoint_of_run(tmp_path) == str(run / 'epoch_10.pth')
     (run / 'best_accuracy_top1_epoch_9.pth').touch()
-    assert described.checkpoint_of_run(run) == str(run / 'best_accuracy_top1_epoch_9.pth')
+    assert runtime.checkpoint_of_run(run) == str(run / 'best_accuracy_top1_epoch_9.pth')
     (tmp_path / 'fused.pth').touch()
-    assert described.checkpoint_of_run(tmp_path) == str(tmp_path / 'fused.pth')
+    assert runtime.checkpoint_of_run(tmp_path) == str(tmp_path / 'fused.pth')
 
 
 def test_what_says_nothing_is_one_line(files, photos, run_tool):
@@ -202,5 +202,5 @@ def test_steps_are_the_configs(files):
 
 
 def test_what_is_a_config():
-    assert described.names_config('any/where.py') and described.names_config('mobileone_s0_8xb32')
-    assert not described.names_config('net.pth') and not described.names_config('work_dirs')
+    assert runtime.names_config('any/where.py') and runtime.names_config('mobileone_s0_8xb32')
+    assert not runtime.names_config('net.pth') and not runtime.names_config('work_dirs')

@@ -1,11 +1,11 @@
 """Predictions of checkpoints and exported files, and what they are written to."""
 
+import copy
 import csv
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +19,8 @@ from mobileone_ext.data.pixels import Preprocessing, in_batches
 from mobileone_ext.deploy import export, fuse, predict
 from mobileone_ext.deploy.classifier import open_classifier
 from mobileone_ext.deploy.formats import FORMATS
+from mobileone_ext.metadata import Metadata
+from mobileone_ext.models import create_model
 
 S0 = 'configs/mobileone_s0_8xb32.py'
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -76,35 +78,97 @@ def test_every_kind_of_file_predicts_the_same(files, run_tool, tmp_path):
                 assert a['score'] == pytest.approx(b['score'], rel=1e-3)
 
 
-def test_a_file_that_says_what_it_takes_needs_no_torch(files, tmp_path):
-    """In a process of its own: the same as by the config, and which packages were loaded on the way."""
-    folder, _ = files
-    code = """
+@pytest.fixture
+def in_a_fresh_process(tmp_path):
+    """``in_a_fresh_process(network, photos)``: the results of the tool, and which packages were loaded on the way."""
+
+    def run(network, photos):
+        code = """
 import runpy, sys
 try:
     runpy.run_path(sys.argv[0], run_name='__main__')
 except SystemExit as end:
-    heavy = 'torch', 'mmengine', 'mmcv', 'mmpretrain', 'cv2', 'matplotlib'
+    heavy = 'torch', 'mmengine', 'mmcv', 'mmpretrain', 'cv2', 'matplotlib', 'onnxruntime'
     print(end.code, [name for name in heavy if name in sys.modules])
 """
-    results = []
-    for network in (folder / 'normalized.onnx', folder / 'pixels.onnx'):
         out = tmp_path / f'{network.stem}.json'
-        arguments = [str(ROOT / 'tools' / 'predict.py'), str(network), str(folder / 'images'), '--out', str(out)]
+        arguments = [str(ROOT / 'tools' / 'predict.py'), str(network), str(photos), '--out', str(out)]
         child = subprocess.run(
             [sys.executable, '-c', f'import sys; sys.argv = {arguments!r}\n{code}'], capture_output=True, text=True
         )
-        assert child.stdout.splitlines()[-1] == '0 []', child.stdout + child.stderr
+        code, _, loaded = child.stdout.splitlines()[-1].partition(' ')
+        assert code == '0', child.stdout + child.stderr
         assert child.stdout.startswith(f'{network}: by its metadata\n') and '1 of 3 files' in child.stdout
-        results.append(json.loads(out.read_text()))
+        return json.loads(out.read_text()), loaded
+
+    return run
+
+
+def test_a_file_that_says_what_it_takes_needs_no_torch(files, in_a_fresh_process):
+    folder, _ = files
+    results = []
+    for network in (folder / 'normalized.onnx', folder / 'pixels.onnx'):
+        result, loaded = in_a_fresh_process(network, folder / 'images')
+        assert loaded == "['onnxruntime']"
+        results.append(result)
     config = cli.load_config(S0)
-    by_config = open_classifier(config, str(folder / 'pixels.onnx'))
-    expected = list(predict.predict(by_config, [Path(result['image']) for result in results[0]], []))
+    expected = predict.predict(folder / 'pixels.onnx', [result['image'] for result in results[0]], config=config)
     for result in results:
         for one, other in zip(result, expected, strict=True):
             for a, b in zip(one['predictions'], other['predictions'], strict=True):
                 assert (a['label'], a['index']) == (b['label'], b['index'])
                 assert a['score'] == pytest.approx(b['score'], rel=1e-3)
+
+
+def test_a_fused_checkpoint_that_names_its_network_needs_torch_alone(files, in_a_fresh_process, tmp_path):
+    """To the bit what the config's own network computes, in which order the photos' channels stand included."""
+    folder, model = files
+    config = cli.load_config(S0)
+    fuse.save_fused(model, tmp_path / 'fused.pth', config, folder / 'net.pth', 'state_dict')
+    result, loaded = in_a_fresh_process(tmp_path / 'fused.pth', folder / 'images')
+    assert loaded == "['torch']"
+    assert result == predict.predict(tmp_path / 'fused.pth', folder / 'images', skipped=[], config=config)
+
+
+def swish(model):
+    for block in model.backbone.modules():
+        if hasattr(block, 'act'):
+            block.act = torch.nn.SiLU()
+
+
+@pytest.mark.parametrize('change', [swish, lambda model: setattr(model, 'neck', torch.nn.BatchNorm2d(1024))])
+def test_a_network_with_other_parts_is_not_named(files, change):
+    model = copy.deepcopy(files[1])
+    assert fuse.plain_name(model) == 'mobileone_s0'
+    change(model)
+    assert fuse.plain_name(model) is None
+
+
+def test_a_network_in_memory(files):
+    """Whether it trains stays as it is."""
+    folder, model = files
+    network = create_model('mobileone_s0', folder / 'net.pth')
+    found = predict.predict(network, [folder / 'images' / '0.jpg', str(folder / 'images' / '1.jpg')], top=2)
+    assert network.training and [len(result['predictions']) for result in found] == [2, 2]
+    named = predict.predict(
+        network, folder / 'images' / '0.jpg', metadata=Metadata(labels=[f'c{i}' for i in range(1000)])
+    )
+    expected = predict.predict(folder / 'net.pth', folder / 'images' / '0.jpg', config=S0)
+    for best, other, plain in zip(named[0]['predictions'], expected[0]['predictions'], found[0]['predictions']):
+        assert best['label'] == f'c{other["index"]}' and plain['label'] == str(other['index'])
+        assert best['score'] == pytest.approx(other['score'], rel=1e-5) == plain['score']
+    with pytest.raises(ValueError, match='broken.jpg: not a readable image'):
+        predict.predict(network, folder / 'images')
+
+
+def test_a_path_that_is_not_there_costs_no_other_answer(files, run_tool, tmp_path):
+    folder, _ = files
+    (tmp_path / 'empty').mkdir()
+    photos = (tmp_path / 'nowhere.jpg', folder / 'images' / '0.jpg', tmp_path / 'empty')
+    code, text = run_tool('predict', folder / 'pixels.onnx', *photos, '--out', tmp_path / 'out.json')
+    assert code == 1 and text.count('%') == 5
+    assert 'nowhere.jpg: no such file or folder; ' in text.splitlines()[-1] and 'empty: no images' in text
+    assert len(json.loads((tmp_path / 'out.json').read_text())) == 1
 
 
 @pytest.mark.parametrize('name', [name for name in FORMATS if name not in ('torchscript', 'executorch', 'coreml')])
@@ -166,9 +230,7 @@ def test_one_image_is_probabilities(files):
     folder, model = files
     config = cli.load_config(S0)
     pixels = torch.rand(1, 3, 224, 224) * 255
-    found = open_classifier(config, str(folder / 'net.pth'))
-    with torch.no_grad():
-        torch.testing.assert_close(found(pixels).sum(), torch.tensor(1.0))
+    assert open_classifier(folder / 'net.pth', config)(pixels.numpy()).sum() == pytest.approx(1)
 
 
 def test_odd_photos_cost_no_other_result(files, run_tool, tmp_path):

@@ -1,8 +1,13 @@
 """Networks around a network, as formats need them. All that imports torch for writing is here or in ``write``."""
 
 import copy
+from collections.abc import Mapping
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+
+from .base import Network
 
 
 class Half(nn.Module):
@@ -32,3 +37,14 @@ class ChannelsLast(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.net(image.permute(0, 3, 1, 2))
+
+
+def opened(model: nn.Module, metadata: Mapping[str, str] = {}) -> Network:
+    """A copy of a network in memory, in eval mode on the CPU, as a file of it would be opened."""
+    model = copy.deepcopy(model).cpu().eval()
+
+    @torch.no_grad()
+    def call(images: np.ndarray) -> np.ndarray:
+        return model(torch.from_numpy(images)).numpy()
+
+    return Network(call, False, None, dict(metadata))
