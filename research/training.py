@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from mmengine.utils import get_git_hash
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -119,7 +120,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Add a finished run to the CSV file ``path``, which begins with the names of its columns."""
+    """Add a finished run, and the commit that it ran on, to the CSV file ``path``, which begins with its columns."""
+    row = dict(row, commit=get_git_hash(digits=7))
     with open(path, 'a', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, row, lineterminator='\n')
         if not file.tell():
