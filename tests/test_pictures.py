@@ -178,6 +178,7 @@ def test_the_report_of_photos_tells_what_numbers_mean(fonts):
             num_images=2,
             right_before=50.0,
             right_after=50.0,
+            chance=50.0,
             changed_predictions=0,
             trained_fused=True,
             checkpoint='epoch_1.pth',

@@ -1,7 +1,7 @@
 """Run an ablation study: ``python tools/ablate.py configs/ablations/branches.py``.
 
 Every variant is trained, fused and evaluated with every seed; finished runs are
-skipped, an interrupted one goes on. The table and the plot lie in the work dir.
+skipped, an interrupted one goes on. The tables, the plot and the page lie in the work dir.
 """
 
 from pathlib import Path
@@ -61,7 +61,7 @@ def main():
             print(f'{run.variant}, seed {run.seed}: {state}; {overrides_label(study.variants[run.variant])}')
         return 0
     failed = run_study(study, args.base, runs, work_dir, args.launcher, args.processes)
-    print(f'{work_dir}/results.md, .csv, .png')
+    print(f'{work_dir}/results.html, .md, .csv, .png')
     if failed:
         raise ValueError(f'{failed} of {len(runs)} runs failed; results.md says why')
     return 0

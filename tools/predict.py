@@ -19,6 +19,9 @@ def parse_args():
     parser.add_argument('--top', type=cli.positive, default=5, metavar='K', help='classes to show for each image (5)')
     parser.add_argument('--out', metavar='FILE', help='write all results to *.json or *.csv')
     parser.add_argument('--draw', metavar='DIR', help='write annotated pictures to this folder')
+    parser.add_argument(
+        '--explain', metavar='DIR', help='the same, with where the network looked for its best class (a checkpoint)'
+    )
     return parser.parse_args()
 
 
@@ -27,6 +30,7 @@ def main():
     from mobileone_ext import files
     from mobileone_ext.data.images import find_images
     from mobileone_ext.deploy import classifier, predict, runtime
+    from mobileone_ext.metadata import Metadata, fit_of
     from mobileone_ext.text import printable
 
     if args.out:
@@ -38,19 +42,28 @@ def main():
     missing: list[str] = []
     paths = find_images(images, missing)
     classify = classifier.open_classifier(
-        network, config, options=args.cfg_options, ema=args.ema, trust=args.trust_checkpoint, takes=args.input
+        network,
+        config,
+        options=args.cfg_options,
+        ema=args.ema,
+        trust=args.trust_checkpoint,
+        takes=args.input,
+        explain=bool(args.explain),
     )
     if classify.note:
         print(printable(classify.note))
     files.check_outputs([args.out], config, classify.path, *paths)
-    if args.draw:
-        Path(args.draw).mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (args.draw, args.explain)):
+        Path(folder).mkdir(parents=True, exist_ok=True)
 
     skipped: list[str] = []
     results = predict.predict(classify, paths, args.top, skipped)
     if args.out:
         files.write_text(predict.FORMATS[files.suffix_of(args.out)](results), args.out)
     not_drawn = predict.save_drawings(results, Path(args.draw), paths) if args.draw else []
+    if args.explain:
+        view = Metadata(**fit_of(classify.preprocessing.pipeline))
+        not_drawn += predict.save_drawings(results, Path(args.explain), paths, view)
 
     for result in results:
         print(printable(result['image']))

@@ -12,6 +12,7 @@ def parse_args():
         '--against', metavar='CHECKPOINT', help='with an exported file: how many predictions differ from these weights'
     )
     parser.add_argument('--out', metavar='JSON', help='write the metrics to this file')
+    parser.add_argument('--html', metavar='FILE', help='write a page with every image, what it is and was taken for')
     parser.add_argument('--work-dir', help='where the log goes (work_dirs/CONFIG/test)')
     cli.add_launcher_argument(parser)
     return parser.parse_args()
@@ -26,13 +27,16 @@ def main():
     from mobileone_ext.deploy.fuse import read_weights
     from mobileone_ext.deploy.runtime import is_exported
     from mobileone_ext.engine import metrics
+    from mobileone_ext.engine.collect import CollectHook
+    from mobileone_ext.engine.photo_page import write_test_page
     from mobileone_ext.engine.test import evaluate, evaluate_file
     from mobileone_ext.engine.train import use_work_dir
     from mobileone_ext.pictures import legend
 
-    if args.out:
-        files.check_writable(args.out)
-        files.check_distinct(args.out, args.config, args.checkpoint)
+    files.check_outputs([args.out, args.html], args.config, args.checkpoint)
+    if args.html and args.launcher != 'none':
+        raise ValueError(f'--html with --launcher {args.launcher}: a page is of one process')
+    collect = CollectHook() if args.html else None
     use_work_dir(config, args.work_dir, 'test')
     config.launcher = args.launcher
     if is_exported(args.checkpoint):
@@ -40,14 +44,14 @@ def main():
         classifier = ExportedClassifier(config, args.checkpoint, args.input, reference or None)
         assumed = ' (assumed: the file does not say; --input tells)' if classifier.assumed else ''
         print(f'{args.checkpoint}: takes {classifier.takes} images{assumed}')
-        results = evaluate_file(config, classifier)
+        results = evaluate_file(config, classifier, collect)
     elif args.against or args.input:
         raise ValueError(f'{args.checkpoint}: --against and --input are for exported files')
     else:
         weights = read_weights(config, args.checkpoint, args.ema, args.trust_checkpoint)
         kind = f'{weights.structure}, {weights.layout} layout' if weights.structure else 'not a MobileOne'
         print(f'{args.checkpoint}: {kind}, from {weights.source}')
-        results = evaluate(config, weights)
+        results = evaluate(config, weights, collect)
     if cli.rank():
         return  # the first process has the same results, and writes them
     classes = results.pop('classes', None)
@@ -65,6 +69,9 @@ def main():
         numbers = legend(classes or ())
         if pictures and numbers:
             print(f'in pictures, numbers stand for names that no font here has: {numbers}')
+    if args.html:
+        write_test_page(args.html, config, collect, args.checkpoint, results, classes)
+        print(f'{args.html}: every image')
 
 
 if __name__ == '__main__':

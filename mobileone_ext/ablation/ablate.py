@@ -1,6 +1,6 @@
 """Run a study: train and fuse every variant with every seed, each in a folder and processes of its own.
 
-    WORK_DIR/results.{csv,md,png}
+    WORK_DIR/results.{csv,md,png,html}
     WORK_DIR/VARIANT/seedN.py
     WORK_DIR/VARIANT/seedN/{run.log,epoch_*.pth,fused.pth,measured.json,report.json}
 
@@ -19,9 +19,11 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 
+from ..checkpoints.training import read_training_checkpoint
 from ..config import check_config, override
 from ..deploy.fuse import fuses
 from ..engine.dry_run import dry_run
+from ..engine.finetuning.curves import read_curves
 from ..engine.processes import exiting_on_sigterm, one_writer, run_child
 from ..engine.train import latest_checkpoint
 from ..files import write_atomically, write_json
@@ -163,7 +165,8 @@ def execute(
     reason = (_fuse if run.fuses else _test)(run, checkpoint, report)
     if not reason:
         measured = json.loads(report.read_text(encoding='utf-8'))
-        write_json(dict(measured, training_minutes=training_minutes(checkpoint)), run.report)
+        curves = read_curves(read_training_checkpoint(checkpoint), 'accuracy/top1')
+        write_json(dict(measured, training_minutes=training_minutes(checkpoint), curves=curves), run.report)
     return reason
 
 

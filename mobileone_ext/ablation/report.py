@@ -1,4 +1,4 @@
-"""A study's results as a table and a plot: results.csv, results.md, results.png."""
+"""A study's results as tables, a plot and a page: results.csv, results.md, results.png, results.html."""
 
 import platform
 import statistics
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import csv_text, write_text
+from ..pages import write_page
 from ..pictures import in_picture, legend, names_in_pictures, picture
 from ..provenance import device, versions
 from ..text import as_markdown, code, markdown_table, shorten
@@ -60,13 +61,14 @@ def summarize(variant: str, rows: Sequence[dict]) -> Summary:
 
 
 def write_results(study: Study, base: str, rows: Sequence[dict], folder: Path) -> None:
-    """Write all three files of ``rows`` (one a variant and seed) into ``folder``."""
+    """Write all four files of ``rows`` (one a variant and seed) into ``folder``."""
     summaries = [summarize(variant, rows) for variant in study.variants]
     lines = ({column: row.get(column, '') for column in _COLUMNS} for row in rows)
     write_text(csv_text(lines, _COLUMNS), folder / 'results.csv')
     write_text(markdown(study, base, summaries), folder / 'results.md')
     if any(summary.runs for summary in summaries):
         plot(study, summaries, rows, folder / 'results.png')
+    write_html(study, base, summaries, rows, folder / 'results.html')
 
 
 def markdown(study: Study, base: str, summaries: Sequence[Summary]) -> str:
@@ -76,25 +78,55 @@ def markdown(study: Study, base: str, summaries: Sequence[Summary]) -> str:
         '',
         study.text,
         '',
-        f'Base config: {code(base)}. Top-1 in percent of the fused network, mean ± standard deviation of the sample '
-        f'over n seeds; difference to "{as_markdown(summaries[0].variant)}"; parameters, multiply-adds and latency are '
-        "the fused network's; minutes of training, a run's mean.",
+        f'Base config: {code(base)}. {_what_is_shown(as_markdown(summaries[0].variant))}',
         '',
         markdown_table(_HEADINGS, (_cells(study, summary, summaries[0]) for summary in summaries)),
     ]
-    failures = [f'- {as_markdown(f"{s.variant}, {failure}")}' for s in summaries for failure in s.failures]
+    failures = _failures(summaries)
     if failures:
-        lines += ['', 'Failed runs:', *failures]
+        lines += ['', 'Failed runs:', *(f'- {as_markdown(failure)}' for failure in failures)]
     if study.source:
         lines += ['', f'The paper: {as_markdown(study.source)}.']
-    counts = {summary.row['num_images'] for summary in summaries if 'num_images' in summary.row}
     lines += ['', '![every run and the mean](results.png)']
     numbers = legend([summary.variant for summary in summaries])
     if numbers:
         lines += ['', f'In the picture, {as_markdown(numbers)}.']
-    images = ', '.join(f'{count:g}' for count in sorted(counts))
-    lines += ['', f'Evaluated on {images} images. {environment()}', '']
+    lines += ['', f'{_measured_on(summaries)} {environment()}', '']
     return '\n'.join(lines)
+
+
+def write_html(study: Study, base: str, summaries: Sequence[Summary], rows: Sequence[dict], path: Path) -> None:
+    """Write the study's page: the table, curves of each run, and how far the seeds of a variant lie apart."""
+    runs = [
+        dict(variant=row['variant'], top1=row['top1_after'], curves=row.get('curves', {}))
+        for row in rows
+        if row['status'] == 'done'
+    ]
+    said = f'Base config: {base}. {_what_is_shown(summaries[0].variant)}'
+    page = dict(
+        lines=[line for line in (study.text, said, study.source, f'{_measured_on(summaries)} {environment()}') if line],
+        headings=_HEADINGS,
+        rows=[_cells(study, summary, summaries[0]) for summary in summaries],
+        failures=_failures(summaries),
+    )
+    data = dict(variants=[summary.variant for summary in summaries], runs=runs)
+    write_page(path, 'study.html', data, title=study.title, page=page)
+
+
+def _what_is_shown(first: str) -> str:
+    return (
+        'Top-1 in percent of the fused network, mean ± standard deviation of the sample over n seeds; difference to '
+        f'"{first}"; parameters, multiply-adds and latency are the fused network\'s; minutes of training, the mean.'
+    )
+
+
+def _failures(summaries: Sequence[Summary]) -> list[str]:
+    return [f'{summary.variant}, {failure}' for summary in summaries for failure in summary.failures]
+
+
+def _measured_on(summaries: Sequence[Summary]) -> str:
+    counts = {summary.row['num_images'] for summary in summaries if 'num_images' in summary.row}
+    return f'Evaluated on {", ".join(f"{count:g}" for count in sorted(counts))} images.'
 
 
 def _cells(study: Study, summary: Summary, first: Summary) -> list[str]:

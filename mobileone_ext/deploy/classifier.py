@@ -35,6 +35,8 @@ class Classifier:
 
     Attributes:
         gives_logits: whether they were logits so far.
+        looked: where it looked on the last images for classes (N,), see :func:`mobileone_ext.deploy.explain.watch`;
+            None unless it was opened with ``explain``.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Classifier:
     ):
         self.path, self.preprocessing, self.outputs, self.classes = path, preprocessing, outputs, classes
         self.multi_label, self.note, self.gives_logits = multi_label, note, True
+        self.looked: Callable[..., np.ndarray] | None = None
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         scores = self.scores(self.outputs(pixels))
@@ -71,6 +74,7 @@ def open_classifier(
     ema: str = 'auto',
     trust: bool = False,
     takes: str | None = None,
+    explain: bool = False,
 ) -> Classifier:
     """A classifier, to be used more than once: what takes a network takes this as well.
 
@@ -83,6 +87,7 @@ def open_classifier(
         options: as of :func:`mobileone_ext.config.load_config`.
         ema, trust: as of :func:`mobileone_ext.checkpoints.load.load_weights`.
         takes: what goes into a file that does not say so, ``'normalized'`` or ``'pixels'``.
+        explain: it is also to tell where it looks, which a checkpoint does.
 
     Raises:
         OSError, ValueError: for a file that does not open, or does not say what it takes; for a network of another
@@ -95,7 +100,9 @@ def open_classifier(
 
         return by_metadata(type(network).__name__, opened(network), metadata_of(network, metadata))
     path = file_of(str(network))
-    if config is None and not options:
+    if explain and is_exported(path):
+        raise ValueError(f'{path}: a checkpoint tells where it looks; export --heatmap gives a file a second output')
+    if config is None and not options and not explain:
         found = open_network(path) if is_exported(path) else None if trust or ema != 'auto' else _plain(path)
         said = Metadata.read(found.metadata) if found else Metadata()
         if found and said.is_enough:
@@ -109,7 +116,7 @@ def open_classifier(
         described = find_network(path, otherwise, options, trust)
     else:
         described = Described(load_config(config, options) if isinstance(config, str) else config, path)
-    return _by_config(described.config, path, described.note, ema, trust, takes)
+    return _by_config(described.config, path, described.note, ema, trust, takes, explain)
 
 
 def by_metadata(path: str, network: Network, metadata: Metadata) -> Classifier:
@@ -145,7 +152,9 @@ def _plain(path: str) -> Network | None:
     return opened(model, said.write())
 
 
-def _by_config(config: 'Config', path: str, note: str, ema: str, trust: bool, takes: str | None) -> Classifier:
+def _by_config(
+    config: 'Config', path: str, note: str, ema: str, trust: bool, takes: str | None, explain: bool
+) -> Classifier:
     """The classifier in ``path``, with the names that it has itself, or else the config's."""
     import torch
 
@@ -177,4 +186,9 @@ def _by_config(config: 'Config', path: str, note: str, ema: str, trust: bool, ta
 
     classifier = Classifier(path, preprocessing, outputs, classes, is_multi_label(config), note)
     classifier.gives_logits = not (exported and exported.probabilities)
+    if explain:
+        from .explain import watch
+
+        looked = watch(model)
+        classifier.looked = lambda classes: looked(torch.as_tensor(classes))
     return classifier

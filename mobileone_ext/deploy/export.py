@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmpretrain.models.heads import LinearClsHead, MultiLabelClsHead, MultiLabelLinearClsHead
-from mmpretrain.models.necks import GlobalAveragePooling
+from mmpretrain.models.heads import MultiLabelClsHead
 from torch import Tensor, nn
 
 from .. import files
@@ -19,6 +18,7 @@ from ..metadata import Metadata, as_lines
 from . import fuse
 from .compare import Difference, image_channels
 from .described import describe
+from .explain import is_pooled
 from .formats import FORMAT_OF_SUFFIX, FORMATS
 from .formats.base import Request, load_format, using
 from .runtime import open_network
@@ -26,7 +26,6 @@ from .runtime import open_network
 TOLERANCE = 1e-4  # of the largest output
 HALF_TOLERANCE = 5e-2  # of a file whose weights, or all of it, are in float16
 NAMES = ('the network', 'the exported file')
-_LINEAR = LinearClsHead, MultiLabelLinearClsHead
 
 
 class PooledClassifier(nn.Module):
@@ -55,12 +54,11 @@ class DeployNet(PooledClassifier):
     def __init__(self, model: nn.Module, normalize: nn.Module | None = None, softmax: bool = False):
         # mmpretrain's pooling asks for the size of the batch, and a graph would hold the question; a classifier with
         # other parts stands, whole, in the backbone's place.
-        neck, head = getattr(model, 'neck', None), getattr(model, 'head', None)
-        is_pooled = type(neck) is GlobalAveragePooling and type(head) in _LINEAR
-        super().__init__(*((model.backbone, head.fc) if is_pooled else (model, nn.Identity())))
-        self.is_pooled = is_pooled
+        pooled = is_pooled(model)
+        super().__init__(*((model.backbone, model.head.fc) if pooled else (model, nn.Identity())))
+        self.is_pooled = pooled
         self.normalize = normalize or nn.Identity()
-        if softmax and isinstance(head, MultiLabelClsHead):
+        if softmax and isinstance(getattr(model, 'head', None), MultiLabelClsHead):
             raise ValueError('--softmax: with several labels an image each logit is of its own; leave it out')
         self.last = nn.Softmax(1) if softmax else nn.Identity()
         self.eval().requires_grad_(False)

@@ -5,7 +5,7 @@ Without torch, for an exported file that says itself what it takes.
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Union
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Union
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -14,6 +14,7 @@ from ..data.decode import read_rgb
 from ..data.images import Listing, find_images
 from ..data.reading import in_batches
 from ..files import check_distinct, csv_text, json_text, suffix_of, write_atomically
+from ..metadata import Metadata
 from ..text import as_text, printable, with_progress
 from .classifier import Classifier, open_classifier
 
@@ -32,10 +33,14 @@ class Prediction(TypedDict):
 
 
 class Result(TypedDict):
-    """The path of an image, and its best classes, best first."""
+    """The path of an image, its best classes, best first, and maybe where the network looked for the best.
+
+    The latter (h, w), 0 .. 255, over the part of the photo that it saw.
+    """
 
     image: str
     predictions: list[Prediction]
+    looked: NotRequired[np.ndarray]
 
 
 def predict(
@@ -63,15 +68,18 @@ def predict(
     for files, pixels in in_batches(images, 16):
         scores = classify(pixels)
         names = classify.classes or [str(index) for index in range(scores.shape[1])]
-        for file, row in zip(files, scores):
+        looked = classify.looked(scores.argmax(1)) if classify.looked else None
+        for number, (file, row) in enumerate(zip(files, scores)):
             best = np.argsort(-row, kind='stable')[:top].tolist()
             found = [Prediction(label=names[index], index=index, score=float(row[index])) for index in best]
             results.append(Result(image=str(file), predictions=found))
+            if looked is not None:
+                results[-1]['looked'] = looked[number]
     return results
 
 
 def as_json(results: Sequence[Result]) -> str:
-    return json_text([dict(result, image=as_text(result['image'])) for result in results])
+    return json_text([dict(image=as_text(result['image']), predictions=result['predictions']) for result in results])
 
 
 def as_csv(results: Sequence[Result]) -> str:
@@ -99,8 +107,13 @@ def picture_name(number: int, image: str) -> str:
     return f'{number:04d}_{stem}.png'
 
 
-def save_drawings(results: Sequence[Result], folder: Path, photos: Sequence[Path]) -> list[str]:
+def save_drawings(
+    results: Sequence[Result], folder: Path, photos: Sequence[Path], view: Metadata | None = None
+) -> list[str]:
     """Write the picture of :func:`draw` for each result into ``folder``, a PNG; what could not be drawn, and why.
+
+    Args:
+        view: says which part of a photo the network saw, if where it looked is to be drawn.
 
     Raises:
         ValueError: if a picture would take the place of one of ``photos``.
@@ -111,17 +124,21 @@ def save_drawings(results: Sequence[Result], folder: Path, photos: Sequence[Path
         check_distinct(path, *(photos if path.exists() else ()))
         try:
             with write_atomically(path) as part:
-                draw(result).save(part, 'png')
+                draw(result, view).save(part, 'png')
         except (OSError, ValueError) as error:  # gone since, or a full disk: the other photos are drawn
             failed.append(str(error))
     return failed
 
 
-def draw(result: Result) -> Image.Image:
-    """The picture with its predictions and their scores as bars below it."""
+def draw(result: Result, view: Metadata | None = None) -> Image.Image:
+    """The picture with its predictions and their scores as bars below it; ``view`` as in :func:`save_drawings`."""
     from ..pictures import Line, write_on
 
     picture = read_rgb(result['image'], 640)
+    if view and 'looked' in result:
+        from .explain import lay_over, seen_part
+
+        picture = lay_over(picture, result['looked'], seen_part(view, *picture.size) or (0, 0, 1, 1))
     width = max(320, min(picture.width, 640))
     picture = picture.resize((width, max(1, min(round(picture.height * width / picture.width), 4 * width))))
     line = 24

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..deploy.explain import class_maps, gray_levels, is_pooled
 from ..text import with_progress
 
 
@@ -39,3 +40,18 @@ def features_of(model: nn.Module, loader: DataLoader) -> tuple[list[str], np.nda
         paths += of_batch
         features.append(pool(model, maps))
     return paths, np.concatenate(features)
+
+
+def look(model: nn.Module, loader: DataLoader) -> tuple[np.ndarray, np.ndarray | None]:
+    """The features of :func:`features_of`, and where the network looked for each photo's best class.
+
+    The latter (N, h, w) uint8, see :func:`mobileone_ext.deploy.explain.gray_levels`; None for a network that
+    :func:`mobileone_ext.deploy.explain.is_pooled` is not true of.
+    """
+    features, levels = [], []
+    for _, maps in maps_of(model, loader):
+        features.append(pool(model, maps))
+        if is_pooled(model):
+            best = model.head(model.neck(maps)).argmax(1)
+            levels.append(gray_levels(class_maps(maps[-1], model.head.fc.weight, best)))
+    return np.concatenate(features), np.concatenate(levels) if levels else None

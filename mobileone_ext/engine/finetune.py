@@ -4,6 +4,7 @@ It writes a config and runs what a hand-written one runs: nothing here is out of
 """
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -17,11 +18,14 @@ from mmpretrain.registry import DATASETS
 from .. import cli
 from ..checkpoints.load import load_weights
 from ..checkpoints.names import License, license_of
+from ..data.nested import datasets_of
 from ..deploy import fuse, hub, reparam
 from ..files import write_text
+from ..text import quoted
 from . import plot_recipe
 from . import train as training
 from .finetuning import config as writing
+from .finetuning import page
 from .finetuning import photos as reading
 from .finetuning import recipe as numbers
 from .finetuning import report as reporting
@@ -193,7 +197,8 @@ def run(folder: Path, resume: bool = False) -> dict:
     path, fused = str(folder / CONFIG), str(folder / FUSED)
     checkpoint = _train(path, resume)
     config = _for_testing(path)
-    metrics = evaluate(_for_testing(path), load_weights(checkpoint))
+    gone = leave_out_missing(config)
+    metrics = evaluate(copy.deepcopy(config), load_weights(checkpoint))
     before = score_photos(config, checkpoint)
     deployed = reparam.convert(
         config,
@@ -206,11 +211,33 @@ def run(folder: Path, resume: bool = False) -> dict:
     after = score_photos(config, fused)
     started = json.loads((folder / OPTIONS).read_text(encoding='utf-8'))
     terms = license_of(started['weights']) if started['weights'] != RANDOM else _OWN
-    notes = [*started['notes'], *write_hub(folder, config, checkpoint, after, terms)]
-    report = reporting.make_report(config, folder, checkpoint, deployed, metrics, before, after, notes)
+    notes = [*started['notes'], *gone, *write_hub(folder, config, checkpoint, after, terms)]
+    looks = page.look_at_photos(config, fused)
+    report = reporting.make_report(config, folder, checkpoint, deployed, metrics, before, after, looks, notes)
     report['license'] = terms.text
     reporting.write_report(report, after, folder)
+    page.write_html(report, after, looks, folder)
     return report
+
+
+def leave_out_missing(config: Config) -> list[str]:
+    """Take photos that are gone out of the data sets of ``config``; notes on them.
+
+    Raises:
+        ValueError: if a data set has none left.
+    """
+    notes = []
+    for dataset, option in datasets_of(config, 'train_dataloader', 'val_dataloader', 'test_dataloader'):
+        built = DATASETS.build(dict(dataset, pipeline=[]))
+        paths = [built.get_data_info(index)['img_path'] for index in range(len(built))]
+        missing = [path for path in paths if not os.path.isfile(path)]
+        if missing:
+            said = f'{len(missing)} photos that were there at the start are gone: {quoted(missing, 3)}'
+            if len(missing) == len(paths):
+                raise ValueError(f'{option}: {said}; put them back, and --resume writes the report')
+            dataset.indices = [index for index, path in enumerate(paths) if os.path.isfile(path)]
+            notes.append(said)
+    return [*dict.fromkeys(notes)]
 
 
 def write_hub(folder: Path, config: Config, checkpoint: str, scores: Scores, terms: License) -> list[str]:

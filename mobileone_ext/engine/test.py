@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.hooks import EMAHook
+from mmengine.hooks import EMAHook, Hook
 
 from ..checkpoints.load import Weights
 from ..config import building, require_data
@@ -16,20 +16,21 @@ from .metrics import as_plain
 from .runner import Runner
 
 
-def evaluate(config: Config, weights: Weights) -> dict[str, Any]:
+def evaluate(config: Config, weights: Weights, collect: Hook | None = None) -> dict[str, Any]:
     """Metrics of ``weights`` on the config's test set, whatever its evaluator returns, as plain data.
 
     With ``num_images``, and ``classes``, their names, if anything tells them.
 
     Args:
         config: as for training; its ``work_dir`` gets the log.
+        collect: a hook that takes part, e.g. :class:`mobileone_ext.engine.collect.CollectHook`.
 
     Raises:
         ValueError: for missing data, weights of another network, or outputs that are NaN or infinite.
     """
     if weights.form:
         config.model.backbone.deploy = weights.form == 'fused'
-    runner = _runner(config, weights.classes)
+    runner = _runner(config, weights.classes, collect)
     model = unwrap(runner.model)
     weights.load_into(model)
     score = model.head if hasattr(model, 'head') else model.model  # timm's and Hugging Face's are one network
@@ -37,7 +38,7 @@ def evaluate(config: Config, weights: Weights) -> dict[str, Any]:
     return _measure(runner, weights.classes)
 
 
-def evaluate_file(config: Config, classifier: ExportedClassifier) -> dict[str, Any]:
+def evaluate_file(config: Config, classifier: ExportedClassifier, collect: Hook | None = None) -> dict[str, Any]:
     """Metrics of an exported file as :func:`evaluate` gives them; with its reference, how far the two lie apart:
     ``changed_predictions``, ``max_abs_logit_diff`` and ``max_rel_logit_diff`` (of the image's largest).
 
@@ -46,7 +47,7 @@ def evaluate_file(config: Config, classifier: ExportedClassifier) -> dict[str, A
     """
     if config.get('launcher', 'none') != 'none':
         raise ValueError(f'--launcher {config.launcher}: an exported file is measured in one process')
-    runner = _runner(config, classifier.classes)
+    runner = _runner(config, classifier.classes, collect)
     runner.model = classifier
     metrics = _measure(runner, classifier.classes)
     if classifier.reference is not None:
@@ -59,13 +60,15 @@ def evaluate_file(config: Config, classifier: ExportedClassifier) -> dict[str, A
     return metrics
 
 
-def _runner(config: Config, classes: Sequence[str] | None) -> Runner:
+def _runner(config: Config, classes: Sequence[str] | None, collect: Hook | None) -> Runner:
     require_data(config, 'test_dataloader')
     prepare_data(config, 'test_dataloader', classes=classes)
     config.load_from, config.resume = None, False
     with building(config.filename or 'the config'):
         runner = Runner.from_cfg(config)
     runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, EMAHook)]  # the weights are chosen already
+    if collect:
+        runner.register_hook(collect)
     return runner
 
 

@@ -1,7 +1,9 @@
 """tools/ablate.py on a tiny base: tried out, killed half-way and run again, one variant broken."""
 
 import csv
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -146,6 +148,10 @@ def test_a_killed_study_goes_on_where_it_was(arguments, tmp_path):
     assert all(float(row['top1_after']) == float(row['top1_before']) for row in rows if row['status'] == 'done')
     assert 'training has diverged' in rows[1]['reason']
     assert '    epoch 4 of 4, loss ' in out
+    page = (work / 'results.html').read_text()
+    runs = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page)[1])['runs']
+    assert [run['variant'] for run in runs] == ['skip', 'no skip'] and 'training has diverged' in page
+    assert runs[0]['curves']['loss'][0][-1] == 4 and runs[0]['top1'] == float(rows[0]['top1_after'])
 
     before = (work / 'skip/seed0/report.json').stat().st_mtime_ns
     again, _ = start().communicate()

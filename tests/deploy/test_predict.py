@@ -209,6 +209,32 @@ def test_csv_and_pictures(files, run_tool, tmp_path):
         assert picture.height > round(240 * 320 / 300)
 
 
+def test_where_it_looked_is_drawn_and_told(files, run_tool, tmp_path):
+    """By the mean of the map, which with the bias is the logit; and it lies over the part that was cropped."""
+    folder, model = files
+    classify = open_classifier(folder / 'net.pth', S0, explain=True)
+    [first, _] = predict.predict(classify, [folder / 'images'], skipped=[])
+    pixels = np.stack([pixels for _, pixels in classify.preprocessing.read([folder / 'images' / '0.jpg'], [])])
+    classify(pixels)
+    best = first['predictions'][0]['index']
+    with torch.no_grad():
+        maps = model.double().backbone(classify.preprocessing.normalize(torch.as_tensor(pixels)).double())[-1][0]
+        own = (model.head.fc.weight[best][:, None, None] * maps).sum(0)
+    model.float()
+    expected = (255 * own / own.max()).clamp_min(0).round().numpy()
+    np.testing.assert_allclose(first['looked'], expected, atol=1)
+    np.testing.assert_array_equal(classify.looked(np.array([best])), first['looked'][None])
+    arguments = ('--draw', tmp_path / 'plain', '--explain', tmp_path / 'seen', '--top', 1)
+    code, text = run_tool('predict', S0, folder / 'net.pth', folder / 'images' / '0.jpg', *arguments)
+    assert code == 0, text
+    plain, seen = (np.array(Image.open(tmp_path / name / '0000_0.png')).astype(int) for name in ('plain', 'seen'))
+    changed = np.flatnonzero((plain != seen).any((0, 2)))
+    left = 320 * (1 - 240 * 224 / 256 / 300) / 2  # of the middle of a photo of 300 x 240, 320 pixels wide
+    assert left - 4 <= changed.min() and changed.max() <= 320 - left + 4 and len(changed) > 100
+    code, text = run_tool('predict', folder / 'pixels.onnx', folder / 'images', '--explain', tmp_path / 'x')
+    assert code == 1 and 'a checkpoint tells where it looks' in text.splitlines()[-1]
+
+
 def test_mistakes_are_one_line(files, run_tool, tmp_path):
     folder, _ = files
     (tmp_path / 'empty').mkdir()

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import cv2
@@ -18,6 +17,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from browser import HOSTILE, open_browser, wait
 from conftest import ROOT, only_line
 from PIL import Image
 from server import Server
@@ -29,13 +29,6 @@ from mobileone_ext.deploy.web import runtime
 from mobileone_ext.metadata import Metadata
 
 S0 = 'configs/mobileone_s0_8xb32.py'
-HOSTILE = [
-    '<script>window.hit = 1</script>',
-    '</script><script>window.hit = 1</script>',
-    '<img src=x onerror="window.hit = 1">',
-    '"quotes" & \'more\' <!-- $info ${x} \\',
-    'line\nbreak \u2028 猫 \u202e',
-]
 RAMP = [f'class {index}' for index in range(5)]
 
 
@@ -269,18 +262,6 @@ def test_steps_are_those_of_the_pipeline(steps, size):
 # ---- in Chromium ----
 
 
-def open_browser(*options: str):
-    webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')
-    programs = shutil.which('chromium'), shutil.which('chromedriver')
-    if not all(programs):
-        pytest.skip('chromium and chromedriver are not installed')
-    settings = webdriver.ChromeOptions()
-    settings.binary_location = programs[0]
-    for option in ('--headless=new', '--no-sandbox', '--disable-dev-shm-usage', '--window-size=1280,900', *options):
-        settings.add_argument(option)
-    return webdriver.Chrome(settings, webdriver.ChromeService(programs[1]))
-
-
 @pytest.fixture(scope='module')
 def browser():
     """Chromium with a camera that is none."""
@@ -314,15 +295,6 @@ def host():
 
         serve.server = server
         yield serve
-
-
-def wait(browser, script: str, seconds: float = 120):
-    """What ``script`` gives, once that is something."""
-    end = time.monotonic() + seconds
-    while not (found := browser.execute_script(script)):
-        assert time.monotonic() < end, browser.execute_script('return document.body.innerText')
-        time.sleep(0.05)
-    return found
 
 
 def open_page(browser, address: str) -> None:

@@ -1,5 +1,6 @@
 """From photos to a report: arrangements, split, config, whole runs, bad input."""
 
+import csv
 import json
 import random
 import re
@@ -440,6 +441,14 @@ def test_a_run_writes_a_config_a_network_and_a_report(run_tool, weights, finishe
     for picture in ('confusion', 'curves'):
         assert Image.open(work / f'{picture}.png').width > 300
     assert list(work.rglob('events.out.tfevents.*'))
+    page = (work / 'report.html').read_text()
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page)[1])
+    listed = {str(photos / line.rpartition(' ')[0]) for line in lists['val']}
+    assert {data['root'] + photo['path'] for photo in data['photos'][:6]} == listed
+    assert all(photo['thumb'] and photo['map'] for photo in data['photos'][:6]) and data['map'] == [1, 1]
+    rows = list(csv.DictReader((work / 'photos.csv').open(newline='')))
+    assert len(rows) == data['measured'] == 6 and {row['file'] for row in rows} == listed
+    assert sum(row['label'] == row['guess'] for row in rows) == right
 
     refused, printed = run(run_tool, photos, weights, work)
     assert refused == 1 and '--resume' in only_line(printed)
@@ -546,8 +555,20 @@ def test_a_run_goes_on_with_its_own_options_alone(run_tool, weights, finished, t
     code, printed = run(run_tool, photos, weights, 'w', '--resume', '--arch', 's1')
     assert code == 1 and 'arch s0, not s1' in only_line(printed)
     defaults = ('--val', '0.20', '--arch', 's0', '--lr', '3.5e-5', '--batch-size', '4', '--freeze', '-1', '--seed', '3')
+    gone = photos / (tmp_path / 'w' / 'val.txt').read_text().splitlines()[0].rpartition(' ')[0]
+    train = finetune._train
+
+    def train_and_lose_a_photo(*arguments):
+        checkpoint = train(*arguments)
+        gone.rename(tmp_path / 'gone.png')
+        return checkpoint
+
+    monkeypatch.setattr(finetune, '_train', train_and_lose_a_photo)
     code, printed = run(run_tool, 'link/', weights, 'w', '--resume', *defaults)
+    (tmp_path / 'gone.png').rename(gone)
     assert code == 0, printed
+    report = json.loads((tmp_path / 'w' / 'report.json').read_text())
+    assert report['num_images'] == 5 and f"1 photos that were there at the start are gone: '{gone}'" in report['notes']
     assert (tmp_path / 'w' / 'report.md').exists()
     assert (tmp_path / 'w' / 'run' / 'epoch_1.pth').read_bytes() == network
 
@@ -576,6 +597,7 @@ def test_several_labels(run_tool, weights, tmp_path):
     report = json.loads((tmp_path / 'w' / 'report.json').read_text())
     assert report['multi_label'] and report['changed_predictions'] == 0 and report['classes'] == ['dark', 'warm']
     assert [row['count'] for row in report['per_class']] == [4, 2]
+    assert '"label":[0,1]' in (tmp_path / 'w' / 'report.html').read_text()
     network = (tmp_path / 'w' / 'config.py', tmp_path / 'w' / 'fused.pth')
     code, printed = run_tool('predict', *network, tmp_path / 'red' / 'red 0-0.png', '--out', tmp_path / 'out.json')
     assert code == 0, printed

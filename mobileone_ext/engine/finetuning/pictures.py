@@ -58,4 +58,7 @@ def _caption(result: Scores, index: int) -> list[tuple[str, str]]:
 
 
 def _thumbnail(path: str) -> Image.Image:
-    return ImageOps.contain(read_rgb(path, TILE), (TILE, TILE))
+    try:
+        return ImageOps.contain(read_rgb(path, TILE), (TILE, TILE))
+    except (OSError, ValueError):  # gone since it was measured
+        return Image.new('RGB', (TILE, TILE), '#dddddd')

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +10,19 @@ from mmengine.config import Config
 
 from ... import cli
 from ...checkpoints.load import load_weights
-from ...data.nested import innermost
 from ...data.pixels import Preprocessing
 from ...files import write_atomically, write_text
 from ...pictures import legend
 from ...provenance import machine
 from ...text import as_markdown, code, markdown_table, printable
 from ..metrics import draw_matrix
+from ..photo_page import Looks, uncertainty
 from ..train import latest_checkpoint
 from . import pictures
-from .curves import read_curves
+from .curves import Curve, read_curves
 from .scores import Scores, by_class, confusion
 
-REPORT, DATA = 'report.md', 'report.json'
+REPORT, DATA, PAGE, PHOTOS = 'report.md', 'report.json', 'report.html', 'photos.csv'
 MAX_CLASSES = 60  # in the picture of the confusion matrix
 
 
@@ -33,6 +34,7 @@ def make_report(
     metrics: dict,
     before: Scores,
     after: Scores,
+    looks: Looks,
     notes: list[str],
 ) -> dict:
     """Everything that report.md says, as plain data.
@@ -43,13 +45,15 @@ def make_report(
         deployed: the report of :func:`mobileone_ext.deploy.reparam.convert`.
         metrics: of the trained network on the test set.
         before, after: scores of the trained network and of the file to deploy.
+        looks: of :func:`look_at_photos`.
         notes: about the photos.
     """
     size, _ = Preprocessing(config).image_size
     multi_label = after.multi_label
+    monitor = 'multi-label/mAP' if multi_label else 'accuracy/top1'
     right = [(result.truth == result.predicted).all(1).mean() * 100 for result in (before, after)]
-    dataset = next(innermost(config.train_dataloader.dataset))  # inside ClassBalancedDataset, perhaps
-    num_train = count_photos(dataset.ann_file)
+    num_train, counts = len(looks.trained), Counter(label for _, labels in looks.trained for label in labels)
+    ((largest, _),) = counts.most_common(1)
     return dict(
         folder=str(folder),
         classes=list(after.classes),
@@ -59,23 +63,20 @@ def make_report(
         checkpoint=checkpoint,
         right_before=float(right[0]),
         right_after=float(right[1]),
+        chance=float(after.truth[:, largest].mean() * 100),
         changed_predictions=int((before.predicted != after.predicted).any(1).sum()),
         trained_fused=load_weights(checkpoint).form == 'fused',
         deployed=deployed,
         metrics=metrics,
         per_class=[vars(row) for row in by_class(after)],
         confusion=None if multi_label else confusion(after).tolist(),
+        curves=read_curves(latest_checkpoint(folder / 'run')[1], monitor),
         notes=notes,
         size=size,
         megabytes=(folder / 'fused.pth').stat().st_size / 1e6,
         machine=machine('torch', 'mmengine', 'mmpretrain'),
         commands=next_commands(folder, after.paths[0], size, num_train, multi_label),
     )
-
-
-def count_photos(annotations: str) -> int:
-    text = Path(annotations).read_text(encoding='utf-8')
-    return len(json.loads(text)['data_list'] if annotations.endswith('.json') else text.splitlines())
 
 
 def next_commands(folder: Path, photo: str, size: int, num_photos: int, multi_label: bool) -> list[tuple[str, str]]:
@@ -101,8 +102,7 @@ def next_commands(folder: Path, photo: str, size: int, num_photos: int, multi_la
 
 def write_report(report: dict, result: Scores, folder: Path) -> None:
     """Write report.json, the pictures and report.md into ``folder``."""
-    monitor = 'multi-label/mAP' if result.multi_label else 'accuracy/top1'
-    curves = read_curves(latest_checkpoint(folder / 'run')[1], monitor)
+    curves = {name: Curve(*curve) for name, curve in report['curves'].items()}
     drawn = []
     if not result.multi_label and len(result.classes) <= MAX_CLASSES:
         draw_matrix(np.array(report['confusion'], dtype=float), result.classes, folder / 'confusion.png')
@@ -118,35 +118,55 @@ def write_report(report: dict, result: Scores, folder: Path) -> None:
     write_text(markdown(report, drawn), folder / REPORT)
 
 
-def markdown(report: dict, drawn: list[str]) -> str:
-    """The text of report.md; ``drawn`` are the pictures that there are."""
-    deployed = report['deployed']
+def chance(report: dict) -> str:
+    """What a network that never looks would have right."""
+    if report['multi_label']:
+        return ''
+    return f'Chance: {report["chance"]:.1f} % for always naming the most frequent class of the photos to learn from.'
+
+
+def which_epoch(report: dict) -> str:
+    """Which of a run's checkpoints was taken."""
+    name = Path(report['checkpoint']).name
+    if name.startswith('best'):
+        return f'Taken: {name}, the best on these photos, so expect a little less on others.'
+    return f'Taken: {name}, the last.'
+
+
+def fusion(report: dict) -> str:
+    """What fusing did to predictions."""
     count, changed = report['num_images'], report['changed_predictions']
     if report['trained_fused']:
-        fusion = (
+        return (
             'The network was trained in its fused form, so there was nothing to fuse; '
             f'the written file, read back, changes {changed} of {count} predictions.'
         )
-    else:
-        fusion = f'Fusing the branches changed {changed} of {count} predictions.'
-    chosen = Path(report['checkpoint']).name
-    if chosen.startswith('best'):
-        fusion += f' It is {chosen}, chosen by these photos, so expect a little less on others.'
+    return f'Fusing the branches changed {changed} of {count} predictions.'
+
+
+def facts(report: dict) -> list[tuple[str, str]]:
+    """Size and speed of what was written."""
+    deployed = report['deployed']
+    return [
+        ('file to deploy', f'fused.pth, {report["megabytes"]:.1f} MB'),
+        ('parameters', f'{deployed["params_after"]:,}'),
+        (f'multiply-adds at {report["size"]} px', f'{deployed["multiply_adds_after"]:,}'),
+        ('latency of one photo, this machine', f'{deployed["latency_ms_after"]:.1f} ms'),
+        ('machine', report['machine']),
+    ]
+
+
+def markdown(report: dict, drawn: list[str]) -> str:
+    """The text of report.md; ``drawn`` are the pictures that there are."""
+    count = report['num_images']
     what = 'all labels right' if report['multi_label'] else 'top-1'
     parts = [
         f'# {len(report["classes"])} classes, {report["num_train"]} photos to learn from, {count} to measure on',
         f'**{what}: {report["right_after"]:.1f} %** of {count} photos ({uncertainty(report["right_after"], count)}); '
-        f'before fusion {report["right_before"]:.1f} %. {fusion}',
-        markdown_table(
-            ('', ''),
-            [
-                ('file to deploy', f'fused.pth, {report["megabytes"]:.1f} MB'),
-                ('parameters', f'{deployed["params_after"]:,}'),
-                (f'multiply-adds at {report["size"]} px', f'{deployed["multiply_adds_after"]:,}'),
-                ('latency of one photo, this machine', f'{deployed["latency_ms_after"]:.1f} ms'),
-                ('machine', report['machine']),
-            ],
-        ),
+        f'before fusion {report["right_before"]:.1f} %. {fusion(report)}',
+        ' '.join(line for line in (chance(report), which_epoch(report)) if line),
+        f'Every photo with its scores: [{PAGE}]({PAGE}), which a browser opens, and {PHOTOS}.',
+        markdown_table(('', ''), facts(report)),
     ]
     if report['multi_label']:
         shown = {name: value for name, value in report['metrics'].items() if isinstance(value, float)}
@@ -188,11 +208,3 @@ def class_table(rows: list[dict]) -> str:
         ('class', 'photos', 'found', 'right of those named so'),
         ((row['name'], row['count'], shown(row['recall']), shown(row['precision'])) for row in rows),
     )
-
-
-def uncertainty(percent: float, count: int) -> str:
-    """The 95 % interval (Wilson) of a share of ``count``."""
-    z, share = 1.96, percent / 100
-    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
-    return f'95 % interval {100 * max(0, center - half):.1f} .. {100 * min(1, center + half):.1f}'
