@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from ..files import write_text
 from ..text import as_text
@@ -37,12 +36,11 @@ def write_page(path: str | Path, template: str, data: Mapping[str, Any], **shown
     """
     style, scripts = _read('page.css'), '\n'.join(map(_read, _SCRIPTS))
     text = json.dumps(data, allow_nan=False, separators=(',', ':')).replace('<', r'\u003c')  # no name ends the element
-    own = dict(style=Markup(style), scripts=Markup(scripts), data=Markup(text))
     policy = _POLICY.format(script=_hash(scripts), style=_hash(style))
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    html = environment.get_template(template).render(**own, policy=policy, **shown)
+    html = environment.get_template(template).render(style=style, scripts=scripts, data=text, policy=policy, **shown)
     write_text(as_text(html), path)  # a name may hold bytes that are not UTF-8
 
 
