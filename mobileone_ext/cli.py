@@ -142,10 +142,9 @@ def silence_imports() -> None:
 
 
 def tool_command(tool: str, *arguments: object) -> str:
-    """The line for a shell that calls ``tool`` as this process was called, by the script or by ``mobileone``."""
-    script = Path(sys.argv[0]).absolute()
-    start = ['python', script.with_name(f'{tool}.py')] if script.suffix == '.py' else ['mobileone', tool]
-    return shlex.join(map(str, [*start, *arguments]))
+    """The line for a shell that calls ``tool`` from any folder: by ``mobileone``, where this process was called so."""
+    start = ['python', '-m', 'mobileone_ext'] if sys.argv[0].endswith('.py') else ['mobileone']
+    return shlex.join(map(str, [*start, tool, *arguments]))
 
 
 class Parser(argparse.ArgumentParser):

@@ -17,6 +17,7 @@ NORMALIZED = 'normalized pixels: (x - mean) / std'
 _CROP = 0.875  # of the shorter edge, where a file says no more than its size
 _LARGEST = 8192  # pixels
 _SCOPES = ('mmpretrain.', 'mmcv.', 'mobileone_ext.')
+PAD = (124, 116, 104)  # RGB, around a photo that is padded: the mean of ImageNet's photos, as timm has it
 
 
 def _is_number(value: Any) -> bool:
@@ -48,7 +49,8 @@ class Metadata:
         labels: names of the classes in the order of the outputs; their numbers where there are none.
         size: height and width of the image in pixels.
         fit: how a photo gets that size: ``'crop'`` makes the shorter edge ``min(size) / crop`` pixels,
-            rounded, and cuts out the middle; ``'pad'`` makes the longer one fit; ``'squash'`` forgets its proportions.
+            rounded, and cuts out the middle; ``'pad'`` makes the longer one fit, and fills both sides of the other with
+            ``PAD``; ``'squash'`` forgets its proportions.
         crop: the share of the shorter edge that the crop keeps.
         interpolation: ``'bilinear'``, ``'bicubic'``...
         backend: ``'pillow'``, which averages when it shrinks, or ``'cv2'``, which does not.
@@ -57,9 +59,9 @@ class Metadata:
         input: what enters, a text that begins with ``'pixels'`` (0 .. 255) or ``'normalized'``.
         output: ``'logits'`` or ``'probabilities'``.
         labels_of_an_image: ``'several'`` where each label has a score of its own.
-        temperature: by which logits are divided before the softmax.
+        temperature: by which logits, or the logarithms of probabilities, are divided before the softmax or sigmoid.
         threshold: the least score of an answer; below it an image is none of the classes. With several labels an image,
-            one for each.
+            one for each label.
         source, source_sha256: name and hash of the file that it was made from.
         versions: distribution -> version, of what made it.
         architecture: of a checkpoint, the name by which :func:`mobileone_ext.models.create_model` builds its network.
@@ -100,6 +102,9 @@ class Metadata:
                 AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError
             ):  # steps of nobody knows whom
                 values = fit_of(_parsed(stored['preprocessing'])) | values
+        threshold = values.get('threshold')
+        if isinstance(threshold, list | tuple) and len(threshold) != len(values.get('labels') or ()):
+            values['threshold'] = None
         others = {name: text for name, text in stored.items() if name not in known and isinstance(text, str)}
         return cls(**values, others=others)
 
@@ -155,6 +160,7 @@ class Metadata:
                 dict(type='ResizeEdge', scale=self.edge, edge='short', **how),
                 dict(type='CenterCrop', crop_size=(width, height)),
             ],
+            pad=[dict(type='mobileone_ext.ResizePad', scale=(width, height), **how)],
             squash=[dict(type='Resize', scale=(width, height), **how)],
         )
         color = dict(color_type='grayscale') if self.channels == 'gray' else {}
@@ -191,17 +197,21 @@ def as_lines(labels: Sequence[str]) -> str:
 def fit_of(pipeline: Sequence[Mapping]) -> dict[str, Any]:
     """``size``, ``fit``, ``crop``, ``interpolation``, ``backend`` of a test pipeline, and ``channels`` of a gray one.
 
-    Empty for other steps than to load an image, resize it, or its shorter edge and cut out the middle, and pack it.
+    Empty for other steps than to load an image, resize or pad it, or its shorter edge and cut out the middle, and pack
+    it.
     """
     match [(_kind_of(step), step) for step in pipeline]:
         case [('LoadImageFromFile', load), ('Resize', resize), ('PackInputs', _)]:
             fit, cut, own = 'squash', resize['scale'], dict[str, Any](keep_ratio=False)
+        case [('LoadImageFromFile', load), ('ResizePad', resize), ('PackInputs', _)]:
+            fit, cut, own = 'pad', resize['scale'], dict[str, Any]()
         case [('LoadImageFromFile', load), ('ResizeEdge', resize), ('CenterCrop', crop), ('PackInputs', _)]:
             fit, cut, own = 'crop', crop['crop_size'], dict[str, Any](edge='short')
         case _:
             return {}
     width, height = cut if isinstance(cut, Sequence) else (cut, cut)
-    options = dict(interpolation='bilinear', backend='cv2', **own)  # as they are where a step leaves them out
+    backend = 'pillow' if fit == 'pad' else 'cv2'
+    options = dict(interpolation='bilinear', backend=backend, **own)  # as they are where a step leaves them out
     options |= {key: value for key, value in resize.items() if key not in ('type', 'scale')}
     color = load.get('color_type', 'color')
     found = dict(

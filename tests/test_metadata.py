@@ -53,6 +53,7 @@ def test_what_is_written_is_read():
         ('std', 'wide'),
         ('temperature', '0'),
         ('threshold', '"high"'),
+        ('threshold', '[0.5, 0.25]'),
         ('fit', 7),
     ],
 )
@@ -91,6 +92,9 @@ def test_other_steps():
     squash = dict(type='Resize', scale=(64, 32))
     gray = dict(LOAD, color_type='grayscale')
     assert fit_of([LOAD, squash, PACK]) == dict(size=[32, 64], fit='squash', interpolation='bilinear', backend='cv2')
+    pad = dict(type='mobileone_ext.ResizePad', scale=64, interpolation='bicubic')
+    assert fit_of([LOAD, pad, PACK]) == dict(size=[64, 64], fit='pad', interpolation='bicubic', backend='pillow')
+    assert fit_of(Metadata(**fit_of([LOAD, pad, PACK])).pipeline()) == fit_of([LOAD, pad, PACK])
     assert fit_of([gray, squash, PACK])['channels'] == 'gray'
     assert Metadata(**fit_of([gray, squash, PACK])).pipeline()[0]['color_type'] == 'grayscale'
     for steps in (
@@ -109,7 +113,7 @@ def test_a_size_alone_is_cut_out_of_the_middle():
     metadata = Metadata(size=[224, 224])
     assert not metadata.says_fit and metadata.pipeline()[1]['scale'] == 256
     assert not Metadata(size=[224, 224], fit='crop').says_fit
-    assert Metadata().pipeline() is None and Metadata(size=[8, 8], fit='pad').pipeline() is None
+    assert Metadata().pipeline() is None and Metadata(size=[8, 8], fit='stretch').pipeline() is None
 
 
 def test_it_is_plain_data_in_a_checkpoint(tmp_path):

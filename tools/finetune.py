@@ -30,9 +30,18 @@ def parse_args():
     parser.add_argument(
         '--image-size', '--size', dest='size', type=cli.whole(32, 1024), metavar='PX', help='in pixels (224)'
     )
+    parser.add_argument(
+        '--fit',
+        choices=['crop', 'pad', 'squash'],
+        help='how photos get their size: the middle cut out, all of it with a border, or squashed (crop)',
+    )
     parser.add_argument('--batch-size', type=cli.whole(2), metavar='N', help='(32, less for few photos)')
     parser.add_argument('--lr', type=cli.positive_number, help="the backbone's; the head's is ten times as high")
     parser.add_argument('--val', metavar='DIR|FRACTION', help='photos to measure on, or how many to set aside (0.2)')
+    parser.add_argument(
+        '--precision', type=cli.fraction, metavar='P', help='of answers; below its score a photo is unknown (0.95)'
+    )
+    parser.add_argument('--others', metavar='DIR', help='photos of none of the classes, for the same threshold')
     parser.add_argument('--seed', type=cli.whole(0, 2**32 - 1), metavar='N', help='of split, head and order (0)')
     parser.add_argument(
         '--freeze',

@@ -17,6 +17,7 @@ def parse_args():
     cli.add_weights_arguments(parser)
     cli.add_input_argument(parser)
     parser.add_argument('--top', type=cli.positive, default=5, metavar='K', help='classes to show for each image (5)')
+    parser.add_argument('--all', action='store_true', help='show scores also where the best is below the threshold')
     parser.add_argument('--out', metavar='FILE', help='write all results to *.json or *.csv')
     parser.add_argument('--draw', metavar='DIR', help='write annotated pictures to this folder')
     parser.add_argument(
@@ -67,8 +68,8 @@ def main():
 
     for result in results:
         print(printable(result['image']))
-        for best in result['predictions']:
-            print(f'  {best["score"]:6.1%}  {printable(best["label"])}')
+        for line in predict.answer(result, classify.metadata.threshold, args.all):
+            print(f'  {line}')
     for message in not_drawn:
         print(f'not drawn: {printable(message)}')
     for message in skipped:

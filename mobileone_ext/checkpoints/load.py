@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..metadata import Metadata
 from ..text import nfc, one_line, shorten
 from .layouts import HEAD, OWN, to_layout, to_own
 from .names import resolve
@@ -52,6 +53,7 @@ class Weights:
         layout: of the file: ``mmpretrain``, ``apple`` or ``timm``; None for another network.
         structure: the MobileOne that they belong to; None for another network.
         extra: what a config has added to it: parameters of a neck, of another head or loss, of activations.
+        said: what the file says of its network.
     """
 
     state: dict[str, Tensor]
@@ -61,6 +63,7 @@ class Weights:
     layout: str | None = None
     structure: Structure | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+    said: Metadata = Metadata()
 
     @property
     def form(self) -> str | None:
@@ -134,7 +137,8 @@ def load_weights(path: str | Path, ema: str = 'auto', trust: bool = False, plain
     try:
         state, source = find_state(checkpoint, ema)
         state = _tensors_of(state)
-        weights = Weights(state, str(path), source, class_names_in(checkpoint))
+        said = Metadata.read(_as_mapping(_as_mapping(checkpoint).get('meta')))
+        weights = Weights(state, str(path), source, class_names_in(checkpoint), said=said)
         weights = replace(weights, state=_without_wrapper(state)) if plain else _as_mobileone(weights)
         _check_values({**weights.state, **weights.extra})
     except ValueError as error:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from ..metadata import Metadata
+from ..metadata import PAD, Metadata
 from ..text import one_line
 from .decode import check_size, decode, open_jpeg
 
@@ -111,6 +111,8 @@ class Photos:
         height, width = self.metadata.size
         if self.metadata.fit == 'squash':
             image = self._resize(image, (width, height))
+        elif self.metadata.fit == 'pad':
+            image = padded(image, (width, height), self._resize)
         else:
             tall, wide = image.shape[:2]
             edge = self.metadata.edge
@@ -120,6 +122,21 @@ class Photos:
             image = image[top : top + height, left : left + width]
         channels = np.atleast_3d(image).transpose(2, 0, 1)  # C, H, W
         return np.float32(channels[::-1] if self.to_rgb else channels)
+
+
+def padded(image: np.ndarray, size: Sequence[int], resize: Callable[[np.ndarray, Sequence[int]], np.ndarray]):
+    """``image`` (H, W, C), BGR, or gray (H, W), resized to fit into ``size`` (w, h), in the middle, and PAD around it.
+
+    To the pixel as timm has it with ``crop_mode='border'``.
+    """
+    (width, height), (tall, wide) = size, image.shape[:2]
+    ratio = max(tall / height, wide / width)
+    image = resize(image, (max(1, round(wide / ratio)), max(1, round(tall / ratio))))
+    top, left = ((a - b) // 2 for a, b in zip((height, width), image.shape))
+    color = PAD[::-1] if image.ndim == 3 else round(sum(PAD) / 3)
+    whole = np.full((height, width, *image.shape[2:]), color, image.dtype)
+    whole[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return whole
 
 
 def _resizing(interpolation: str, backend: str) -> Callable[[np.ndarray, Sequence[int]], np.ndarray]:

@@ -12,6 +12,7 @@ import mmcv
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmcv.transforms import BaseTransform
 from mmcv.transforms import LoadImageFromFile as _LoadImageFromFile
 from mmengine import fileio
 from mmpretrain.datasets.transforms import RandomResizedCrop as _RandomResizedCrop
@@ -19,6 +20,7 @@ from mmpretrain.datasets.transforms import ResizeEdge as _ResizeEdge
 
 from ..registry import TRANSFORMS
 from .decode import Jpeg, decode, open_jpeg, reduction
+from .reading import padded
 
 
 @TRANSFORMS.register_module()
@@ -110,6 +112,28 @@ class ResizeEdge(_ResizeEdge):
         results['img'] = resize(results['img'], size, self.interpolation, self.backend)
         results['img_shape'] = size
         results['scale_factor'] = (size[1] / width, size[0] / height)
+
+
+@TRANSFORMS.register_module()
+class ResizePad(BaseTransform):
+    """A photo whole, as large as fits into ``scale``, in its middle; around it ``mobileone_ext.metadata.PAD``.
+
+    Args:
+        scale: width and height in pixels, or one number for both.
+        interpolation, backend: as of ``mmcv.imresize``.
+    """
+
+    def __init__(self, scale: int | tuple[int, int], interpolation: str = 'bilinear', backend: str = 'pillow'):
+        self.scale = (scale, scale) if isinstance(scale, int) else tuple(scale)
+        self.how = dict(interpolation=interpolation, backend=backend)
+
+    def transform(self, results: dict) -> dict:
+        def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+            return mmcv.imresize(image, size, **self.how)
+
+        results['img'] = padded(results['img'], self.scale, resized)
+        results['img_shape'] = results['img'].shape[:2]
+        return results
 
 
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: str, backend: str) -> np.ndarray:

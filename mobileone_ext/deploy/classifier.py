@@ -32,6 +32,7 @@ class Classifier:
         classes: names, None if nothing tells them.
         multi_label: each score is of its own, so that an image may have several labels.
         note: what to tell of where this is from.
+        metadata: what it says of itself; its temperature is in the scores.
 
     Attributes:
         gives_logits: whether they were logits so far.
@@ -47,13 +48,15 @@ class Classifier:
         classes: Sequence[str] | None,
         multi_label: bool = False,
         note: str = '',
+        metadata: Metadata | None = None,
     ):
         self.path, self.preprocessing, self.outputs, self.classes = path, preprocessing, outputs, classes
         self.multi_label, self.note, self.gives_logits = multi_label, note, True
         self.looked: Callable[..., np.ndarray] | None = None
+        self.metadata = metadata or Metadata()
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        scores = self.scores(self.outputs(pixels))
+        scores = self.scores(self.outputs(pixels) / (self.metadata.temperature or 1))
         check_finite(np.isfinite(scores).all(1), self.path)  # or NaN would be sorted
         return scores
 
@@ -132,7 +135,8 @@ def by_metadata(path: str, network: Network, metadata: Metadata) -> Classifier:
             raise ValueError(f'{path}: has {output.shape[-1]} outputs and {len(known)} names of classes')
         return output if classifier.gives_logits else np.log(output.clip(np.finfo(output.dtype).tiny))
 
-    classifier = Classifier(path, preprocessing, outputs, known, metadata.labels_of_an_image == 'several')
+    several = metadata.labels_of_an_image == 'several'
+    classifier = Classifier(path, preprocessing, outputs, known, several, metadata=metadata)
     classifier.gives_logits = metadata.output != 'probabilities'
     return classifier
 
@@ -165,11 +169,11 @@ def _by_config(
 
     if is_exported(path):
         exported = ExportedClassifier(config, path, takes)
-        preprocessing, classes = exported.preprocessing, exported.classes
+        preprocessing, classes, said = exported.preprocessing, exported.classes, exported.metadata
     else:
         exported, preprocessing = None, Preprocessing(config)
         model = fuse.load_model(config, fuse.read_weights(config, path, ema, trust))
-        classes = model.classes
+        classes, said = model.classes, model.said
 
     @torch.no_grad()
     def outputs(pixels: np.ndarray) -> np.ndarray:
@@ -184,7 +188,7 @@ def _by_config(
             logits = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
         return logits.numpy()
 
-    classifier = Classifier(path, preprocessing, outputs, classes, is_multi_label(config), note)
+    classifier = Classifier(path, preprocessing, outputs, classes, is_multi_label(config), note, said)
     classifier.gives_logits = not (exported and exported.probabilities)
     if explain:
         from .explain import watch

@@ -120,11 +120,14 @@ def _config_of_file(path: str, options: dict | None) -> tuple[Config, str] | Non
     return completed(config, options=options), metadata.note
 
 
-def describe(preprocessing: Preprocessing, names: Sequence[str] | None, source: str | Path) -> Metadata:
+def describe(
+    preprocessing: Preprocessing, names: Sequence[str] | None, source: str | Path, said: Metadata | None = None
+) -> Metadata:
     """What a classifier made of the file ``source`` says of itself, whatever form it takes.
 
     Args:
         names: of its classes; None takes the config's.
+        said: what the source says of itself, of which temperature and threshold stay.
     """
     config, made_of = preprocessing.config, origin(resolve(source), 'torch', 'mmengine')
     labels_ = labels(names or class_names(config), num_classes(config) or 0)
@@ -132,4 +135,5 @@ def describe(preprocessing: Preprocessing, names: Sequence[str] | None, source: 
     told = dict(labels=labels_, channels=channels, mean=preprocessing.mean, std=preprocessing.std, **made_of)
     with suppress(ValueError):  # no pipeline
         told |= fit_of(preprocessing.pipeline)
+    told |= dict(temperature=said.temperature, threshold=said.threshold) if said else {}
     return Metadata(**told, labels_of_an_image='several' if is_multi_label(config) else None)

@@ -79,16 +79,20 @@ def load_fused(config: Config, checkpoint: str, ema: str = 'auto', trust: bool =
 
 
 def described(
-    request: Request, preprocessing: Preprocessing, checkpoint: str, classes: Sequence[str] | None
+    request: Request,
+    preprocessing: Preprocessing,
+    checkpoint: str,
+    classes: Sequence[str] | None,
+    said: Metadata | None = None,
 ) -> Request:
     """``request`` with the metadata of its file: what goes in, what comes out, where it comes from.
 
     Args:
-        classes: names, as :func:`fuse.load_model` gives them; None takes the config's.
+        classes, said: as :func:`fuse.load_model` gives them; None takes the config's names.
     """
     form = FORMATS[request.format]
     metadata = replace(
-        describe(preprocessing, classes, checkpoint),
+        describe(preprocessing, classes, checkpoint, said),
         size=[request.size, request.size],
         input='pixels 0..255' if request.normalize else 'normalized pixels: (x - mean) / std',
         output='probabilities' if request.softmax else 'logits',
@@ -117,7 +121,8 @@ def export_classifier(
         The difference on ``photos``.
     """
     net = DeployNet(model, preprocessing.normalize if request.normalize else None, request.softmax)
-    request = described(request, preprocessing, checkpoint, getattr(model, 'classes', None))
+    classes, said = (getattr(model, name, None) for name in ('classes', 'said'))
+    request = described(request, preprocessing, checkpoint, classes, said)
     return export(net, out, request, lambda part: prove(net, part, request, preprocessing, photos, skipped))
 
 

@@ -26,6 +26,7 @@ class ExportedClassifier(BaseModel):
 
     Attributes:
         difference: from ``reference``, over all batches that went through ``mode='predict'``.
+        metadata: what the file says of itself.
         classes: names of the file's classes, or else the config's; None if neither tells.
         assumed: what is told to the user: the file did not say what it takes.
 
@@ -49,7 +50,7 @@ class ExportedClassifier(BaseModel):
         super().__init__(MODELS.build(preprocessor))
         self.path, self.network = path, open_network(path, threads)
         self.takes, self.assumed = input_of(self.network, path, takes)
-        metadata = Metadata.read(self.network.metadata)
+        self.metadata = metadata = Metadata.read(self.network.metadata)
         self.probabilities = metadata.output == 'probabilities'
         self.preprocessing = Preprocessing(config)
         self.num_classes = num_classes(config) or self.network.num_classes

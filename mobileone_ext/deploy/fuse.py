@@ -4,6 +4,7 @@ import copy
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -11,10 +12,11 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from ..backbone import MobileOne
-from ..checkpoints.load import CLASSES, Weights, load_weights
+from ..checkpoints.load import CLASSES, Weights, load_weights, read_checkpoint
 from ..checkpoints.structure import read_structure, shapes_of
 from ..data.classes import class_names
 from ..data.pixels import Preprocessing
+from ..files import write_atomically
 from ..metadata import NORMALIZED
 from ..models import PREFIX, Classifier
 from ..network import MobileOneNet
@@ -59,11 +61,12 @@ def build_model(config: Config, form: str) -> nn.Module:
 def load_model(config: Config, weights: Weights) -> nn.Module:
     """The config's classifier in the form of ``weights``, loaded strictly.
 
-    Its attribute ``classes`` has the names of its outputs; None where neither weights nor config know them.
+    Its attribute ``classes`` has the names of its outputs, None where neither weights nor config know them; ``said``
+    has what the file of the weights says of it.
     """
     model = build_model(config, weights.form or 'branched')
     weights.load_into(model)
-    model.classes = class_names(config, weights.classes, weights.published)
+    model.classes, model.said = class_names(config, weights.classes, weights.published), weights.said
     return model
 
 
@@ -89,12 +92,21 @@ def save_fused(model: nn.Module, path: str | Path, config: Config, source: str |
         place: in that file, e.g. ``'state_dict (EMA)'``.
     """
     classes = getattr(model, 'classes', None)
-    said = replace(describe(Preprocessing(config), classes, source), architecture=plain_name(model), input=NORMALIZED)
+    said = describe(Preprocessing(config), classes, source, getattr(model, 'said', None))
+    said = replace(said, architecture=plain_name(model), input=NORMALIZED)
     meta = dict(said.values(), source_weights=place, config=config.pretty_text)
     if classes:
         meta['dataset_meta'] = {CLASSES: tuple(classes)}  # as mmengine writes them
     state = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
     torch.save({'meta': meta, 'state_dict': state}, path)
+
+
+def add_to_meta(path: str | Path, **said: Any) -> None:
+    """Let the checkpoint ``path``, of :func:`save_fused`, say more of its network: entries of ``Metadata``."""
+    checkpoint = read_checkpoint(path)
+    checkpoint['meta'].update(said)
+    with write_atomically(path) as part:
+        torch.save(checkpoint, part)
 
 
 @torch.no_grad()

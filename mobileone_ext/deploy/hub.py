@@ -87,7 +87,8 @@ def write_folder(
         OSError: if the folder cannot be written.
     """
     check_network(config, weights)
-    said = describe(Preprocessing(config), class_names(config, weights.classes, weights.published), source)
+    names = class_names(config, weights.classes, weights.published)
+    said = describe(Preprocessing(config), names, source, weights.said)
     settings = hub_config(said, weights)
     with files.staging_folder(folder) as stage:
         (stage / folder.name).mkdir()
@@ -123,8 +124,8 @@ def hub_config(said: Metadata, weights: Weights) -> dict:
         ValueError: for photos that timm does not prepare like that.
     """
     height, width = said.size or (0, 0)
-    structure, squash = weights.structure, said.fit == 'squash'
-    fits = squash or (said.fit == 'crop' and height == width)
+    structure, mode = weights.structure, dict(squash='squash', pad='border').get(said.fit, 'center')
+    fits = mode != 'center' or (said.fit == 'crop' and height == width)
     if not fits or said.channels != 'RGB' or said.backend != 'pillow':
         raise ValueError(
             f'{weights.name}: timm resizes and crops RGB photos to a square by Pillow, the test pipeline does otherwise'
@@ -135,17 +136,26 @@ def hub_config(said: Metadata, weights: Weights) -> dict:
         num_classes=len(said.labels),
         label_names=list(said.labels),
         **(dict(problem_type='multi_label_classification') if said.labels_of_an_image else {}),
+        **{name: value for name, value in said.values().items() if name in ('temperature', 'threshold')},
         pretrained_cfg=dict(
             input_size=[3, height, width],
             interpolation=said.interpolation,
-            crop_pct=1.0 if squash else _share(height, said.edge),
-            crop_mode='squash' if squash else 'center',
+            crop_pct=_share(height, said.edge) if mode == 'center' else 1.0,
+            crop_mode=mode,
             mean=[value / 255 for value in said.mean],
             std=[value / 255 for value in said.std],
             first_conv=[*convs, 'stem.conv_scale.conv'],
             classifier='head.fc',
         ),
     )
+
+
+def _how_sure(said: Metadata) -> str:
+    """What the card tells of temperature and threshold, which timm and transformers leave to the caller."""
+    if not said.temperature:
+        return ''
+    below = '; what is below its `threshold` is none of the classes' if said.threshold is not None else ''
+    return f'\nScores are calibrated where logits are divided by `temperature` of config.json before softmax{below}.\n'
 
 
 def _share(side: int, edge: int) -> float:
@@ -177,5 +187,5 @@ Images of {said.size[1]} x {said.size[0]} pixels in; {len(said.labels)} classes:
     pipeline('image-classification', model='FOLDER')('photo.jpg')
 
 FOLDER is this folder; a repository of the hub is `hf-hub:USER/NAME` to timm and `USER/NAME` to transformers.
-
+{_how_sure(said)}
 #{table}"""

@@ -21,7 +21,7 @@ from .classifier import Classifier, open_classifier
 if TYPE_CHECKING:
     from torch import nn
 
-COLUMNS = ('image', 'rank', 'label', 'index', 'score')
+COLUMNS = ('image', 'rank', 'label', 'index', 'score', 'unknown')
 
 
 class Prediction(TypedDict):
@@ -33,12 +33,11 @@ class Prediction(TypedDict):
 
 
 class Result(TypedDict):
-    """The path of an image, its best classes, best first, and maybe where the network looked for the best.
-
-    The latter (h, w), 0 .. 255, over the part of the photo that it saw.
-    """
+    """The path of an image, whether no score reaches the threshold of the network, its best classes, best first, and
+    maybe where it looked for the best: (h, w), 0 .. 255, over the part of the photo that it saw."""
 
     image: str
+    unknown: bool
     predictions: list[Prediction]
     looked: NotRequired[np.ndarray]
 
@@ -65,6 +64,7 @@ def predict(
     classify, results = open_classifier(network, **opening), list[Result]()
     paths = photos if isinstance(photos, Listing) else find_images(photos, skipped)
     images = classify.preprocessing.read(with_progress(paths, 'photos', len(paths)), skipped)
+    threshold = classify.metadata.threshold
     for files, pixels in in_batches(images, 16):
         scores = classify(pixels)
         names = classify.classes or [str(index) for index in range(scores.shape[1])]
@@ -72,20 +72,22 @@ def predict(
         for number, (file, row) in enumerate(zip(files, scores)):
             best = np.argsort(-row, kind='stable')[:top].tolist()
             found = [Prediction(label=names[index], index=index, score=float(row[index])) for index in best]
-            results.append(Result(image=str(file), predictions=found))
+            unknown = threshold is not None and not (row >= threshold).any()
+            results.append(Result(image=str(file), unknown=unknown, predictions=found))
             if looked is not None:
                 results[-1]['looked'] = looked[number]
     return results
 
 
 def as_json(results: Sequence[Result]) -> str:
-    return json_text([dict(image=as_text(result['image']), predictions=result['predictions']) for result in results])
+    kept = ({key: result[key] for key in ('image', 'unknown', 'predictions')} for result in results)
+    return json_text([dict(result, image=as_text(result['image'])) for result in kept])
 
 
 def as_csv(results: Sequence[Result]) -> str:
     """One line a prediction, with ``COLUMNS``."""
     rows = (
-        dict(best, image=as_text(result['image']), rank=rank, label=as_text(best['label']))
+        dict(best, image=as_text(result['image']), rank=rank, label=as_text(best['label']), unknown=result['unknown'])
         for result in results
         for rank, best in enumerate(result['predictions'], 1)
     )
@@ -93,6 +95,17 @@ def as_csv(results: Sequence[Result]) -> str:
 
 
 FORMATS: dict[str, Callable[[Sequence[Result]], str]] = {'.json': as_json, '.csv': as_csv}
+
+
+def answer(result: Result, threshold: float | Sequence[float] | None, show_all: bool = False) -> list[str]:
+    """What the console says below the name of an image: its best classes, of several labels those that reach their
+    ``threshold``, or that it is unknown; with ``show_all`` the best classes whatever their scores."""
+    shown = result['predictions']
+    if result['unknown'] and not show_all:
+        return [f'unknown ({shown[0]["score"]:.2f} {printable(shown[0]["label"])})']
+    if isinstance(threshold, Sequence) and not show_all:
+        shown = [best for best in shown if best['score'] >= threshold[best['index']]]
+    return [f'{best["score"]:6.1%}  {printable(best["label"])}' for best in shown]
 
 
 def check_format(path: str | Path) -> None:
@@ -142,11 +155,13 @@ def draw(result: Result, view: Metadata | None = None) -> Image.Image:
     width = max(320, min(picture.width, 640))
     picture = picture.resize((width, max(1, min(round(picture.height * width / picture.width), 4 * width))))
     line = 24
-    sheet = Image.new('RGB', (width, picture.height + line * len(result['predictions']) + 8), 'white')
+    rows = [(best['score'], f'{best["score"]:6.1%}  {best["label"]}') for best in result['predictions']]
+    rows = [(0.0, 'unknown'), *rows] if result['unknown'] else rows
+    sheet = Image.new('RGB', (width, picture.height + line * len(rows) + 8), 'white')
     sheet.paste(picture)
     pen, lines = ImageDraw.Draw(sheet), []
-    for row, best in enumerate(result['predictions']):
+    for row, (score, text) in enumerate(rows):
         top = picture.height + 4 + row * line
-        pen.rectangle((0, top + 1, best['score'] * width, top + line - 2), fill='#bcd7f5')
-        lines.append(Line(f'{best["score"]:6.1%}  {best["label"]}', 8, top + 3, width - 16))
+        pen.rectangle((0, top + 1, score * width, top + line - 2), fill='#bcd7f5')
+        lines.append(Line(text, 8, top + 3, width - 16))
     return write_on(sheet, lines, 14)

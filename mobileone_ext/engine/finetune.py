@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from mmengine.config import Config
 from mmpretrain.registry import DATASETS
 
@@ -19,13 +20,15 @@ from .. import cli
 from ..checkpoints.load import load_weights
 from ..checkpoints.names import License, license_of
 from ..data.nested import datasets_of
+from ..data.reading import in_batches
 from ..deploy import fuse, hub, reparam
+from ..deploy.classifier import open_classifier
 from ..files import write_text
 from ..text import quoted
 from . import plot_recipe
 from . import train as training
+from .finetuning import calibration, page
 from .finetuning import config as writing
-from .finetuning import page
 from .finetuning import photos as reading
 from .finetuning import recipe as numbers
 from .finetuning import report as reporting
@@ -70,7 +73,7 @@ def check_folder(options: Options) -> None:
     if photos == folder or (photos.is_dir() and photos in folder.parents):
         raise ValueError(f'{folder}: would lie among the photos and be taken for a class; --work-dir names another')
     lists = {f'{name}.{suffix}' for name in ('train', 'val', 'test') for suffix in ('txt', 'json')}
-    leftovers = {CONFIG, OPTIONS, RECIPE, writing.BASE_FOLDER, *lists}  # those of a dry run may go
+    leftovers = {CONFIG, OPTIONS, RECIPE, *lists}  # those of a dry run may go
     if folder.exists() and not {entry.name for entry in folder.iterdir()} <= leftovers:
         raise ValueError(f'{folder}: is not empty; --resume goes on with the run in it, --work-dir names another')
 
@@ -107,7 +110,9 @@ def choose_photos(options: Options) -> Photos:
     photos = reading.without_unwritable(reading.read_photos(Path(options.photos), place))
     if photos.val and options.val and place is None:
         raise ValueError(f'--val {options.val}: {options.photos} has photos to measure on already; leave --val out')
-    photos, digests = reading.without_unreadable(photos)
+    photos, digests = reading.without_unreadable(photos, options.size, options.fit == 'pad')
+    if options.others:
+        photos = reading.with_others(photos, Path(options.others), digests)
     photos = reading.without_contradictions(photos, digests)
     if photos.val:
         return reading.without_repeats(photos, digests)
@@ -142,11 +147,10 @@ def write_plan(plan: Plan) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in writing.annotation_files(plan.photos).items():
         write_text(text, folder / name)
-    started = dict(as_started(plan), notes=plan.photos.notes)
+    root, others = plan.photos.others or (folder, [])
+    strangers = [os.path.relpath(root / photo.path, folder) for photo in others]
+    started = dict(as_started(plan), notes=plan.photos.notes, folder=os.path.realpath(folder), strangers=strangers)
     write_text(json.dumps(started, indent=2) + '\n', folder / OPTIONS)
-    for name, text in writing.base_files(plan.options.arch).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_text(text, folder / name)
     path = folder / CONFIG
     write_text(writing.config_text(plan), path)
     return path
@@ -172,18 +176,29 @@ def resolved(name: str, value):
     if name == 'val':
         with contextlib.suppress(ValueError):
             return float(value)
-    is_path = name in ('photos', 'val') or (name == 'weights' and os.path.isfile(value))
+    is_path = (name in ('photos', 'val', 'others') and value) or (name == 'weights' and os.path.isfile(value))
     return os.path.realpath(value) if is_path else value
 
 
 def check_resumed(options: Options, given: dict) -> None:
-    """Raise ValueError if one of the options ``given`` means something else than the run in the folder started with."""
+    """Raise ValueError if one of the options ``given`` means something else than the run in the folder started with.
+
+    A path means the same where it was, or where it lies from a folder that has moved.
+    """
     before = json.loads((options.folder / OPTIONS).read_text(encoding='utf-8'))
+
+    def moved(value):
+        """``value``, if it is a path, as it lies from the folder today."""
+        if not isinstance(value, str) or not os.path.isabs(value) or 'folder' not in before:
+            return value
+        return os.path.normpath(options.folder / os.path.relpath(value, before['folder']))
+
     for name, value in given.items():
-        if name != 'work_dir' and resolved(name, before.get(name)) != resolved(name, value):
+        was = before.get(name, getattr(Options, name, None))
+        if name != 'work_dir' and resolved(name, value) not in (resolved(name, was), resolved(name, moved(was))):
             flag = name.replace('_', '-')
             raise ValueError(
-                f'{options.folder}: was started with {flag} {before.get(name)}, not {resolved(name, value)}; '
+                f'{options.folder}: was started with {flag} {was}, not {resolved(name, value)}; '
                 f'leave it out to go on, or start anew with --work-dir'
             )
 
@@ -208,13 +223,14 @@ def run(folder: Path, resume: bool = False) -> dict:
         max_flips=len(before.paths) // 100,
         accept_fused=True,
     )
-    after = score_photos(config, fused)
     started = json.loads((folder / OPTIONS).read_text(encoding='utf-8'))
+    strangers = [folder / path for path in started.get('strangers', ())]
+    after, calibrated = calibrate(config, fused, started.get('precision', Options.precision), strangers)
     terms = license_of(started['weights']) if started['weights'] != RANDOM else _OWN
     notes = [*started['notes'], *gone, *write_hub(folder, config, checkpoint, after, terms)]
     looks = page.look_at_photos(config, fused)
     report = reporting.make_report(config, folder, checkpoint, deployed, metrics, before, after, looks, notes)
-    report['license'] = terms.text
+    report.update(license=terms.text, calibration=calibrated)
     reporting.write_report(report, after, folder)
     page.write_html(report, after, looks, folder)
     return report
@@ -240,9 +256,29 @@ def leave_out_missing(config: Config) -> list[str]:
     return [*dict.fromkeys(notes)]
 
 
+def calibrate(config: Config, fused: str, precision: float, strangers: list[Path]) -> tuple[Scores, dict]:
+    """Let the checkpoint ``fused`` say its temperature and threshold; its scores, and what the report says of them."""
+    measured = score_photos(config, fused)
+    same = config.val_dataloader == config.test_dataloader
+    validated = measured if same else score_photos(config, fused, 'val_dataloader')
+    others = np.empty((0, len(measured.classes)))
+    if strangers:
+        network = open_classifier(fused, config)
+        read = network.preprocessing.read(strangers, [])
+        others = np.concatenate([network.outputs(pixels) for _, pixels in in_batches(read, 32)])
+    found = calibration.calibrate(
+        validated.logits, validated.truth, measured.classes, measured.multi_label, precision, others
+    )
+    fuse.add_to_meta(fused, **found.said)
+    scores = calibration.scores_of(measured.logits, found.temperature or 1, measured.multi_label)
+    report = calibration.report_of(found, precision, measured, len(validated.paths), same, others)
+    return replace(measured, scores=scores), report
+
+
 def write_hub(folder: Path, config: Config, checkpoint: str, scores: Scores, terms: License) -> list[str]:
     """Write the folder for timm and transformers; why there is none, if timm cannot build the network."""
-    weights = original = load_weights(checkpoint)
+    said = load_weights(folder / FUSED).said
+    weights = original = replace(load_weights(checkpoint), said=said)
     right = {f'right of {len(scores.paths)} photos': (scores.truth == scores.predicted).all(1).mean() * 100}
     try:
         if weights.form == 'fused':

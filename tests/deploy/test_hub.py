@@ -67,7 +67,7 @@ def squashed(side):
     return [dict(type='Resize', scale=(side, side), backend='pillow')]
 
 
-@pytest.mark.parametrize('steps', [None, squashed(48)])
+@pytest.mark.parametrize('steps', [None, squashed(48), [dict(type='mobileone_ext.ResizePad', scale=48)]])
 def test_timm_gives_the_same(steps, tmp_path, photo, run_tool):
     config = config_of(steps=steps)
     source = checkpoint(tmp_path / 'net.pth', config)
@@ -81,8 +81,20 @@ def test_timm_gives_the_same(steps, tmp_path, photo, run_tool):
     with torch.no_grad():
         torch.testing.assert_close(model(images), logits, rtol=1e-4, atol=1e-5 * float(logits.abs().max()))
     assert tuple(model.pretrained_cfg['label_names']) == NAMES
+    assert 'temperature' not in model.pretrained_cfg
     with safe_open(tmp_path / 'hub' / 'model.safetensors', 'pt') as file:
         assert set(file.keys()) == set(model.state_dict())
+
+
+def test_temperature_and_threshold_are_in_the_folder(tmp_path, run_tool):
+    source = checkpoint(tmp_path / 'net.pth', config_of())
+    fuse.add_to_meta(source, temperature=1.5, threshold=0.75)
+    code, text = run_tool('convert_checkpoint', source, tmp_path / 'hub', '--to', 'hub')
+    assert code == 0, text
+    written = json.loads((tmp_path / 'hub' / 'config.json').read_text())
+    assert (written['temperature'], written['threshold']) == (1.5, 0.75)
+    timm.create_model(f'local-dir:{tmp_path / "hub"}', pretrained=True)
+    assert 'divided by `temperature` of config.json' in (tmp_path / 'hub' / 'README.md').read_text()
 
 
 def test_a_folder_is_replaced_and_nothing_else_is(tmp_path, run_tool):

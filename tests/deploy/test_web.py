@@ -26,7 +26,7 @@ from torch import nn
 from mobileone_ext.data.images import find_images, spread
 from mobileone_ext.deploy import web
 from mobileone_ext.deploy.web import runtime
-from mobileone_ext.metadata import Metadata
+from mobileone_ext.metadata import PAD, Metadata
 
 S0 = 'configs/mobileone_s0_8xb32.py'
 RAMP = [f'class {index}' for index in range(5)]
@@ -238,6 +238,7 @@ HOW = dict(backend='pillow', interpolation='bilinear')
         [dict(type='ResizeEdge', scale=73, **HOW), dict(type='CenterCrop', crop_size=64)],
         [dict(type='ResizeEdge', scale=74, **HOW), dict(type='CenterCrop', crop_size=[63, 48])],
         [dict(type='Resize', scale=[48, 63], backend='pillow', interpolation='bicubic')],
+        [dict(type='mobileone_ext.ResizePad', scale=[48, 63], **HOW)],
     ],
 )
 def test_steps_are_those_of_the_pipeline(steps, size):
@@ -246,9 +247,10 @@ def test_steps_are_those_of_the_pipeline(steps, size):
 
     init_default_scope('mmpretrain')
     noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    filled = [dict(step, fill=PAD) for step in steps]
     found = in_node(
         f"""const pixels = require('fs').readFileSync(0);
-        const {{image}} = prepare(fromPixels(pixels, ...{list(size)}), {json.dumps(steps)});
+        const {{image}} = prepare(fromPixels(pixels, ...{list(size)}), {json.dumps(filled)});
         process.stdout.write(Buffer.from(planes(image, {{channels: 'BGR', input: 'pixels'}}).buffer));""",
         np.dstack([noise, np.zeros(noise.shape[:2], np.uint8)]).tobytes(),
     )

@@ -30,6 +30,7 @@ from mobileone_ext.engine.finetuning import photos as reading
 from mobileone_ext.engine.finetuning import recipe as numbers
 from mobileone_ext.engine.finetuning.scores import Scores, by_class, confusion, score_photos, worst
 from mobileone_ext.engine.finetuning.split import rarest, stratified_split
+from mobileone_ext.metadata import fit_of
 
 COLORS = dict(blue=(20, 20, 200), green=(20, 200, 20), red=(200, 20, 20), gray=(128, 128, 128), white=(250, 250, 250))
 
@@ -265,7 +266,7 @@ def test_names_in_every_script_are_learned(tmp_path):
         name = SCRIPTS[number % len(SCRIPTS)]
         (tmp_path / 'p' / name).mkdir(parents=True, exist_ok=True)
         path.rename(tmp_path / 'p' / name / f'{name} {number}.png')
-    options = finetune.Options(str(tmp_path / 'p'), weights='none', work_dir=str(tmp_path / 'w'))
+    options = finetune.Options(str(tmp_path / 'p'), weights='none', size=32, work_dir=str(tmp_path / 'w'))
     plan = finetune.make_plan(options)
     assert plan.photos.notes == ()
     config, paths = cli.load_config(str(finetune.write_plan(plan))), []
@@ -428,7 +429,7 @@ def test_a_run_writes_a_config_a_network_and_a_report(run_tool, weights, finishe
     lists = {name: (work / f'{name}.txt').read_text().splitlines() for name in ('train', 'val')}
     assert len(lists['train']) == 24 and len(lists['val']) == 6
     assert not set(lists['train']) & set(lists['val'])
-    assert 'head=dict(num_classes=3' in (work / 'config.py').read_text(), 'the readable config was overwritten'
+    assert "photos = '" in (work / 'config.py').read_text().replace('"', "'"), 'the readable config was overwritten'
 
     report = json.loads((work / 'report.json').read_text())
     assert report['changed_predictions'] == 0 and report['right_before'] == report['right_after']
@@ -454,7 +455,8 @@ def test_a_run_writes_a_config_a_network_and_a_report(run_tool, weights, finishe
     assert refused == 1 and '--resume' in only_line(printed)
 
 
-def test_the_commands_of_the_report_run_and_calibrate_with_what_was_trained(run_tool, finished):
+def test_the_commands_of_the_report_run_and_calibrate_with_what_was_trained(run_tool, finished, monkeypatch):
+    """In the run's folder."""
     photos, work = finished
     lines = (work / 'train.txt').read_text().splitlines()
     calibrating = [str(path) for path in calibration.find(cli.load_config(str(work / 'config.py')), None)[0]]
@@ -462,11 +464,12 @@ def test_the_commands_of_the_report_run_and_calibrate_with_what_was_trained(run_
     commands = json.loads((work / 'report.json').read_text())['commands']
     assert len(commands) == 4
     for _, command in commands:
-        python, script, *arguments = shlex.split(command)
-        assert python == 'python' and Path(script).parent == ROOT / 'tools'
-        code, printed = run_tool(Path(script).stem, *arguments)
+        python, _, package, tool, *arguments = shlex.split(command)
+        assert (python, package) == ('python', 'mobileone_ext') and str(work) not in command
+        monkeypatch.chdir(work)
+        code, printed = run_tool(tool, *arguments)
         assert code == 0, printed
-        assert ('24 calibration images from the training set' in printed) == (Path(script).stem == 'quantize')
+        assert ('24 calibration images from the training set' in printed) == (tool == 'quantize')
     assert (work / 'model_int8.onnx').exists()
 
 
@@ -497,12 +500,32 @@ def test_a_run_may_be_moved(run_tool, finished, tmp_path):
     moved = tmp_path / "it's" / 'moved'
     shutil.copytree(work, moved)
     config = cli.load_config(str(moved / 'config.py'))
-    assert all(not Path(base).is_absolute() for base in Config._get_base_files(str(moved / 'config.py')))
+    assert Config._get_base_files(str(moved / 'config.py')) == []
     assert config.work_dir == str(moved / 'run')
     for tool, arguments in (('test', ()), ('predict', (photos,)), ('train', ('--work-dir', tmp_path / 'again'))):
         network = () if tool == 'train' else (moved / 'fused.pth',)
         code, printed = run_tool(tool, moved / 'config.py', *network, *arguments)
         assert code == 0, printed
+
+
+def test_a_run_and_its_photos_may_be_moved_together(run_tool, finished, weights, tmp_path, monkeypatch):
+    """To another machine, where nothing lies where it lay: it is found, and goes on."""
+    photos, work = finished
+    shutil.copytree(work.parent, tmp_path / 'there')
+    moved = tmp_path / 'there' / work.name
+    text = (moved / 'config.py').read_text().replace(f'{photos.parent}', '/gone')
+    (moved / 'config.py').write_text(text)
+    assert '/gone' in text and cli.load_config(str(moved / 'config.py')).train_dataloader.dataset.data_root == str(
+        tmp_path / 'there' / photos.name
+    )
+    monkeypatch.chdir(moved)
+    code, printed = run_tool('test', 'config.py', 'fused.pth')
+    assert code == 0, printed
+    started = finetune.Options(str(tmp_path / 'there' / photos.name), work_dir=str(moved))
+    finetune.check_resumed(started, dict(photos=started.photos))
+    finetune.check_resumed(started, dict(photos=str(photos)))
+    with pytest.raises(ValueError, match='was started with photos'):
+        finetune.check_resumed(started, dict(photos=str(tmp_path)))
 
 
 @pytest.mark.slow
@@ -521,7 +544,7 @@ def test_a_dry_run_writes_the_config_and_draws_the_recipe_alone(run_tool, weight
     code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--dry-run')
     assert code == 0, printed
     assert {path.name for path in (tmp_path / 'w').iterdir()} == {
-        '_base_', 'config.py', 'options.json', 'recipe.png', 'train.txt', 'val.txt',
+        'config.py', 'options.json', 'recipe.png', 'train.txt', 'val.txt',
     }  # fmt: skip
     assert run(run_tool, photos, weights, tmp_path / 'w', '--dry-run', '--epochs', '4')[0] == 0
     config = cli.load_config(str(tmp_path / 'w' / 'config.py'))
@@ -545,6 +568,8 @@ def test_a_run_goes_on_with_its_own_options_alone(run_tool, weights, finished, t
         (dict(batch_size=8), 'batch-size 4, not 8'),
         (dict(lr=1.0), 'lr 3.5e-05, not 1.0'),
         (dict(early_stop=5), 'early-stop None, not 5'),
+        (dict(precision=0.9), 'precision 0.95, not 0.9'),
+        (dict(others=str(photos)), f'others None, not {photos}'),
         (dict(weights='none'), f'weights {weights}, not none'),
         (dict(photos=str(weights.parent)), f'photos {photos}, not {weights.parent}'),
     ):
@@ -606,6 +631,83 @@ def test_several_labels(run_tool, weights, tmp_path):
     assert sum(scores) != pytest.approx(1) and len(scores) == actual.scores.shape[1]
     code, printed = run_tool('export', *network, tmp_path / 'x.onnx', '--softmax')
     assert code == 1 and 'several labels' in only_line(printed)
+
+
+# ---- scores that are calibrated, and strangers ---------------------------------------------------------------------
+
+
+def test_a_network_knows_when_it_does_not_know(run_tool, weights, tmp_path):
+    """Temperature and threshold in all that is written, whole photos on the way, strangers measured and said."""
+    photos = write_photos(tmp_path / 'p', blue=8, red=8)
+    write_photos(tmp_path / 'val', seed=1, blue=60, red=60)
+    write_photos(tmp_path / 'others', seed=2, white=6)
+    shutil.copy(tmp_path / 'val' / 'red' / 'red 1-0.png', tmp_path / 'others' / 'white' / 'copy.png')
+    options = ('--val', tmp_path / 'val', '--others', tmp_path / 'others', '--precision', '0.3', '--fit', 'pad')
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w', *options)
+    assert code == 0, printed
+    assert f'{tmp_path / "others"}: left out: 1 photos that have a class too' in printed
+    report = json.loads((tmp_path / 'w' / 'report.json').read_text())
+    said = report['calibration']
+    assert said['others']['num'] == 6 and said['num_photos'] == 120 and said['same_photos']
+    meta = torch.load(tmp_path / 'w' / 'fused.pth')['meta']
+    assert meta['temperature'] == said['temperature'] > 0 and meta['threshold'] == said['threshold'] > 0
+    assert (meta['fit'], meta['size']) == ('pad', [32, 32])
+    hub = json.loads((tmp_path / 'w' / 'hub' / 'config.json').read_text())
+    assert hub['threshold'] == said['threshold'] and hub['pretrained_cfg']['crop_mode'] == 'border'
+    told = f'below a score of {said["threshold"]:.2f} is "unknown"'
+    assert told in (tmp_path / 'w' / 'report.md').read_text()
+
+    config = cli.load_config(str(tmp_path / 'w' / 'config.py'))
+    actual = score_photos(config, str(tmp_path / 'w' / 'fused.pth'))
+    expected = (torch.from_numpy(actual.logits) / said['temperature']).softmax(1).amax(1)
+    answered = (expected >= said['threshold']).double().mean()
+    assert said['answered'] == pytest.approx(float(answered))
+    steps = [str(step['type']) for step in config.train_dataloader.dataset.pipeline]
+    assert steps[:3] == [
+        'mobileone_ext.LoadImageFromFile',
+        'mobileone_ext.ResizePad',
+        'mobileone_ext.RandomResizedCrop',
+    ]
+    code, printed = run_tool('predict', tmp_path / 'w', tmp_path / 'val', '--out', tmp_path / 'out.json')
+    assert code == 0, printed
+    found = json.loads((tmp_path / 'out.json').read_text())
+    scores = {Path(one['image']).name: one['predictions'][0]['score'] for one in found}
+    for path, score in zip(actual.paths, expected):
+        assert scores[Path(path).name] == pytest.approx(float(score), abs=1e-5)
+
+
+def test_few_photos_set_no_threshold_and_say_so(finished):
+    _, work = finished
+    said = json.loads((work / 'report.json').read_text())['calibration']
+    assert said['temperature'] is said['threshold'] is None and '6 photos are too few' in said['note']
+    assert '6 photos are too few' in (work / 'report.md').read_text()
+    assert not {'temperature', 'threshold'} & torch.load(work / 'fused.pth')['meta'].keys()
+
+
+@pytest.mark.parametrize(
+    ('names', 'word'),
+    [(('red', 'white'), "holds folders of the classes 'red'"), (('copies',), 'holds no photo of none of the classes')],
+)
+def test_others_that_are_of_the_classes_are_refused(run_tool, weights, tmp_path, names, word):
+    photos = write_photos(tmp_path / 'p', blue=4, red=4)
+    for name in names:
+        shutil.copytree(photos / 'red', tmp_path / 'others' / name)
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--others', tmp_path / 'others')
+    assert code == 1 and word in only_line(printed) and not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize('fit', ['crop', 'pad', 'squash'])
+def test_a_fit_is_that_of_the_test_pipeline_and_of_the_metadata(fit, tmp_path):
+    photos = write_photos(tmp_path / 'p', red=4, blue=4)
+    options = finetune.Options(str(photos), 'none', size=64, fit=fit, work_dir=str(tmp_path / 'w'))
+    plan = finetune.make_plan(options)
+    said = r'8 of 8 photos are smaller than 64 px, half of these \d\d px or less; --image-size 32 fits them'
+    assert re.fullmatch(said, plan.photos.notes[0])
+    config = cli.load_config(str(finetune.write_plan(plan)))
+    described = fit_of(config.test_dataloader.dataset.pipeline)
+    assert (described['fit'], described['size'], described['backend']) == (fit, [64, 64], 'pillow')
+    dataset = CustomDataset(**{key: value for key, value in config.train_dataloader.dataset.items() if key != 'type'})
+    assert dataset[0]['inputs'].shape == (3, 64, 64)
 
 
 # ---- what is left out, and said -----------------------------------------------------------------------------------
@@ -699,6 +801,9 @@ def test_bad_photos_are_a_line_and_nothing_is_written(run_tool, weights, tmp_pat
         (('--arch', 's1'), 'leave --arch out'),
         (('--weights', 'nowhere.pth'), 'nowhere.pth'),
         (('--weights', 'none', '--freeze', '1'), 'random weights'),
+        (('--precision', '95'), "--precision: '95': a number from 0 to 1"),
+        (('--others', 'nowhere'), 'nowhere'),
+        (('--fit', 'stretch'), "--fit: invalid choice: 'stretch'"),
     ],
 )
 def test_bad_options_are_a_line_and_nothing_is_written(run_tool, weights, tmp_path, options, word):

@@ -68,11 +68,11 @@ def test_plain_options_reach_the_run(run_tool, monkeypatch, digits, tmp_path):
 @pytest.mark.parametrize(
     'started, command',
     [
-        ('/a {b} $x/tools/finetune.py', "python '/a {b} $x/tools/test.py' '{} c' 1"),
+        ('/a {b} $x/tools/finetune.py', "python -m mobileone_ext test '{} c' 1"),
         ('mobileone finetune', "mobileone test '{} c' 1"),
     ],
 )
-def test_another_tool_is_called_as_this_one_was(monkeypatch, started, command):
+def test_another_tool_is_called_from_any_folder(monkeypatch, started, command):
     monkeypatch.setattr('sys.argv', [started, 'x'])
     assert cli.tool_command('test', '{} c', 1) == command
 

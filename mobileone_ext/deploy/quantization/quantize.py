@@ -89,7 +89,8 @@ class Job:
     @cached_property
     def described(self) -> Request:
         """``request`` with what every file of this network says of itself."""
-        return export.described(self.request, self.preprocessing, self.checkpoint, self.model.classes)
+        model = self.model
+        return export.described(self.request, self.preprocessing, self.checkpoint, model.classes, model.said)
 
     @cached_property
     def test_images(self) -> DataLoader:

@@ -20,7 +20,7 @@ from ... import files
 from ...data.classes import labels
 from ...data.decode import GROUND
 from ...files import suffix_of
-from ...metadata import Metadata
+from ...metadata import PAD, Metadata
 from ..runtime import is_exported, open_network
 from . import runtime
 
@@ -90,7 +90,10 @@ def _info(path: Path) -> dict[str, Any]:
     if (told.interpolation or 'bilinear') not in _INTERPOLATIONS:
         raise ValueError(f'a page resizes {" or ".join(_INTERPOLATIONS)}; the config says {told.interpolation}')
     names = told.labels or labels(None, network.num_classes or 0)
-    steps = steps[1:-1]  # between loading and packing
+    fill = [round(sum(PAD) / 3)] * 3 if told.channels == 'gray' else PAD  # which pixels.js has no other place to know
+    steps = [
+        dict(step, fill=fill) if told.fit == 'pad' else step for step in steps[1:-1]
+    ]  # between loading and packing
     program = f'{runtime.PACKAGE} {runtime.VERSION}'
     return told.values() | dict(labels=names, steps=steps, ground=GROUND, runtime=program)
 

@@ -88,6 +88,17 @@ function crop(image, left, top, width, height) {
   return fromPixels(pixels, width, height);
 }
 
+// The image with its upper left corner at left, top, and the color `fill` around it.
+function pad(image, left, top, width, height, fill) {
+  const pixels = new Uint8ClampedArray(4 * width * height);
+  for (let i = 0; i < pixels.length; i += 4) pixels.set(fill, i);
+  const rows = image.rows(0, image.height);
+  for (let y = 0; y < image.height; y++) {
+    pixels.set(rows.subarray(4 * y * image.width, 4 * (y + 1) * image.width), 4 * ((top + y) * width + left));
+  }
+  return fromPixels(pixels, width, height);
+}
+
 const fromPixels = (pixels, width, height) => ({
   width, height, rows: (y, n) => pixels.subarray(4 * y * width, 4 * (y + n) * width),
 });
@@ -110,6 +121,14 @@ const STEPS = {
     return [resize(image, ...size, step), WHOLE];
   },
   Resize: (image, step) => [resize(image, ...pair(step.scale), step), WHOLE],
+  'mobileone_ext.ResizePad'(image, step) {
+    const [width, height] = pair(step.scale);
+    const ratio = Math.max(image.height / height, image.width / width);
+    const [w, h] = [image.width, image.height].map((side) => Math.max(1, roundHalfEven(side / ratio)));
+    const left = Math.floor((width - w) / 2), top = Math.floor((height - h) / 2);
+    const share = { left: -left / w, top: -top / h, width: width / w, height: height / h };
+    return [pad(resize(image, w, h, step), left, top, width, height, step.fill), share];
+  },
   CenterCrop(image, step) {
     const [w, h] = pair(step.crop_size);
     const width = Math.min(w, image.width), height = Math.min(h, image.height);

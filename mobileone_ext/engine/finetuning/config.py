@@ -1,10 +1,12 @@
-"""The config of a fine-tuning run as text: short, over our bases, with every value that follows from the choices."""
+"""The config of a fine-tuning run as text: our bases and every value that follows from the choices, in one file."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 
 from ...arch import resolve_arch, stage_widths
 from ...files import home
@@ -12,9 +14,10 @@ from .photos import PhotoList, Photos
 from .plan import RANDOM, Plan
 
 BASES = ('models/mobileone_{arch}.py', 'datasets/photos.py', 'schedules/finetune_20e.py', 'default_runtime.py')
-BASE_FOLDER = '_base_'  # of a run: copies of the bases, so that it depends on no other folder
 WIDTH = 110  # characters of a line
+_HEAD = '_base_ = []  # all of it is here\n\nimport os\n\n'  # mmengine takes an import before _base_ for its other kind
 SIZE, CROPS = 224, (0.35, 1.0)  # of the bases: pixels, and the share of a photo that is seen
+SPARE = 1.5  # times the size, out of which a training crop of a padded or squashed photo is cut
 
 
 class Code(str):
@@ -22,11 +25,13 @@ class Code(str):
 
 
 def config_text(plan: Plan) -> str:
-    """The config as a Python file; the folder of ``plan`` has the annotation files and will have ``run``."""
+    """The config as a Python file that needs no other; the folder of ``plan`` has the annotation files.
+
+    Photos that are not where they were are looked for where they lay from that folder, so that both may move together.
+    """
     photos, options = plan.photos, plan.options
     lists = {name: _loader(name, part, plan) for name, part in photos.lists().items()}
     settings = dict(
-        classes=list(photos.classes),
         model=_model(plan),
         train_dataloader=lists['train'],
         val_dataloader=lists['val'],
@@ -38,9 +43,12 @@ def config_text(plan: Plan) -> str:
         randomness=dict(seed=options.seed),
         work_dir=_beside(options.folder, 'run'),
     )
-    bases = [f'{BASE_FOLDER}/{base.format(arch=options.arch)}' for base in BASES]
-    lines = (f'{name} = {as_python(value)}\n' for name, value in dict(_base_=bases, **settings).items())
-    return _docstring(plan) + '\n' + ''.join(lines)
+    values: dict = dict(classes=list(photos.classes))
+    for base in BASES:
+        values |= Config.fromfile(home() / 'configs' / '_base_' / base.format(arch=options.arch)).to_dict()
+    values = Config._merge_a_into_b(settings, values)
+    lines = (f'{name} = {as_python(value)}\n' for name, value in values.items())
+    return _docstring(plan) + _HEAD + _places(plan) + ''.join(lines)
 
 
 def as_python(value: Any, column: int = 0) -> str:
@@ -53,21 +61,17 @@ def as_python(value: Any, column: int = 0) -> str:
         return value
     if not isinstance(value, dict | list):
         return _plain(repr(value))
-    opening, closing = ('dict(', ')') if isinstance(value, dict) else ('[', ']')
-    pairs = [(f'{key}=', item) for key, item in value.items()] if isinstance(value, dict) else [('', i) for i in value]
+    named = isinstance(value, dict) and all(key.isidentifier() for key in value)
+    opening, closing = ('dict(', ')') if named else ('{', '}') if isinstance(value, dict) else ('[', ']')
+    pairs = [('', item) for item in value]
+    if isinstance(value, dict):
+        pairs = [(f'{key}=' if named else f'{key!r}: ', item) for key, item in value.items()]
     items = [key + as_python(item, column + 4) for key, item in pairs]
     line = f'{opening}{", ".join(items)}{closing}'
     if column + len(line) <= WIDTH and '\n' not in line:
         return line
     pad = ' ' * (column + 4)
     return opening + '\n' + ''.join(f'{pad}{item},\n' for item in items) + ' ' * column + closing
-
-
-def base_files(arch: str) -> dict[str, str]:
-    """The text of each base, by its path in the folder of the config."""
-    source = home() / 'configs' / '_base_'
-    names = (BASES[0].format(arch='s0'), *(name.format(arch=arch) for name in BASES))  # s0 is the base of the others
-    return {f'{BASE_FOLDER}/{name}': (source / name).read_text(encoding='utf-8') for name in names}
 
 
 def annotation_files(photos: Photos) -> dict[str, str]:
@@ -105,7 +109,7 @@ def _docstring(plan: Plan) -> str:
         f'MobileOne-{plan.options.arch.upper()} on {len(photos.train.photos)} photos of {len(photos.classes)} classes; '
         f'measured on {len(measured.photos)} others.\n\n'
         f'Written by: {plan.command}\n'
-        f'Train by it: python tools/train.py {plan.options.folder / "config.py"}\n'
+        'Train by it, in its folder: python -m mobileone_ext train config.py\n'
     )
     return '"""' + _plain(text.replace('\\', '\\\\').replace('"""', "'''")) + '"""\n'
 
@@ -116,10 +120,27 @@ def _plain(text: str) -> str:
 
 
 def _beside(folder: Path, name: str) -> str:
-    """The path of ``name`` in the config's ``folder``: by mmengine's variable, so that it may be moved."""
-    if any(part in str(folder) for part in ('\\', '"""', '{{')):  # which mmengine would change, or Python
+    """The path of ``name`` from the config's ``folder``: by mmengine's variable, so that it may be moved."""
+    if any(part in f'{folder}/{name}' for part in ('\\', '"""', '{{')):  # which mmengine would change, or Python
         return str(folder / name)
     return Code(f'r"""{{{{ fileDirname }}}}/{name}"""')
+
+
+def _places(plan: Plan) -> str:
+    """The roots of the lists, each by the name of the first list that has it, and where else it is looked for."""
+    lines = ''
+    for root, name in _names_of_roots(plan.photos).items():
+        lines += f'{name} = {_plain(repr(str(root)))}\n'
+        moved = _beside(plan.options.folder, os.path.relpath(root, plan.options.folder))
+        if isinstance(moved, Code):
+            lines += f'if not os.path.isdir({name}):  # moved together with this folder\n'
+            lines += f'    {name} = os.path.normpath({moved})\n'
+    return lines
+
+
+def _names_of_roots(photos: Photos) -> dict[Path, str]:
+    roots = {part.root: f'{name}_photos' for name, part in reversed(photos.lists().items())}
+    return {photos.train.root: 'photos', **{root: name for root, name in roots.items() if root != photos.train.root}}
 
 
 def _model(plan: Plan) -> dict:
@@ -146,13 +167,13 @@ def _loader(name: str, part: PhotoList, plan: Plan) -> dict:
     photos, recipe, size, train = plan.photos, plan.recipe, plan.options.size, name == 'train'
     dataset = dict(type='MultiLabelDataset') if photos.multi_label else {}
     dataset.update(
-        data_root=str(part.root),
+        data_root=Code(_names_of_roots(photos)[part.root]),
         ann_file=_beside(plan.options.folder, annotation_name(name, photos.multi_label)),
         metainfo=Code('dict(classes=classes)'),
     )
     balanced = train and plan.threshold
-    if size != SIZE or balanced:
-        dataset['pipeline'] = _pipeline(size, train)
+    if size != SIZE or balanced or plan.options.fit != 'crop':
+        dataset['pipeline'] = _pipeline(size, train, plan.options.fit)
     if balanced:
         dataset = dict(
             _delete_=True,
@@ -170,14 +191,23 @@ def _loader(name: str, part: PhotoList, plan: Plan) -> dict:
     return dict(loader, dataset=dataset)
 
 
-def _pipeline(size: int, train: bool) -> list[dict]:
+def _pipeline(size: int, train: bool, fit: str) -> list[dict]:
     own = 'mobileone_ext'
+    side = round(SPARE * size) if train else size
+    fitted = dict(
+        crop=[],
+        pad=[dict(type=f'{own}.ResizePad', scale=side, backend='pillow')],
+        squash=[dict(type='Resize', scale=(side, side), backend='pillow')],
+    )[fit]
     if train:
         steps = [
-            dict(type=f'{own}.LoadImageFromFile', lazy=True),
+            dict(type=f'{own}.LoadImageFromFile', **({} if fitted else dict(lazy=True))),
+            *fitted,
             dict(type=f'{own}.RandomResizedCrop', scale=size, crop_ratio_range=CROPS, backend='pillow'),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
         ]
+    elif fitted:
+        steps = [dict(type=f'{own}.LoadImageFromFile'), *fitted]
     else:
         steps = [
             dict(type=f'{own}.LoadImageFromFile'),
@@ -204,7 +234,7 @@ def _schedule(plan: Plan) -> dict:
     linear = dict(type='LinearLR', start_factor=0.001, begin=0, end=warm_up, **steps)
     optimizer = dict(optimizer=dict(lr=plan.recipe.lr))
     if plan.options.weights == RANDOM:
-        optimizer['paramwise_cfg'] = Code("dict(custom_keys={'head.': dict(lr_mult=1.0)})")
+        optimizer['paramwise_cfg'] = dict(custom_keys={'head.': dict(lr_mult=1.0)})
     return dict(
         optim_wrapper=optimizer,
         param_scheduler=[linear, cosine] if warm_up else [cosine],

@@ -1,7 +1,6 @@
 """The report of a fine-tuning run as a page: report.html, and photos.csv."""
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from ...metadata import fit_of
 from ...text import printable
 from ..features import features_of, look
 from ..photo_page import Looks, uncertainty, write_photo_list, write_photo_page
+from . import calibration
 from .report import PAGE, PHOTOS, chance, facts, fusion, which_epoch
 from .scores import Scores
 from .suspects import near_duplicates
@@ -45,7 +45,7 @@ def look_at_photos(config: Config, checkpoint: str) -> Looks:
 
 def write_html(report: dict, result: Scores, looks: Looks, folder: Path) -> None:
     """Write report.html and photos.csv into ``folder``; ``report['calibration']`` is shown where it is there."""
-    count, calibration = report['num_images'], report.get('calibration')
+    count, scores = report['num_images'], report.get('calibration')
     across = sum(pair.first < count <= pair.second for pair in looks.pairs)
     apart = f'{len(looks.pairs)} pairs' if looks.pairs else 'None were found'
     texts = dict(
@@ -58,21 +58,8 @@ def write_html(report: dict, result: Scores, looks: Looks, folder: Path) -> None
         notes=[printable(note) for note in report['notes']],
         pairs=f"{apart} by the network's own features, {across} of them between photos to train on and to measure on. "
         'A photo that was trained on tells nothing when it is measured; one of a kind is enough to learn from.',
-        calibration=calibration_lines(calibration, report['classes']) if calibration else (),
+        calibration=calibration.sentences(scores, report['classes']) if scores else (),
         commands=[(title, printable(command)) for title, command in report['commands']],
     )
     write_photo_list(result, folder / PHOTOS)
-    write_photo_page(folder / PAGE, result, texts, looks, curves=report['curves'], calibration=calibration)
-
-
-def calibration_lines(calibration: dict, classes: Sequence[str]) -> list[str]:
-    """Temperature, expected calibration error and threshold in words, and what else is to be said."""
-    temperature, threshold = calibration['temperature'], calibration['threshold']
-    lines = [f'Expected calibration error {calibration["ece_after"]:.3f}']
-    if temperature:
-        lines[0] += f' with logits divided by {temperature:.2f}, {calibration["ece_before"]:.3f} without'
-    if isinstance(threshold, list):
-        lines.append('Least score of each label: ' + ', '.join(f'{n} {t:.2f}' for n, t in zip(classes, threshold)))
-    elif threshold is not None:
-        lines.append(f'Below a score of {threshold:.2f} the answer is "unknown"')
-    return [f'{line}.' for line in (*lines, calibration['note']) if line]
+    write_photo_page(folder / PAGE, result, texts, looks, curves=report['curves'], calibration=scores)

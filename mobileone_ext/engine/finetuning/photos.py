@@ -8,7 +8,7 @@ import csv
 import hashlib
 import io
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,6 +23,7 @@ from ...text import fits_a_line, nfc, one_line, printable, quoted, with_progress
 from .split import rarest, stratified_split
 
 _UTF_16 = (b'\xff\xfe', b'\xfe\xff')  # the marks that such a file begins with
+_STEP = 32  # pixels of a photo to one of the last map: sizes are multiples
 
 
 class Photo(NamedTuple):
@@ -49,6 +50,7 @@ class Photos:
         val: photos to measure on after each epoch; None before :func:`split`.
         test: photos for the report; None where ``val`` serves.
         multi_label: whether a photo may have several labels, or none.
+        others: photos of none of the classes; None without them.
         notes: a line for each thing that a person should know.
     """
 
@@ -57,6 +59,7 @@ class Photos:
     val: PhotoList | None = None
     test: PhotoList | None = None
     multi_label: bool = False
+    others: PhotoList | None = None
     notes: tuple[str, ...] = field(default=())
 
     def lists(self) -> dict[str, PhotoList]:
@@ -106,7 +109,7 @@ def read_photos(path: Path, val: Path | None = None) -> Photos:
     said = [f'{len(paths)} photos have {what} (the first is {paths[0]})' for what, paths in odd.items() if paths]
     if said:
         notes.append(f'multi-label, a score of its own for every label: {" and ".join(said)}')
-    return Photos(classes, train, lists.get('val'), lists.get('test'), bool(said), tuple(notes))
+    return Photos(classes, train, lists.get('val'), lists.get('test'), bool(said), notes=tuple(notes))
 
 
 def split_folders(root: Path, given: dict[str, Path]) -> tuple[dict[str, Path], list[str]]:
@@ -188,20 +191,32 @@ def read_csv(path: Path) -> tuple[PhotoList, list[str]]:
     return PhotoList(root, [Photo(files[name], tuple(dict.fromkeys(named))) for name, named in labels.items()]), []
 
 
-def without_unreadable(photos: Photos) -> tuple[Photos, dict[str, dict[str, str]]]:
+def without_unreadable(photos: Photos, size: int = 0, whole: bool = False) -> tuple[Photos, dict[str, dict[str, str]]]:
     """``photos`` that can be read, with a note on the others; and a digest of each, ``[list name][path]``.
+
+    Args:
+        size: a note says how many are smaller, in pixels, and what fits them.
+        whole: the longer edge tells that, not the shorter one.
 
     Raises:
         ValueError: if a class loses its last photo to train on.
     """
-    digests, bad, notes = {}, {}, []
+    digests, bad, notes, edges = {}, {}, [], []
     for name, (root, part) in photos.lists().items():
         read = dict(zip((photo.path for photo in part), _read_all([root / photo.path for photo in part])))
-        digests[name] = {path: digest for path, (digest, _) in read.items()}
-        bad[name] = {path: reason for path, (_, reason) in read.items() if reason}
+        digests[name] = {path: digest for path, (digest, *_) in read.items()}
+        bad[name] = {path: reason for path, (_, reason, _) in read.items() if reason}
+        edges += [max(sides) if whole else min(sides) for *_, sides in read.values() if sides]
         if bad[name]:
             listed = (f'{path} ({reason})' for path, reason in bad[name].items())
             notes.append(f'{root}: {len(bad[name])} unreadable, left out: {quoted(listed, 3)}')
+    small = sorted(edge for edge in edges if edge < size)
+    if small:
+        middle = small[len(small) // 2]
+        notes.append(
+            f'{len(small)} of {len(edges)} photos are smaller than {size} px, half of these {middle} px or less; '
+            f'--image-size {max(_STEP, middle // _STEP * _STEP)} fits them'
+        )
     return _without(photos, bad, notes), digests
 
 
@@ -300,21 +315,44 @@ def without_unwritable(photos: Photos) -> Photos:
     return _without(photos, bad, notes)
 
 
-def _read_all(files: Sequence[Path]) -> list[tuple[str, str]]:
-    """The digest of each file and why it cannot be read, or ``''``."""
+def with_others(photos: Photos, folder: Path, digests: dict[str, dict[str, str]]) -> Photos:
+    """``photos`` and, beside them, those below ``folder`` that are of none of the classes; a note on what is left out.
+
+    Raises:
+        OSError: if there is no such folder.
+        ValueError: if a folder in it has the name of a class, or no photo is left.
+    """
+    root, found = folder.absolute(), images_below(folder)
+    named = sorted({nfc(path.split('/')[0]) for path in found if '/' in path} & {*photos.classes})
+    if named:
+        raise ValueError(f'--others {folder}: holds folders of the classes {quoted(named, 3)}; it is for none of these')
+    known = {digest for read in digests.values() for digest in read.values()}
+    read = dict(zip(found, _read_all([root / path for path in found])))
+    good = {path for path, (_, reason, _) in read.items() if not reason}
+    own = {path for path in good if read[path][0] in known}
+    counts = {'photos that have a class too': len(own), 'unreadable': len(found) - len(good), **found.left_out}
+    note = left_out_note(Counter({what: count for what, count in counts.items() if count}))
+    if good == own:
+        raise ValueError(f'--others {folder}: holds no photo of none of the classes{note and "; " + note}')
+    others = PhotoList(root, [Photo(path, ()) for path in found if path in good - own])
+    return replace(photos, others=others, notes=(*photos.notes, *([f'{folder}: {note}'] if note else [])))
+
+
+def _read_all(files: Sequence[Path]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """The digest of each file, why it cannot be read, or ``''``, and its size in pixels, where it can be."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(with_progress(pool.map(_read, files), 'checking photos', len(files)))
 
 
-def _read(file: Path) -> tuple[str, str]:
+def _read(file: Path) -> tuple[str, str, tuple[int, ...]]:
     digest = ''
     try:
         data = file.read_bytes()
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        read_pixels(data, short_edge=1)  # reads all of the file, in a fraction of the time
+        _, sides = read_pixels(data, short_edge=1)  # reads all of the file, in a fraction of the time
     except (OSError, ValueError) as error:
-        return digest or str(file), one_line(error)[:80]
-    return digest, ''
+        return digest or str(file), one_line(error)[:80], ()
+    return digest, '', sides
 
 
 def _classes(lists: Iterable[PhotoList]) -> tuple[str, ...]:

@@ -27,6 +27,9 @@ class Options:
         branches: give fused weights their branches before training.
         balance: show photos of rare classes more often.
         early_stop: epochs without a better one before the run ends; None goes to the end.
+        fit: how a photo gets its size, see :class:`mobileone_ext.metadata.Metadata`.
+        precision: of answers, 0 .. 1, which the threshold of the scores is for.
+        others: a folder of photos that are none of the classes.
     """
 
     photos: str
@@ -43,6 +46,9 @@ class Options:
     branches: bool = False
     balance: bool = False
     early_stop: int | None = None
+    fit: str = 'crop'
+    precision: float = 0.95
+    others: str | None = None
 
     @property
     def folder(self) -> Path:

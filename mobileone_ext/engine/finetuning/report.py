@@ -1,7 +1,7 @@
 """The report of a fine-tuning run: report.md with pictures, report.json for programs."""
 
 import json
-import shlex
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ...text import as_markdown, code, markdown_table, printable
 from ..metrics import draw_matrix
 from ..photo_page import Looks, uncertainty
 from ..train import latest_checkpoint
-from . import pictures
+from . import calibration, pictures
 from .curves import Curve, read_curves
 from .scores import Scores, by_class, confusion
 
@@ -80,23 +80,22 @@ def make_report(
 
 
 def next_commands(folder: Path, photo: str, size: int, num_photos: int, multi_label: bool) -> list[tuple[str, str]]:
-    """What to do next, and the command line that does it, quoted for a shell."""
-    config, fused = folder / 'config.py', folder / 'fused.pth'
-    network = (config, fused)
+    """What to do next, and the command line that does it in the run's folder, quoted for a shell."""
+    network = ('config.py', 'fused.pth')
     form = ('--image-size', size, '--normalize', *(() if multi_label else ('--softmax',)))
     evaluate, scores = ((), 'logits') if multi_label else (('--evaluate',), 'probabilities')
     calibration = ('--num-images', min(200, num_photos))
     return [
-        ('Name what is on photos', cli.tool_command('predict', *network, photo)),
+        ('Name what is on photos', cli.tool_command('predict', 'fused.pth', os.path.relpath(photo, folder))),
         (
             f'A file for a phone or a server (ONNX): pixels 0..255 in, {scores} out',
-            cli.tool_command('export', *network, folder / 'model.onnx', *form),
+            cli.tool_command('export', *network, 'model.onnx', *form),
         ),
         (
             'The same in int8, calibrated with the photos that it was trained on',
-            cli.tool_command('quantize', *network, folder / 'model_int8.onnx', *calibration, *form, *evaluate),
+            cli.tool_command('quantize', *network, 'model_int8.onnx', *calibration, *form, *evaluate),
         ),
-        ('Measure again', cli.tool_command('test', config, fused, '--out', folder / 'metrics.json')),
+        ('Measure again', cli.tool_command('test', *network, '--out', 'metrics.json')),
     ]
 
 
@@ -191,9 +190,12 @@ def markdown(report: dict, drawn: list[str]) -> str:
         parts += [
             '## Curves',
             '![loss, learning rate of the backbone, accuracy](curves.png)',
-            f'All of them: {code("tensorboard --logdir " + shlex.quote(report["folder"]))}',
+            f'All of them: {code("tensorboard --logdir run")}',
         ]
-    parts.append('## Next')
+    if 'calibration' in report:
+        told = calibration.sentences(report['calibration'], report['classes'])
+        parts += ['## Scores', ' '.join(map(as_markdown, told))]
+    parts += ['## Next', 'In this folder, wherever it lies:']
     parts += [f'{title}:\n\n    {printable(command)}' for title, command in report['commands']]
     return '\n\n'.join(parts) + '\n'
 

@@ -24,6 +24,7 @@ class Scores:
         scores: (N, classes), 0 .. 1: softmax, or with several labels a sigmoid for each.
         classes: names.
         multi_label: whether a photo may have several labels.
+        logits: (N, classes), what ``scores`` are made of.
     """
 
     paths: list[str]
@@ -31,6 +32,7 @@ class Scores:
     scores: np.ndarray
     classes: tuple[str, ...]
     multi_label: bool
+    logits: np.ndarray | None = None
 
     @property
     def predicted(self) -> np.ndarray:
@@ -41,23 +43,23 @@ class Scores:
 
 
 @torch.no_grad()
-def score_photos(config: Config, checkpoint: str) -> Scores:
-    """Scores of the network in ``checkpoint`` on the config's test set."""
+def score_photos(config: Config, checkpoint: str, photos: str = 'test_dataloader') -> Scores:
+    """Scores of the network in ``checkpoint`` on the config's test set, or the data of another loader."""
     weights = load_weights(checkpoint)
     model = fuse.load_model(config, weights).to(get_device())
-    loader = Runner.build_dataloader(config.test_dataloader)
+    loader = Runner.build_dataloader(config[photos])
     multi_label = is_multi_label(config)
     paths, labels, outputs = [], [], []
     for batch in with_progress(loader, 'scoring photos'):
         paths += [sample.img_path for sample in batch['data_samples']]
         labels += [sample.gt_label.tolist() for sample in batch['data_samples']]
-        logits = model(model.data_preprocessor(batch)['inputs']).float()
-        outputs.append((logits.sigmoid() if multi_label else logits.softmax(1)).cpu())
-    scores = torch.cat(outputs).numpy()
+        outputs.append(model(model.data_preprocessor(batch)['inputs']).float().cpu())
+    logits = torch.cat(outputs)
+    scores = (logits.sigmoid() if multi_label else logits.softmax(1)).numpy()
     truth = np.zeros(scores.shape, dtype=bool)
     for row, of_photo in zip(truth, labels):
         row[of_photo] = True
-    return Scores(paths, truth, scores, tuple(loader.dataset.metainfo['classes']), multi_label)
+    return Scores(paths, truth, scores, tuple(loader.dataset.metainfo['classes']), multi_label, logits.numpy())
 
 
 @dataclass(frozen=True)
