@@ -1,4 +1,4 @@
-"""Measure time and memory: ``benchmark.py infer|train|pipeline|loop|imagenet [options]``."""
+"""Measure time and memory: ``benchmark.py infer|train|pipeline|loop|device|imagenet [options]``."""
 
 from importlib import import_module
 
@@ -9,6 +9,7 @@ COMMANDS = {
     'train': 'time and memory of training steps, against mmpretrain and timm',
     'pipeline': 'images a second of reading, decoding and cropping, against mmpretrain and torchvision',
     'loop': 'what the loader adds to a training step of a config',
+    'device': 'all that a GPU is asked, in ten minutes: kernels, tiles, a profile, steps',
     'imagenet': 'hours and cores of 300 epochs of ImageNet, calculated',
 }
 

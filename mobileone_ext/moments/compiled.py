@@ -1,5 +1,6 @@
 """The algebra of a block (fold.py) by the compiled kernels, in one call each way; they read tensors where they lie."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -101,7 +102,7 @@ def depthwise_backward(
     x: Tensor,
     linears: Linears,
     tensors: Tensors,
-    saved: Tensor,
+    saved: Sequence[Tensor],
     dk: Tensor,
     db: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -111,7 +112,7 @@ def depthwise_backward(
     steps = x.stride()
     maps = kernels.sizes((*x.shape, *steps)), linears.stride, x, dx, kernels.sizes(steps if dx is None else dx.stride())
     given = *_block(x, linears, tensors), *maps
-    kernels.run('depthwise_backward', x.dtype, *given, saved, dk, db, *grads, torch.get_num_threads())
+    kernels.run('depthwise_backward', x.dtype, *given, *saved, dk, db, *grads, torch.get_num_threads())
     return grads
 
 

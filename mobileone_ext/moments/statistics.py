@@ -9,7 +9,7 @@ Dense kernels: the covariance is one matrix product of the patches. Depthwise 3x
 Legend: N images, I = C_in input channels, G groups, T = I / G * K * K taps of a patch, B kernels, O output channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -89,18 +89,7 @@ class _Depthwise(Function):
 
     @staticmethod
     def backward(ctx, dx: Tensor | None, dk: Tensor | None, db: Tensor | None):
-        x, *tensors, saved = ctx.saved_tensors
-        linears: Linears = ctx.linears
-        if torch.is_grad_enabled():  # create_graph=True
-            dx, *each = _differentiable_grads(linears, None, x, tensors, dx, dk, db)
-            return dx, None, *each
-        if dk is None and db is None:
-            return dx, None, *[None] * len(tensors)
-        dx, own = _onto(dx, x) if ctx.needs_input_grad[0] else (None, None)
-        grads = compiled.depthwise_backward(own, x, linears, tensors, saved, *_given(dk, db, tensors))
-        if own is not dx:
-            dx = dx + own
-        return dx, None, *_each(grads, tensors)
+        return _backward(ctx, dx, dk, db, compiled.depthwise_backward)
 
 
 class _Dense(Function):
@@ -126,37 +115,49 @@ class _Dense(Function):
 
     @staticmethod
     def backward(ctx, dx: Tensor | None, dk: Tensor | None, db: Tensor | None):
-        x, *tensors, patch, products, pixel_var, outputs, statistics = ctx.saved_tensors
-        linears: Linears = ctx.linears
-        if torch.is_grad_enabled():  # create_graph=True
-            dx, *each = _differentiable_grads(linears, None, x, tensors, dx, dk, db)
-            return dx, None, *each
-        if dk is None and db is None:
-            return dx, None, *[None] * len(tensors)
-        moments, tensors = Moments(patch, products, pixel_var), _in_order(tensors, linears.kernels)
-        grads = compiled.fold_grad(x, linears, tensors, moments, statistics, *_given(dk, db, tensors))
-        if ctx.needs_input_grad[0]:
-            dx, own = _onto(dx, x)
-            if outputs is not None:
-                share = torch.addmm(grads.offset, outputs, grads.slopes)
-                if len(linears.eps) > linears.kernels:
-                    share.addcmul_(pixel_rows(x) - patch, grads.pixel_slope)
-            else:
-                slope = grads.slopes.t() @ _rows_of(tensors[: linears.kernels])
-                compiled.dense_adjoint(x, linears, tensors, grads, patch, slope)
-                size, stride = tensors[0].shape[-1], linears.stride
-                if size > 1 or stride > 1 or count_patches(x, stride) > CHUNK_PATCHES:
-                    add_patch_grad(own, x, size, stride, slope, grads.offset, patch.view(-1))
-                    share = None
-                else:
-                    share = torch.addmm(grads.offset, pixel_rows(x), slope)
-            if share is not None:
-                own += share.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
-            if own is not dx:
-                dx = dx + own
-        else:
-            dx = None
-        return dx, None, *_each(grads[:2], tensors)
+        return _backward(ctx, dx, dk, db, _dense_backward)
+
+
+def _dense_backward(
+    dx: Tensor | None, x: Tensor, linears: Linears, tensors: Tensors, saved: Sequence[Any], dk: Tensor, db: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As :func:`mobileone_ext.moments.compiled.depthwise_backward`, of a dense block."""
+    patch, products, pixel_var, outputs, statistics = saved
+    tensors = _in_order(tensors, linears.kernels)
+    grads = compiled.fold_grad(x, linears, tensors, Moments(patch, products, pixel_var), statistics, dk, db)
+    if dx is None:
+        return grads[:2]
+    if outputs is not None:
+        share = torch.addmm(grads.offset, outputs, grads.slopes)
+        if len(linears.eps) > linears.kernels:
+            share.addcmul_(pixel_rows(x) - patch, grads.pixel_slope)
+    else:
+        slope = grads.slopes.t() @ _rows_of(tensors[: linears.kernels])
+        compiled.dense_adjoint(x, linears, tensors, grads, patch, slope)
+        size, stride = tensors[0].shape[-1], linears.stride
+        if size > 1 or stride > 1 or count_patches(x, stride) > CHUNK_PATCHES:
+            add_patch_grad(dx, x, size, stride, slope, grads.offset, patch.view(-1))
+            return grads[:2]
+        share = torch.addmm(grads.offset, pixel_rows(x), slope)
+    dx += share.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+    return grads[:2]
+
+
+def _backward(ctx, dx: Tensor | None, dk: Tensor | None, db: Tensor | None, grads_of: Callable) -> tuple:
+    """Gradients of a compiled block: ``grads_of`` gives those of its tensors and adds that of the map to another."""
+    linears: Linears = ctx.linears
+    x, *saved = ctx.saved_tensors
+    tensors, saved = saved[: len(linears.tensors)], saved[len(linears.tensors) :]
+    if torch.is_grad_enabled():  # create_graph=True
+        dx, *each = _differentiable_grads(linears, None, x, tensors, dx, dk, db)
+        return dx, None, *each
+    if dk is None and db is None:
+        return dx, None, *[None] * len(tensors)
+    dx, own = _onto(dx, x) if ctx.needs_input_grad[0] else (None, None)
+    grads = grads_of(own, x, linears, tensors, saved, *_given(dk, db, tensors))
+    if own is not dx:
+        dx = dx + own
+    return dx, None, *_each(grads, tensors)
 
 
 def _few_pixels(x: Tensor, weights: Tensor, with_var: bool) -> tuple[Moments, Tensor | None]:
