@@ -10,7 +10,7 @@ WORKERS ?= logical
 # The shuffle is always the same; `pytest` alone takes another one each time.
 PYTEST = $(RUN) -m pytest --randomly-seed=2206
 
-.PHONY: demo test test-slow test-apps lint
+.PHONY: demo test test-slow test-apps lint docs
 
 demo: $(VENV)/installed
 	$(RUN) tools/demo.py
@@ -28,6 +28,16 @@ lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# Every page, link and anchor is checked: a warning is an error. The site is build/site/index.html.
+docs: $(VENV)/installed .venv-docs/installed
+	$(RUN) docs/pages.py
+	.venv-docs/bin/mkdocs build --quiet --strict
+
+.venv-docs/installed: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --requirement requirements-docs.txt
+	touch $@
 
 $(VENV)/installed: $(REQUIREMENTS) requirements-common.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -3,8 +3,8 @@
     bash tools/dist_train.sh configs/mobileone_s0_8xb32.py 8
     python tools/train.py configs/mobileone_s0_8xb32.py --auto-scale-lr    # one GPU
 
-Expected top-1: 71.4 (paper, Table 9); 71.36 (Apple's weights, re-evaluated). Not
-trained by this project yet.
+Expected top-1: 71.4 (paper, Table 9); 71.36 (Apple's weights, re-evaluated); an
+independent training has 70.5. Not trained by this project yet.
 """
 
 _base_ = [

@@ -23,6 +23,7 @@ from .files import suffix_of, write_atomically
 from .text import printable
 
 DEFAULT_FONT = 'DejaVu Sans'
+BLUE, ORANGE = '#0072b2', '#d55e00'  # two that color-blind people tell apart (Okabe and Ito)
 _BOXES = ('last resort', 'lastresort', 'blank')  # in the names of fonts that have every character as a box
 
 

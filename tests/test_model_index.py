@@ -27,6 +27,7 @@ def test_models_are_built(variant):
     assert num_parameters(model.state_dict()) == ModelHub.get(name).metadata.parameters
 
 
-def test_results_are_shown():
-    metrics = {v: ModelHub.get(f'mobileone_{v}_8xb32').results[0].metrics for v in VARIANTS}
-    assert [metrics[v]['Top 1 Accuracy'] for v in VARIANTS] == [71.36, 75.76, 77.39, 77.93, 79.30]
+def test_no_accuracy_is_shown_without_weights():
+    for variant in VARIANTS:
+        model = ModelHub.get(f'mobileone_{variant}_8xb32')
+        assert model.weights or not model.results

@@ -135,7 +135,7 @@ def test_study(fonts, shown, tmp_path):
     study = Study('s', title, '', variants, source, {'_hidden': 71.4})
     rows = [dict(variant=name, seed=0, status='done', top1_after=50.0, num_images=3) for name in variants]
     report.write_results(study, 'base', rows, tmp_path)
-    assert {r'What $x$ costs \U000f1234', 'paper: Table $5', '$x$ and $y', '_hidden'} <= set(shown)
+    assert {r'What $x$ costs \U000f1234', '$x$ and $y', '_hidden (paper: 71.4)'} <= set(shown)
     text = (tmp_path / 'results.md').read_text()
     assert f'In the picture, 10: {FOREIGN}, 11: \ue000.' in text
     table = [line for line in text.splitlines() if line.startswith('| ')]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmengine.config import Config
+from mmengine.utils import get_git_hash
 
 from ..checkpoints.training import read_training_checkpoint
 from ..config import check_config, override
@@ -120,6 +121,7 @@ def run_study(study: Study, base_name: str, runs: Sequence[Run], work_dir: Path,
         ValueError: if another process does a study in ``work_dir``.
     """
     failures: dict[Path, str] = {}
+    num_classes = Config.fromstring(runs[0].config_text, '.py').get('model', {}).get('head', {}).get('num_classes')
     with one_writer(work_dir, 'tools/ablate.py'), exiting_on_sigterm():
         for number, run in enumerate(runs, 1):
             print(f'[{number}/{len(runs)}] {run.variant}, seed {run.seed}: ', end='', flush=True)
@@ -137,8 +139,8 @@ def run_study(study: Study, base_name: str, runs: Sequence[Run], work_dir: Path,
                 print(f'    failed: {reason}')
             else:
                 print(f'    top-1 {read_report(run)["top1_after"]:.2f}')
-            write_results(study, base_name, rows(runs, failures), work_dir)
-        write_results(study, base_name, rows(runs, failures), work_dir)
+            write_results(study, base_name, rows(runs, failures), work_dir, num_classes)
+        write_results(study, base_name, rows(runs, failures), work_dir, num_classes)
     return len(failures)
 
 
@@ -166,7 +168,8 @@ def execute(
     if not reason:
         measured = json.loads(report.read_text(encoding='utf-8'))
         curves = read_curves(read_training_checkpoint(checkpoint), 'accuracy/top1')
-        write_json(dict(measured, training_minutes=training_minutes(checkpoint), curves=curves), run.report)
+        ran = dict(training_minutes=training_minutes(checkpoint), curves=curves, commit=get_git_hash(digits=7))
+        write_json(dict(measured, **ran), run.report)
     return reason
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..files import csv_text, write_text
 from ..pages import write_page
-from ..pictures import in_picture, legend, names_in_pictures, picture
+from ..pictures import BLUE, ORANGE, in_picture, legend, names_in_pictures, picture
 from ..provenance import device, versions
 from ..text import as_markdown, code, markdown_table, shorten
 from .study import Study
@@ -26,6 +26,7 @@ METRICS = (
     'latency_ms_before',
     'latency_ms_after',
     'training_minutes',
+    'commit',
 )
 _HEADINGS = 'variant', 'top-1', 'n', 'difference', 'paper', 'parameters', 'multiply-adds', 'latency ms', 'minutes'
 _COLUMNS = ('variant', 'seed', 'status', *METRICS, 'reason')
@@ -60,14 +61,14 @@ def summarize(variant: str, rows: Sequence[dict]) -> Summary:
     )
 
 
-def write_results(study: Study, base: str, rows: Sequence[dict], folder: Path) -> None:
-    """Write all four files of ``rows`` (one a variant and seed) into ``folder``."""
+def write_results(study: Study, base: str, rows: Sequence[dict], folder: Path, num_classes: int | None = None) -> None:
+    """Write all four files of ``rows``, one a variant and seed, into ``folder``; ``num_classes``: see :func:`plot`."""
     summaries = [summarize(variant, rows) for variant in study.variants]
     lines = ({column: row.get(column, '') for column in _COLUMNS} for row in rows)
     write_text(csv_text(lines, _COLUMNS), folder / 'results.csv')
     write_text(markdown(study, base, summaries), folder / 'results.md')
     if any(summary.runs for summary in summaries):
-        plot(study, summaries, rows, folder / 'results.png')
+        plot(study, summaries, rows, folder / 'results.png', num_classes)
     write_html(study, base, summaries, rows, folder / 'results.html')
 
 
@@ -153,26 +154,29 @@ def environment() -> str:
     return f'Python {platform.python_version()}, {packages}, {device()}.'
 
 
-def plot(study: Study, summaries: Sequence[Summary], rows: Sequence[dict], path: Path) -> None:
-    """A dot a run and a bar at the mean, one line a variant; the paper's numbers in a panel of their own."""
-    variants = names_in_pictures([shorten(summary.variant, 40) for summary in summaries])
-    title, source = in_picture(study.title), in_picture(study.source.split(',', 1)[-1].strip())
-    panels = 2 if study.numbers else 1
-    size = (4.5 * panels + 1.5, 0.45 * len(summaries) + 1.6)
-    with picture(path, size, [*variants, title, source], dpi=120) as figure:
-        ours, *theirs = axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+def plot(
+    study: Study, summaries: Sequence[Summary], rows: Sequence[dict], path: Path, num_classes: int | None = None
+) -> None:
+    """A dot a run and a bar at the mean, one line a variant, with the paper's numbers beside the names.
+
+    Args:
+        num_classes: a line is drawn where guessing among so many would be, unless every run is far above it.
+    """
+    shown = names_in_pictures([shorten(summary.variant, 40) for summary in summaries])
+    numbers = [study.numbers.get(summary.variant) for summary in summaries]
+    variants = [f'{name} (paper: {number:.1f})' if number else name for name, number in zip(shown, numbers)]
+    title = in_picture(study.title)
+    with picture(path, (8, 0.4 * len(summaries) + 1.4), [*variants, title], dpi=120) as figure:
+        axes = figure.subplots()
         for y, summary in enumerate(summaries):
             dots = [row['top1_after'] for row in rows if row['variant'] == summary.variant and row['status'] == 'done']
-            ours.plot(dots, [y] * len(dots), 'o', color='tab:blue', alpha=0.6)
+            axes.plot(dots, [y] * len(dots), 'o', color=BLUE, alpha=0.6)
             if dots:
-                ours.plot([summary.mean], [y], '|', color='black', markersize=18, markeredgewidth=2)
-        ours.set(xlabel='top-1 in %: dots are seeds, bars means', title='measured here')
-        ours.set_yticks(range(len(summaries)), variants)
-        ours.invert_yaxis()
-        for axis in theirs:
-            ys = [y for y, summary in enumerate(summaries) if summary.variant in study.numbers]
-            axis.plot([study.numbers[summaries[y].variant] for y in ys], ys, 's', color='tab:orange')
-            axis.set(xlabel='top-1 in %', title=f'paper: {source}')
-        for axis in axes:
-            axis.grid(axis='x', alpha=0.3)
-        figure.suptitle(title)
+                axes.plot([summary.mean], [y], '|', color='black', markersize=18, markeredgewidth=2)
+        done = [row['top1_after'] for row in rows if row['status'] == 'done']
+        if num_classes and min(done) < 5 * 100 / num_classes:  # further off it would squeeze the rest
+            axes.axvline(100 / num_classes, color=ORANGE, linestyle='--', label='guessing')
+            axes.legend()
+        axes.set(xlabel='top-1 in %: dots are seeds, bars means', title=title, ylim=(len(summaries) - 0.5, -0.5))
+        axes.set_yticks(range(len(summaries)), variants)
+        axes.grid(axis='x', alpha=0.3)

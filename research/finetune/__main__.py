@@ -30,6 +30,7 @@ def main():
     args = parse_args()
     from mobileone_ext.engine.finetune import Options
     from research.finetune import study
+    from research.training import read_rows
 
     args.out.mkdir(parents=True, exist_ok=True)
     options = Options(args.photos, weights=args.weights, size=args.size, epochs=args.epochs)
@@ -37,7 +38,7 @@ def main():
         study.choose_lr(options, args.choose_lr, args.out, args.test_photos)
         return
     study.run_all(options, args.out, args.arms, args.seeds, args.test_photos)
-    text = study.table(study.read_rows(args.out / 'runs.csv'))
+    text = study.table(read_rows(args.out / 'runs.csv'))
     (args.out / 'table.md').write_text(text + '\n', encoding='utf-8')
     print(text)
 

@@ -9,10 +9,9 @@ One split, several training seeds. Arms, all by ``mobileone_ext.engine.finetune`
 and, without training a network, a logistic regression on the features of the ImageNet weights.
 """
 
-import csv
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from mobileone_ext.engine.finetuning.photos import PhotoList
 from mobileone_ext.engine.finetuning.recipe import make_recipe
 from mobileone_ext.engine.finetuning.split import stratified_split
 from mobileone_ext.text import markdown_table
+from research.training import append_row, read_rows
 
 ARMS = {
     'default': dict(),
@@ -36,8 +36,6 @@ ARMS = {
     'from scratch': dict(weights='none', epochs=0.3),  # of the epochs: a step with branches takes longer
 }
 REGRESSION = 'logistic regression'
-CHOICE = ('lr', 'top1', 'num_images')
-COLUMNS = ('arm', 'seed', 'top1', 'num_images', 'minutes', 'cpu_minutes')
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # of the regression's regularization (C), chosen inside the training part
 
 
@@ -55,7 +53,7 @@ def make_plan(options: Options, test_photos: Path | None) -> finetune.Plan:
 
 
 def run_arm(options: Options, arm: str, seed: int, out: Path, test_photos: Path | None) -> dict:
-    """One run of ``arm``, a row with ``COLUMNS``; the photos are those of ``options.seed``, ``seed`` the training's."""
+    """One run of ``arm``, as a row; the photos are those of ``options.seed``, ``seed`` the training's."""
     changed = dict(ARMS[arm], work_dir=str(out / f'{arm.replace(" ", "_")}_{seed}'))
     if 'epochs' in changed:
         changed['epochs'] = max(1, round(changed['epochs'] * options.epochs))
@@ -77,7 +75,7 @@ def run_arm(options: Options, arm: str, seed: int, out: Path, test_photos: Path 
 
 
 def try_lr(options: Options, lr: float, out: Path, test_photos: Path | None) -> dict:
-    """One run at ``lr`` inside the training part, a fifth of which measures; a row with ``CHOICE``."""
+    """One run at ``lr`` inside the training part, a fifth of which measures; as a row."""
     options = replace(options, lr=lr, work_dir=str(out / f'lr_{lr:g}'))
     plan = make_plan(options, test_photos)
     result = plan.photos.train
@@ -96,7 +94,7 @@ def choose_lr(options: Options, lrs: Iterable[float], out: Path, test_photos: Pa
     rows = out / 'choice_of_lr.csv'
     for lr in lrs:
         if f'{lr:g}' not in [row['lr'] for row in read_rows(rows)]:
-            append_row(try_lr(options, lr, out, test_photos), rows, CHOICE)
+            append_row(rows, try_lr(options, lr, out, test_photos))
 
 
 def regress(options: Options, out: Path, test_photos: Path | None) -> dict:
@@ -141,24 +139,6 @@ def features(config, ann_file: str) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat(result).numpy(), np.array(labels)
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The finished runs in ``path``."""
-    if not path.exists():
-        return []
-    with open(path, newline='', encoding='utf-8') as file:
-        return list(csv.DictReader(file))
-
-
-def append_row(row: dict, path: Path, columns: Sequence[str] = COLUMNS) -> None:
-    """Add ``row`` to the CSV file at ``path``."""
-    new = not path.exists()
-    with open(path, 'a', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, columns, lineterminator='\n')
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def run_all(
     options: Options, out: Path, arms: Iterable[str], seeds: Iterable[int], test_photos: Path | None = None
 ) -> None:
@@ -168,9 +148,9 @@ def run_all(
         for seed in [0] if arm == REGRESSION else seeds:
             if (arm, str(seed)) not in {(row['arm'], row['seed']) for row in read_rows(runs)}:
                 if arm == REGRESSION:
-                    append_row(regress(options, out, test_photos), runs)
+                    append_row(runs, regress(options, out, test_photos))
                 else:
-                    append_row(run_arm(options, arm, seed, out, test_photos), runs)
+                    append_row(runs, run_arm(options, arm, seed, out, test_photos))
 
 
 def table(rows: list[dict]) -> str:

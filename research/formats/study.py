@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.utils import get_git_hash
 from torch import Tensor, nn
 
 from mobileone_ext.data.pixels import Preprocessing
@@ -23,7 +24,7 @@ from mobileone_ext.files import csv_text, write_text
 from mobileone_ext.text import code, markdown_table
 
 SUFFIXES = [suffix for suffix, form in FORMAT_OF_SUFFIX.items() if form != 'coreml']
-COLUMNS = ('file', 'precision', 'top1', 'top5', 'changed', 'abs', 'rel', 'bytes', 'cpu_ms', 'images')
+COLUMNS = ('file', 'precision', 'top1', 'top5', 'changed', 'abs', 'rel', 'bytes', 'cpu_ms', 'images', 'commit')
 
 
 class Remembered(nn.Module):
@@ -95,6 +96,7 @@ def measure(
         bytes=weight,
         cpu_ms=1e3 * classifier.network.seconds / result['num_images'],
         images=result['num_images'],
+        commit=get_git_hash(digits=7),
     )
 
 

@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from mmengine.model import initialize
+from mmengine.utils import get_git_hash
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -68,7 +69,7 @@ def errors(state: str, backbone: MobileOne, head: Head, train: Images, image_siz
             with nullcontext() if compiled else mock.patch.object(kernels, 'usable', lambda *args, **kwargs: False):
                 result = gradients(block, x, grad, train_impl, memory_format)
             row[way] = f'{relative_error(result, truth):.3g}'
-        rows.append(row)
+        rows.append(dict(row, commit=get_git_hash(digits=7)))
     return rows
 
 

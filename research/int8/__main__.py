@@ -1,7 +1,7 @@
 """Int8 from eight sets of calibration photos: ``python -m research.int8 CONFIG WEIGHTS OWN OUTSIDE OUT``.
 
 OWN has training photos in class folders, OUTSIDE photos of something else; measured on the config's test set. OUT gets
-the int8 files, which are kept and not made again, and table.md.
+the int8 files, which are kept and not made again, rows.csv and table.md.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def main():
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext.deploy.export import load_fused
     from mobileone_ext.deploy.quantization import Options
-    from mobileone_ext.files import write_text
+    from mobileone_ext.files import csv_text, write_text
     from research.int8 import study
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,9 @@ def main():
     names = list(study.SETS)
     names = names if args.sets is None else [names[number] for number in args.sets]
     files = study.quantize_all(config, args.weights, model, args.own, args.outside, options, args.out, names)
-    table = study.table(config, args.weights, files)
+    rows = study.measure(config, args.weights, files, options)
+    write_text(csv_text(rows, tuple(rows[0])), args.out / 'rows.csv')
+    table = study.table(rows)
     write_text(table + '\n', args.out / 'table.md')
     print(table)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.utils import get_git_hash
 from PIL import Image
 from torch import Tensor, nn
 
@@ -95,13 +96,23 @@ def quantize_all(
     return files
 
 
-def table(config: Config, weights: str, files: dict[str, Path]) -> str:
-    """Markdown: top-1, what it loses, and flips on the config's test set, a line a set."""
+def measure(config: Config, weights: str, files: dict[str, Path], options: Options) -> list[dict]:
+    """A row for the float network and for each file: top-1, what it loses, and flips on the config's test set."""
     networks = {name: in_exact_integers(path.read_bytes()) for name, path in files.items()}
     job = Job(config, weights)
-    reference, *rows = measure_accuracy(job, job.test_images, networks)
-    lines = [('float', f'{reference["top1"]:.2f}', '', f'of {reference["num_images"]}')]
-    lines += [
-        (row['name'], f'{row["top1"]:.2f}', f'{reference["top1"] - row["top1"]:.2f}', row['flips']) for row in rows
-    ]
-    return markdown_table(('calibration', 'top-1', 'loss', 'flips'), lines)
+    reference, *found = measure_accuracy(job, job.test_images, networks)
+    shared = dict(num_images=reference['num_images'], commit=get_git_hash(digits=7))
+    kind = f'{options.weight_bits} bits a {"channel" if options.per_channel else "layer"}'
+    rows = [dict(weights=kind, calibration='float', top1=f'{reference["top1"]:.2f}', loss='', flips='', **shared)]
+    for row in found:
+        loss = f'{reference["top1"] - row["top1"]:.2f}'
+        own = dict(calibration=row['name'], top1=f'{row["top1"]:.2f}', loss=loss, flips=row['flips'])
+        rows.append(dict(weights=kind, **own, **shared))
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a line a set."""
+    reference, *others = ([row[key] for key in ('calibration', 'top1', 'loss', 'flips')] for row in rows)
+    reference[-1] = f'of {rows[0]["num_images"]}'
+    return markdown_table(('calibration', 'top-1', 'loss', 'flips'), [reference, *others])

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, cycle
 from pathlib import Path
 
 from mmengine.config import Config
@@ -14,11 +14,12 @@ from mobileone_ext.config import check_config, override
 from mobileone_ext.deploy.fuse import fuses
 from mobileone_ext.engine.train import latest_checkpoint, use_data
 from mobileone_ext.files import write_text
-from mobileone_ext.pictures import in_picture, picture
+from mobileone_ext.pictures import BLUE, ORANGE, in_picture, picture
 from mobileone_ext.text import markdown_table
 from research.training import append_row, mean_and_std, read_rows
 
 ROWS = 'runs.csv'
+GUESSING = 10  # percent, among Imagenette's classes
 
 
 def plan(configs: dict[str, Config], seeds: Sequence[int], data: str, out: Path) -> list[Run]:
@@ -98,18 +99,21 @@ def table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """A line a run, a color a config; what the test found at its end is a dot."""
+    """A line a run, a color a config; what the test found at its end is a mark."""
     names = list(dict.fromkeys(row['config'] for row in rows))
     shown, dots = [in_picture(name) for name in names], []
     with picture(path, (7, 4), shown, dpi=120) as figure:
         axis = figure.subplots()
-        for number, name in enumerate(names):
+        looks = [(BLUE, '-', 'o'), (ORANGE, '--', 's'), ('black', ':', '^'), ('gray', '-.', 'v')]
+        for (color, line, mark), name in zip(cycle(looks), names):
             for row in (row for row in rows if row['config'] == name):
                 points = [tuple(map(float, pair.split(':'))) for pair in row['curve'].split()]
-                axis.plot(*zip(*points), '-', color=f'C{number}', alpha=0.6)
-                dot = axis.plot([float(row['minutes'])], [float(row['top1'])], 'o', color=f'C{number}')
+                axis.plot(*zip(*points), line, color=color, alpha=0.6)
+                dot = axis.plot([float(row['minutes'])], [float(row['top1'])], mark, color=color)
             dots += dot
-        axis.set(xlabel='minutes of training', ylabel='top-1 in %: validations, and the test as a dot')
+        axis.axhline(GUESSING, color='gray', linewidth=1)
+        axis.annotate('guessing', (0, GUESSING), (4, -12), textcoords='offset points', color='gray')
+        axis.set(xlabel='minutes of training', ylabel='top-1 in %: validations, and the test as a mark')
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)

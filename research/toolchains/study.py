@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmengine.utils import get_git_hash
 from torch import Tensor, nn
 
 from mobileone_ext.data.pixels import Preprocessing
@@ -29,7 +30,7 @@ from . import layers
 from .quantizers import QUANTIZERS, Predict, Quantizer
 
 NETWORKS = ('raw', 'prepared', 'snapped')
-COLUMNS = ('network', 'quantizer', 'scales', 'top1', 'top5', 'flips', 'num_images', 'num_photos', 'version')
+COLUMNS = ('network', 'quantizer', 'scales', 'top1', 'top5', 'flips', 'num_images', 'num_photos', 'version', 'commit')
 BATCH = 50
 
 Arm = tuple[str, str, str]  # network, quantizer, scales
@@ -114,7 +115,8 @@ def run(config: Config, weights: str, folder: str, count: int, todo: Iterable[Ar
     test = TestSet(config, model)
 
     def add(arm: Arm, predict: Predict, version: str) -> None:
-        rows.append({**dict(zip(COLUMNS, arm)), **test.measure(predict), 'num_photos': len(photos), 'version': version})
+        ran = dict(num_photos=len(photos), version=version, commit=get_git_hash(digits=7))
+        rows.append({**dict(zip(COLUMNS, arm)), **test.measure(predict), **ran})
         write_text(csv_text(rows, COLUMNS), path)
         print(*rows[-1].values(), flush=True)
 

@@ -47,6 +47,7 @@ def test_tool(run_tool, tiny_run, digits, tmp_path):
     code, printed = run_tool('research.int8', *arguments, *options)
     assert code == 0 and ': written' not in printed
     lines = (tmp_path / 'table.md').read_text().splitlines()
+    assert (tmp_path / 'rows.csv').read_text().splitlines()[1].startswith('8 bits a channel,float,')
     assert [line.split('|')[1].strip() for line in lines[2:]] == ['float', 'all classes, 32', 'half of the classes, 32']
 
 

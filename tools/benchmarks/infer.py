@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from mmengine.utils import get_git_hash
 from torch import Tensor, nn
 
 from mobileone_ext.backbone import MobileOne
@@ -70,6 +71,16 @@ PUBLISHED = {
     'efficientnet_lite0': (75.1, 'Google 2020'),
     'ghostnetv2_100': (75.3, 'Tang et al. 2022'),
 }
+# How long the network of the published figure was trained, and whether a teacher helped; of the others it is not known.
+RECIPES = {
+    **{name: '300 epochs' for name in PUBLISHED if 'mobileone' in name},
+    'repvgg_a0': '120 epochs',
+    'shufflenet_v2_x1_0': '240 epochs',
+    'mobilenetv4_conv_small': '9,600 epochs',
+    'repvit_m0_9': '300 epochs, distilled',
+    'fastvit_t8': '300 epochs, not distilled',
+}
+STRONGER = ('mobilenetv4_conv_small', 'repvit_m0_9')  # by far more epochs, or distilled
 # Pixels of the published figure, where they are not SIZE.
 PIXELS = {'fastvit_t8': 256}
 PYTORCH_TITLE = 'PyTorch, fused'
@@ -328,7 +339,7 @@ def _torch_call(net: nn.Module, threads: int, batch: int) -> Callable[[np.ndarra
     return call
 
 
-COLUMNS = (*Case._fields, 'median_ms', 'p5_ms', 'p95_ms', 'calls', 'published_top1', 'published_by')
+COLUMNS = (*Case._fields, 'median_ms', 'p5_ms', 'p95_ms', 'calls', 'published_top1', 'published_by', 'recipe', 'commit')
 
 
 def as_csv(rows: list[dict]) -> str:
@@ -337,7 +348,8 @@ def as_csv(rows: list[dict]) -> str:
     for row in rows:
         top1, author = PUBLISHED.get(row['network'], ('', ''))
         rounded = {key: f'{row[key]:.3f}' for key in ('median_ms', 'p5_ms', 'p95_ms')}
-        lines.append({**row, **rounded, 'published_top1': top1, 'published_by': author})
+        published = dict(published_top1=top1, published_by=author, recipe=RECIPES.get(row['network'], 'unknown'))
+        lines.append({**row, **rounded, **published, 'commit': get_git_hash(digits=7)})
     return csv_text(lines, COLUMNS)
 
 
@@ -357,58 +369,54 @@ def as_markdown(rows: list[dict], clock: str = 'wall') -> str:
 
 
 def draw(rows: list[dict], path: Path, clock: str = 'wall') -> None:
-    """The paper's picture for each form: published top-1 over the latency of one image on one thread."""
+    """The paper's picture for the first of these forms: published top-1 over the latency of one image on one thread."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    from mobileone_ext.pictures import picture
+    from mobileone_ext.pictures import BLUE, ORANGE, picture
 
     batch, threads = min((row['batch'], row['threads']) for row in rows)
     rows = [row for row in rows if (row['batch'], row['threads']) == (batch, threads) and row['network'] in PUBLISHED]
-    forms = [form for form in ('onnx', *PHONE, 'openvino', 'torchscript', 'fused') if _in(rows, form)]
+    forms = [form for form in ('onnx', *PHONE, 'openvino', 'torchscript', 'fused') if _places(rows, form)]
     if not forms:
         return
-    columns = min(len(forms), 2)
-    rows_of_panels = -(-len(forms) // columns)
-    with picture(path, (8 * columns, 5 * rows_of_panels), dpi=120) as figure:
-        panels = figure.subplots(rows_of_panels, columns, squeeze=False, sharex=True, sharey=True)
-        for axes in panels.flat[len(forms) :]:
-            axes.remove()
-        figure.supxlabel(f'{UNITS[clock]} a call, batch {batch}, {threads} thread(s)')
-        figure.supylabel('published ImageNet top-1, %')
-        for axes, form in zip(panels.flat, forms):
-            _draw_form(axes, rows, form)
-            axes.set(xscale='log', title=PYTORCH_TITLE if form == 'fused' else form)
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter('{x:g}')
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.tick_params(labelbottom=True)
-            axes.margins(x=0.15, y=0.1)
-            axes.grid(alpha=0.3, which='both')
-            axes.legend(loc='lower right')
-        figure.draw_without_rendering()  # names are put where the panels will be
-        for axes, form in zip(panels.flat, forms):
-            _write_names(axes, _places(rows, form))
+    places, int8 = _places(rows, forms[0]), _places(rows, 'int8')
+    other = dict(color=BLUE, marker='D', linestyle='')
+    looks = {
+        'MobileOne': dict(color=ORANGE, marker='o'),
+        'others': other,
+        'others, trained longer or by a teacher': dict(other, fillstyle='none'),
+    }
+    with picture(path, (8, 5.5), dpi=120) as figure:
+        axes = figure.subplots()
+        for label, look in looks.items():
+            points = [place for network, place in places.items() if _group(network) == label]
+            if points:
+                axes.plot(*zip(*points), **look, label=label)
+        if forms[0] == 'onnx' and int8:
+            int8_label = "MobileOne, int8 (the float network's top-1)"
+            axes.plot(*zip(*int8.values()), 's--', color='black', label=int8_label)
+        title = f'published ImageNet top-1 over latency: {PYTORCH_TITLE if forms[0] == "fused" else forms[0]}'
+        labels = dict(xlabel=f'{UNITS[clock]} a call, batch {batch}, {threads} thread(s)', ylabel='top-1, %')
+        axes.set(xscale='log', title=title, **labels)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter('{x:g}')
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.15, y=0.1)
+        axes.grid(alpha=0.3, which='both')
+        axes.legend(loc='lower right')
+        figure.draw_without_rendering()  # names are put where the panel will be
+        _write_names(axes, places)
 
 
-def _in(rows: list[dict], form: str) -> bool:
-    return any(row['form'] == form for row in rows)
+def _group(network: str) -> str:
+    if network.startswith('mobileone_'):
+        return 'MobileOne'
+    return 'others, trained longer or by a teacher' if network in STRONGER else 'others'
 
 
 def _places(rows: list[dict], form: str) -> dict[str, tuple[float, float]]:
     """Network -> milliseconds and published top-1."""
     return {row['network']: (row['median_ms'], PUBLISHED[row['network']][0]) for row in rows if row['form'] == form}
-
-
-def _draw_form(axes, rows: list[dict], form: str) -> None:
-    """One panel: MobileOne as a line, the others as points; beside ONNX its int8 files."""
-    places = _places(rows, form)
-    for own, color in ((True, 'tab:red'), (False, 'tab:blue')):
-        points = [place for network, place in places.items() if network.startswith('mobileone_') == own]
-        if points:
-            axes.plot(*zip(*points), 'o-' if own else 'o', color=color, label='MobileOne' if own else 'others')
-    if form == 'onnx' and _in(rows, 'int8'):
-        points = _places(rows, 'int8').values()
-        axes.plot(*zip(*points), 's--', color='tab:orange', label="MobileOne, int8 (the float network's top-1)")
 
 
 # Of a name from its point, in typographic points, and which end of it is there.

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from mmengine.utils import get_git_hash
 from PIL import Image
 
 from mobileone_ext.data.images import find_images
@@ -30,7 +31,7 @@ from mobileone_ext.text import markdown_table, with_progress
 TASKS = ('training', 'validation')
 PACKAGES = ('simplejpeg', 'mmcv', 'mmpretrain', 'cv2', 'PIL', 'torch', 'torchvision')
 JPEG_QUALITY = 95
-COLUMNS = ('images', 'task', 'size', 'pipeline', 'antialiased', 'images_per_s', 'rounds')
+COLUMNS = ('images', 'task', 'size', 'pipeline', 'antialiased', 'images_per_s', 'rounds', 'commit')
 
 
 class Case(NamedTuple):
@@ -213,7 +214,8 @@ ANTIALIASED = {name: not name.endswith('cv2') for name in PIPELINES}
 
 def as_csv(rows: list[dict]) -> str:
     """One line a case, with ``COLUMNS``."""
-    return csv_text((dict(row, images_per_s=f'{row["images_per_s"]:.1f}') for row in rows), COLUMNS)
+    commit = get_git_hash(digits=7)
+    return csv_text((dict(row, images_per_s=f'{row["images_per_s"]:.1f}', commit=commit) for row in rows), COLUMNS)
 
 
 def as_markdown(rows: list[dict]) -> str:

@@ -1,6 +1,6 @@
 """The paper's schedule (arXiv 2206.04040, section 4.1): 300 epochs at batch 256.
 
-Paper: lr 0.1 to 0 by a cosine, weight decay 1e-4 annealed by a cosine to 1e-5.
+Paper: lr 0.1 annealed by a cosine (to what, it does not say), weight decay by another from 1e-4 to 1e-5.
 Where it is silent, as in mmpretrain: momentum 0.9, 5 epochs of linear warm-up
 from 0.001 x lr, cosine to 1e-6, no weight decay on normalization layers.
 
