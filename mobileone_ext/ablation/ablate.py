@@ -20,7 +20,6 @@ from typing import NamedTuple
 from mmengine.config import Config
 from mmengine.utils import get_git_hash
 
-from ..checkpoints.training import read_training_checkpoint
 from ..config import check_config, override
 from ..deploy.fuse import fuses
 from ..engine.dry_run import dry_run
@@ -162,12 +161,12 @@ def execute(
     reason = _call(train, run.folder / 'run.log', meanwhile)
     if reason:
         return reason
-    checkpoint, _ = latest_checkpoint(run.folder)
+    checkpoint, state = latest_checkpoint(run.folder)
     report = run.folder / 'measured.json'
     reason = (_fuse if run.fuses else _test)(run, checkpoint, report)
     if not reason:
         measured = json.loads(report.read_text(encoding='utf-8'))
-        curves = read_curves(read_training_checkpoint(checkpoint), 'accuracy/top1')
+        curves = read_curves(state, 'accuracy/top1')
         ran = dict(training_minutes=training_minutes(checkpoint), curves=curves, commit=get_git_hash(digits=7))
         write_json(dict(measured, **ran), run.report)
     return reason

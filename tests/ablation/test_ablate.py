@@ -155,7 +155,8 @@ def test_a_failing_variant_is_marked_and_the_study_goes_on(base, study_file, tmp
     calls, fixed, tools, work = (tmp_path / name for name in ('calls', 'fixed', 'tools', 'work'))
     tools.write_text(FAKE_TOOLS.replace('{calls}', str(calls)).replace('{fixed}', str(fixed)))
     monkeypatch.setattr(runs_module, 'TOOLS', [str(tools)])
-    monkeypatch.setattr(runs_module, 'latest_checkpoint', lambda folder: (folder / 'epoch_1.pth', {}))
+    state = {'meta': {'run': {}}}
+    monkeypatch.setattr(runs_module, 'latest_checkpoint', lambda folder: (folder / 'epoch_1.pth', state))
     monkeypatch.setattr(runs_module, 'training_minutes', lambda checkpoint: 1.5 if 'good' in str(checkpoint) else None)
 
     runs = plan(study, base, [0, 2], work)

@@ -16,12 +16,14 @@ class Curve(NamedTuple):
 
 
 def read_curves(checkpoint: dict, monitor: str) -> dict[str, Curve]:
-    """``loss``, ``lr`` and ``monitor`` of a run by epochs that validates after each.
+    """``loss``, ``lr`` and ``monitor`` of a run by epochs that validates after each; nothing of one by iterations.
 
     Args:
         monitor: the metric after each epoch, e.g. ``'accuracy/top1'``.
     """
-    steps = checkpoint['meta']['run']['steps_per_epoch']
+    steps = checkpoint['meta']['run'].get('steps_per_epoch')
+    if steps is None:
+        return {}
     span = max(1, steps // PARTS)
     curves = {}
     for name in ('loss', 'lr'):
