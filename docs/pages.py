@@ -34,7 +34,7 @@ MODULES = {
     ),
     'Formats': ('deploy.formats.base', 'deploy.quantization.quantize', 'deploy.quantization.prepare'),
 }
-SUBCOMMANDS = {'benchmark': ('infer', 'train', 'pipeline', 'loop', 'imagenet')}
+SUBCOMMANDS = {'benchmark': ('infer', 'train', 'pipeline', 'loop', 'imagenet', 'device')}
 
 
 def inside(page: Path) -> str:
