@@ -142,8 +142,8 @@ def _complete(config: Config) -> None:
 
 def _plain(node: ast.expr) -> Any:
     """The value that literals and ``dict(...)`` have without being run."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
-        return {keyword.arg: _plain(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
+        return dict(*map(_plain, node.args)) | {keyword.arg: _plain(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict) and len(keys := [key for key in node.keys if key]) == len(node.values):
         return {_plain(key): _plain(value) for key, value in zip(keys, node.values)}
     if isinstance(node, (ast.List, ast.Tuple)):

@@ -123,7 +123,10 @@ def test_a_config_in_a_checkpoint_is_data(text, message, files, photos, run_tool
 
 
 def test_a_resolved_config_is_what_mmengine_wrote():
+    """Also of keys that are no names, as those of a fine-tuning's layers."""
     config = cli.load_config(TINY)
+    config.optim_wrapper.paramwise_cfg = dict(custom_keys={'head.': dict(lr_mult=10.0)})
+    assert "dict({'head.'" in config.pretty_text
     assert resolved_config(config.pretty_text, 'net.pth')._to_lazy_dict() == config._to_lazy_dict()
 
 

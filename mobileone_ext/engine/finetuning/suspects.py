@@ -8,7 +8,7 @@ import torch
 from .scores import Scores
 
 NEIGHBORS, RATIO = 10, 0.5
-_BLOCK = 1024  # photos that are compared with all others at a time
+_BLOCK = 256  # photos that are compared with all others at a time
 
 
 class Pair(NamedTuple):
