@@ -20,6 +20,7 @@ from mobileone_ext.checkpoints.load import load_weights
 from mobileone_ext.deploy import fuse
 from mobileone_ext.deploy.explain import class_maps, gray_levels, lay_over, seen_part
 from mobileone_ext.engine.features import look
+from mobileone_ext.engine.finetuning import suspects
 from mobileone_ext.engine.finetuning.scores import Scores, score_photos
 from mobileone_ext.engine.finetuning.suspects import Pair, doubtful, near_duplicates
 from mobileone_ext.engine.photo_page import Looks, write_photo_list, write_photo_page
@@ -169,6 +170,18 @@ def test_near_duplicates_are_the_pairs_that_were_planted():
         assert similarity == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
 
 
+def test_near_duplicates_follow_their_definition(monkeypatch):
+    """Photo by photo in float64: the distance is at most the ratio of that of either's tenth neighbor."""
+    monkeypatch.setattr(suspects, '_BLOCK', 7)
+    features = np.random.default_rng(0).standard_normal((31, 4)).astype(np.float32)
+    directions = features.astype(np.float64)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    distances = np.linalg.norm(directions[:, None] - directions[None], axis=2)
+    tenth = np.sort(distances, axis=1)[:, 10]  # the first is the photo itself
+    expected = {(i, j) for i in range(31) for j in range(i + 1, 31) if distances[i, j] <= 0.6 * min(tenth[i], tenth[j])}
+    assert {pair[:2] for pair in near_duplicates(features, 0.6)} == expected and len(expected) > 10
+
+
 @pytest.mark.parametrize('count', [2, 5])
 def test_a_few_photos_have_near_duplicates_only_if_they_are(count):
     features = np.eye(8, dtype=np.float32)[:count]
@@ -177,9 +190,12 @@ def test_a_few_photos_have_near_duplicates_only_if_they_are(count):
 
 
 def test_labels_in_doubt_by_hand():
-    """A class's own photos have 0.8, 0.6 and 0.1 for it, 0.5 in the mean, and the other's 0.9 and 0.3, 0.6."""
-    scores = [[0.8, 0.2], [0.6, 0.4], [0.1, 0.9], [0.1, 0.9], [0.7, 0.3]]
-    result = scores_of('abcde', [0, 0, 0, 1, 1], scores, ['cat', 'dog'])
+    """A class's own photos have 0.8, 0.6, 0.1 and 0.45 for it, 0.49 in the mean, and the other's 0.9 and 0.3, 0.6.
+
+    The last one is surer of a dog than of a cat, but not as sure as dogs are.
+    """
+    scores = [[0.8, 0.2], [0.6, 0.4], [0.1, 0.9], [0.1, 0.9], [0.7, 0.3], [0.45, 0.55]]
+    result = scores_of('abcdef', [0, 0, 0, 1, 1, 0], scores, ['cat', 'dog'])
     assert doubtful(result) == [(2, 1), (4, 0)]
     perfect = scores_of('ab', [0, 1], np.eye(3)[:2], ['cat', 'dog', 'none of these'])
     assert doubtful(perfect) == []
@@ -283,6 +299,31 @@ def test_what_a_person_clicks(browser, four, tmp_path):
     for width in (1400, 390):
         browser.set_window_size(width, 900)
         assert browser.execute_script('return document.documentElement.scrollWidth <= innerWidth'), width
+
+
+@pytest.mark.apps
+def test_all_right_none_right_and_several_labels(browser, tmp_path):
+    paths, names = write_photos(tmp_path / 'photos', 3), ['cat', 'dog']
+    said = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]
+    calibration = dict(reliability=[(0.8, 0.5, 3)], reject=[(0.9, 1 / 3, 1.0), (0.7, 1.0, 0.5)])
+    for labels, order in (([0, 1, 0], ['2.jpg', '1.jpg', '0.jpg']), ([1, 0, 1], ['0.jpg', '1.jpg', '2.jpg'])):
+        result = scores_of(paths, labels, said, names)
+        write_photo_page(tmp_path / 'page.html', result, TEXTS, Looks(), calibration=calibration)
+        open_page(browser, tmp_path / 'page.html')
+        assert browser.execute_script(CARDS) == order  # the largest error first
+        charts = (
+            "return [...document.querySelectorAll('[data-chart]')].map((one) => one.querySelectorAll('circle').length)"
+        )
+        assert browser.execute_script(charts) == [3, 2]
+    truth = np.array([[1, 1], [0, 1], [0, 0]], bool)
+    several = Scores(paths, truth, np.array([[0.9, 0.6], [0.2, 0.3], [0.1, 0.2]]), ('cat', 'dog'), True)
+    write_photo_page(tmp_path / 'page.html', several, TEXTS, Looks())
+    open_page(browser, tmp_path / 'page.html')
+    cards = CARDS.replace('one.dataset.photo', '[one.dataset.photo, one.dataset.label, one.dataset.guess]')
+    assert browser.execute_script(cards) == [['1.jpg', 'dog', 'nothing']]
+    set_value(browser, 'which', 'right')
+    set_value(browser, 'label', '1')
+    assert browser.execute_script(cards) == [['0.jpg', 'cat, dog', 'cat, dog']]
 
 
 @pytest.mark.apps
