@@ -1,5 +1,6 @@
 """What surrounds the code is true: links, commands in the docs, the workflow, versions, sizes."""
 
+import csv
 import re
 import subprocess
 from functools import lru_cache
@@ -82,6 +83,14 @@ def help_of(run_tool, tool, command):
         assert code == 0
         _HELP[tool, command] = set(re.findall(r'--[a-z][\w-]*', printed))
     return _HELP[tool, command]
+
+
+def test_rows_of_results_name_their_commit():
+    tables = [*(ROOT / 'docs/results').rglob('*.csv'), *(ROOT / 'research').rglob('*.csv')]
+    assert len(tables) > 30
+    for table in tables:
+        with open(table, newline='', encoding='utf-8') as file:
+            assert all(row['commit'] for row in csv.DictReader(file)), table
 
 
 def make_targets():
