@@ -5,6 +5,7 @@ alone. Configs load the registered parts by ``custom_imports``. ``__all__`` is t
 front door (docs/python.md); what it lists is imported when it is first asked for.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -12,30 +13,29 @@ if TYPE_CHECKING:
     from .deploy.anywhere import Report, fuse
     from .deploy.classifier import open_classifier
     from .deploy.compare_files import compare_files as compare
-    from .deploy.export import Request, export
+    from .deploy.export import export
     from .deploy.predict import predict
-    from .deploy.quantization.quantize import Job
-    from .deploy.quantization.quantize import run as quantize
-    from .engine.finetune import run as finetune
+    from .deploy.quantization.quantize import quantize
+    from .engine.finetune import finetune
+    from .metadata import Metadata
     from .models import create_model
 
 __version__ = '0.1.0'
 __all__ = [
-    'Job', 'Report', 'Request', 'compare', 'create_model', 'export', 'finetune', 'fuse', 'open_classifier', 'predict',
+    'Metadata', 'Report', 'compare', 'create_model', 'export', 'finetune', 'fuse', 'open_classifier', 'predict',
     'quantize',
 ]  # fmt: skip
 _PLACES = dict(
-    Job='deploy.quantization.quantize:Job',
+    Metadata='metadata:Metadata',
     Report='deploy.anywhere:Report',
-    Request='deploy.formats.base:Request',
     compare='deploy.compare_files:compare_files',
     create_model='models:create_model',
     export='deploy.export:export',
-    finetune='engine.finetune:run',
+    finetune='engine.finetune:finetune',
     fuse='deploy.anywhere:fuse',
     open_classifier='deploy.classifier:open_classifier',
     predict='deploy.predict:predict',
-    quantize='deploy.quantization.quantize:run',
+    quantize='deploy.quantization.quantize:quantize',
 )
 
 
@@ -44,4 +44,6 @@ def __getattr__(name: str) -> object:
     if name not in _PLACES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     module, _, attribute = _PLACES[name].partition(':')
-    return getattr(import_module(f'.{module}', __name__), attribute)
+    with warnings.catch_warnings():  # of mmcv's compiled operators, which nothing here needs
+        warnings.filterwarnings('ignore', message='Fail to import')
+        return getattr(import_module(f'.{module}', __name__), attribute)

@@ -8,6 +8,7 @@ Keys are those of this package's checkpoints, ``backbone.`` and ``head.fc.``: an
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from .arch import ARCHS
 from .arguments import check_integer
 from .checkpoints.load import Weights, load_weights
+from .metadata import Metadata
 from .network import MobileOneNet
 
 PREFIX = 'mobileone_'
@@ -46,7 +48,7 @@ class Features(nn.Module):
         places = range(len(backbone.widths))
         last = len(places) - 1
         self.out_indices = sorted({places[check_integer('out_indices', i, -last - 1, last)] for i in out_indices})
-        self.backbone = backbone
+        self.backbone, self.metadata = backbone, Metadata()
         self.feature_info = feature_info(backbone, self.out_indices)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -63,7 +65,7 @@ class Classifier(nn.Module):
 
     def __init__(self, backbone: MobileOneNet, num_classes: int):
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.metadata = backbone, Metadata()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Sequential(OrderedDict(fc=nn.Identity()))
         if num_classes:
@@ -102,7 +104,8 @@ def create_model(
         in_chans: channels of the image.
 
     Returns:
-        A :class:`Classifier` or :class:`Features`; its ``feature_info`` tells channels and reductions.
+        A :class:`Classifier` or :class:`Features`; its ``feature_info`` tells channels and reductions, and ``metadata``
+        what the checkpoint says of itself: labels, how photos are prepared.
 
     Raises:
         OSError, ValueError: for an unknown name, and for weights that cannot be read or are not of this network.
@@ -119,6 +122,7 @@ def create_model(
     if read:
         has_this_head = not features_only and read.num_classes == num_classes
         read.load_into(model, new_head=not has_this_head)
+        model.metadata = read.said if has_this_head else replace(read.said, labels=None)
     return model
 
 

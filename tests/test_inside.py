@@ -2,14 +2,17 @@
 
 import copy
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, randomize_norms
 from networks import random_state
+from PIL import Image
 from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,6 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import mobileone_ext as m1
 from mobileone_ext.deploy import anywhere
 from mobileone_ext.deploy.anywhere import relative_difference
+from mobileone_ext.deploy.runtime import open_network
+from mobileone_ext.metadata import IMAGENET_MEAN, IMAGENET_STD
 
 
 @pytest.fixture
@@ -35,22 +40,20 @@ def run(run_tool, tmp_path, monkeypatch):
 
     monkeypatch.setattr(m1, 'fuse', fuse, raising=False)
 
-    def under(page, heading):
+    def under(page, heading, number=0):
         text = (
             (ROOT / 'docs' / f'{page}.md')
             .read_text()
             .split(f'\n# {heading}' if page == 'python' else f'\n## {heading}')[-1]
         )
-        names = {}
-        exec(compile(re.search(r'```python\n(.*?)```', text, re.S)[1], f'{page}.md', 'exec'), names)
+        names = dict(__name__='__main__')
+        exec(compile(re.findall(r'```python\n(.*?)```', text, re.S)[number], f'{page}.md', 'exec'), names)
         return names, copies
 
     return under
 
 
 def onnx_outputs(path, images):
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     return torch.from_numpy(np.asarray(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]))
 
@@ -60,17 +63,39 @@ def agree(expected, found, tolerance=1e-4):
         assert relative_difference(expected, found) < tolerance
 
 
+def write_photos(folder, numbers=range(8)):
+    folder.mkdir(parents=True)
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 256, (120, 110, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f'{number}.png')
+
+
 @pytest.mark.slow
-def test_the_page_on_python(run, capsys):
+def test_the_page_on_python(run, capsys, tmp_path):
+    write_photos(tmp_path / 'photos')
+    shutil.copy(tmp_path / 'photos' / '0.png', tmp_path / 'a.jpg')
     names, (before,) = run('python', 'MobileOne from Python')
-    assert '43 fused: ' in capsys.readouterr().out and names['logits'].shape == (2, 10)
-    images = torch.randn(2, 3, 224, 224)
-    agree(before(images), onnx_outputs('s0.onnx', images))
+    printed = capsys.readouterr().out
+    assert '43 fused: ' in printed and names['logits'].shape == (2, 10) and printed.count('kind ') == 9
+    pixels = torch.randint(256, (2, 3, 96, 96)).float()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    agree(before((pixels - mean) / std), onnx_outputs('s0.onnx', pixels))
+    assert names['report']['num_images'] == 8 and names['report']['max_abs_diff'] > 0
 
 
 @pytest.mark.slow
-def test_a_type_checker_passes_over_the_page_on_python(tmp_path):
-    code = re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'python.md').read_text(), re.S)[1]
+def test_finetuning_on_the_page_on_python(run, capsys, tmp_path):
+    for first, kind in enumerate(('rose', 'tulip')):
+        write_photos(tmp_path / 'flowers' / kind, range(first, 20, 2))
+    names, _ = run('python', 'MobileOne from Python', 1)
+    assert names['report']['num_images'] == 4 and '% of 4 photos' in capsys.readouterr().out
+    assert (tmp_path / 'work_dirs' / 'flowers' / 'fused.pth').is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [0, 1])
+def test_a_type_checker_passes_over_the_page_on_python(number, tmp_path):
+    code = re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'python.md').read_text(), re.S)[number]
     (tmp_path / 'page.py').write_text(code)
     mypy = [sys.executable, '-m', 'mypy', '--follow-imports=silent', '--ignore-missing-imports', tmp_path / 'page.py']
     done = subprocess.run(mypy, capture_output=True, text=True)
@@ -90,6 +115,20 @@ def test_unet_of_segmentation_models(run, run_tool):
     reference = smp.encoders.mobileone.reparameterize_model(before)
     assert names['unet'].state_dict().keys() == reference.state_dict().keys()
     agree(reference(names['images']), names['unet'](names['images']))
+
+
+@pytest.mark.apps
+def test_unet_in_litert(tmp_path):
+    smp = pytest.importorskip('segmentation_models_pytorch', reason='segmentation_models_pytorch is not installed')
+    pytest.importorskip('litert_torch', reason='litert_torch is not installed')
+    assert "m1.export(unet, 'unet.tflite', image_size=(64, 96))" in (ROOT / 'docs' / 'inside.md').read_text()
+    unet = randomize_norms(smp.Unet('mobileone_s0', encoder_weights=None, classes=2)).eval()
+    m1.fuse(unet)
+    m1.export(unet, tmp_path / 'unet.tflite', image_size=(64, 96))
+    images = torch.randn(2, 3, 64, 96)
+    found = open_network(tmp_path / 'unet.tflite')(images.numpy())
+    with torch.no_grad():
+        agree(unet(images).flatten(1), torch.from_numpy(found))
 
 
 @pytest.mark.apps
@@ -137,3 +176,33 @@ def test_an_embedding_with_its_norm_inside(run):
     agree(before(images), found)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
     assert isinstance(before.network.head.fc, nn.Identity)
+
+
+@pytest.mark.apps
+def test_two_heads_and_maps(run):
+    names, (before,) = run('inside', 'Two heads')
+    images = names['images']
+    with torch.no_grad():
+        expected, maps = before(images), before.encoder(images)
+    session = onnxruntime.InferenceSession('gaze.onnx', providers=['CPUExecutionProvider'])
+    for name, tensor in zip(
+        ('eyes', 'angles'), session.run(['eyes', 'angles'], {'image': images.numpy()}), strict=True
+    ):
+        agree(expected[name], torch.from_numpy(tensor))
+    agree(torch.cat([each.flatten(1) for each in maps], 1), torch.from_numpy(open_network('maps.onnx')(images.numpy())))
+
+
+@pytest.mark.apps
+def test_mmsegmentation(run):
+    pytest.importorskip('mmseg', reason='needs onedl-mmsegmentation: make test REQUIREMENTS=requirements-onedl.txt')
+    names, (before,) = run('inside', 'mmsegmentation')
+    assert len(names['report'].fused) == 43
+    agree(before(names['images']), onnx_outputs('segmentor.onnx', names['images']))
+
+
+@pytest.mark.apps
+def test_lightning(run):
+    pytest.importorskip('lightning', reason='lightning is not installed')
+    names, (before,) = run('inside', 'Lightning')
+    assert len(names['report'].fused) == 43
+    agree(before(names['images']), onnx_outputs('classifier.onnx', names['images']))

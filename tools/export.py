@@ -38,7 +38,7 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
-    from mobileone_ext.data.images import find_images, spread
+    from mobileone_ext.data.images import Listing, find_images, spread
     from mobileone_ext.data.pixels import Preprocessing
     from mobileone_ext.deploy import cost, export, web
     from mobileone_ext.text import print_table, printable
@@ -49,36 +49,39 @@ def main():
     if is_page and web.is_exported(args.checkpoint):
         web.page_of(args.checkpoint, args.out, args.single_file)
         return print(f'{args.out}: written')
-    preprocessing = Preprocessing(config)
+    preprocessing, form = Preprocessing(config), 'onnx' if is_page else args.format
     size = args.size or preprocessing.side()
-    request = export.Request(
-        'onnx' if is_page else args.format,
-        size,
-        args.opset,
-        args.normalize,
-        args.softmax,
-        half=args.half,
-        float32=args.float32,
-        heatmap=args.heatmap,
-        dynamic_batch=not args.fixed_batch,
-        input_name=args.input_name,
-    )
     if not is_page:
-        export.check_place(args.out, args.format, args.config, args.checkpoint)
+        export.check_place(args.out, form, args.config, args.checkpoint)
     photos, skipped = find_images([args.images] if args.images else []), []
-    chosen = spread(photos, args.num_images)
     sources = args.config, args.checkpoint
     with web.page(args.out, args.single_file, *sources) if is_page else nullcontext(args.out) as out:
         model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
-        difference = export.export_classifier(model, out, request, preprocessing, args.checkpoint, chosen, skipped)
+        difference = export.export(
+            model,
+            out,
+            format=form,
+            image_size=size,
+            normalize=args.normalize,
+            softmax=args.softmax,
+            photos=Listing(spread(photos, args.num_images)),
+            preprocessing=preprocessing,
+            skipped=skipped,
+            opset=args.opset,
+            half=args.half,
+            float32=args.float32,
+            heatmap=args.heatmap,
+            dynamic_batch=not args.fixed_batch,
+            input_name=args.input_name,
+        )
     print(f'{args.out}: written')
     print(cost.describe(model, size, args.flops))
     if args.layers:
         rows = [(*row[:3], *map('{:,}'.format, row[3:5]), f'{row[5]:.3f}') for row in cost.layers(model, size)]
         print_table('layers, time by onnxruntime on one thread', cost.COLUMNS, rows)
-    if note := export.note(request):
+    if note := export.note(form, args.normalize, args.softmax):
         print(note)
-    if not is_page and not FORMATS[args.format].runs_here:
+    if not FORMATS[form].runs_here:
         print(f'{args.format} runs on {FORMATS[args.format].platform} alone: compare it with PyTorch there')
     for message in skipped:
         print(f'skipped {printable(message)}')

@@ -67,24 +67,9 @@ def parse_args():
 
 def main():
     given = vars(parse_args())
-    dry_run, resume = (given.pop(name, False) for name in ('dry_run', 'resume'))
-    from mobileone_ext.engine import finetune
+    from mobileone_ext.engine.finetune import finetune
 
-    options = finetune.Options(**given)
-    if resume and (options.folder / finetune.OPTIONS).exists():
-        finetune.check_resumed(options, given)
-    else:
-        resume = False
-        plan = finetune.make_plan(options, cli.tool_command('finetune', *sys.argv[1:]))
-        for note in plan.photos.notes:
-            print(note)
-        print(finetune.summary(plan))
-        print(f'config: {finetune.write_plan(plan)}')
-    if dry_run:
-        print(f'recipe: {finetune.draw_recipe(options.folder)}')
-        return
-    report = finetune.run(options.folder, resume)
-    print(finetune.result(report))
+    finetune(given.pop('photos'), command=cli.tool_command('finetune', *sys.argv[1:]), **given)
 
 
 if __name__ == '__main__':

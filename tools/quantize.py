@@ -2,7 +2,6 @@
 
 from mobileone_ext import cli, deploy
 from mobileone_ext.deploy import quantization
-from mobileone_ext.deploy.formats import FORMAT_OF_SUFFIX
 
 
 def parse_args():
@@ -63,11 +62,8 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
-    from mobileone_ext.data.pixels import Preprocessing
-    from mobileone_ext.deploy.formats.base import Request
     from mobileone_ext.deploy.quantization import Options
-    from mobileone_ext.deploy.quantization.quantize import Job, run
-    from mobileone_ext.files import suffix_of
+    from mobileone_ext.deploy.quantization.quantize import quantize
 
     options = Options(
         per_channel=not args.per_tensor,
@@ -80,25 +76,25 @@ def main():
         keep=tuple(args.keep),
         weight_bits=args.weight_bits,
     )
-    form = FORMAT_OF_SUFFIX.get(suffix_of(args.out or ''), 'onnx')
-    run(
-        Job(
-            config,
-            args.checkpoint,
-            args.out,
-            Request(form, args.size or Preprocessing(config).side(), args.opset, args.normalize, args.softmax),
-            options,
-            args.images,
-            args.num_images,
-            ema=args.ema,
-            trust=args.trust_checkpoint,
-            sensitivity=args.sensitivity,
-            evaluate=args.evaluate or args.steps,
-            steps=args.steps,
-            report=args.report,
-            prepare=args.prepare,
-            preround=args.preround_steps or (quantization.PREROUND_STEPS[0] if args.preround else None),
-        )
+    quantize(
+        args.checkpoint,
+        args.out,
+        config=config,
+        photos=args.images,
+        image_size=args.size,
+        normalize=args.normalize,
+        softmax=args.softmax,
+        opset=args.opset,
+        options=options,
+        num_images=args.num_images,
+        ema=args.ema,
+        trust=args.trust_checkpoint,
+        sensitivity=args.sensitivity,
+        evaluate=args.evaluate or args.steps,
+        steps=args.steps,
+        report=args.report,
+        prepare=args.prepare,
+        preround=args.preround_steps or (quantization.PREROUND_STEPS[0] if args.preround else None),
     )
 
 

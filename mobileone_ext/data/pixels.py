@@ -53,13 +53,14 @@ class Preprocessing:
             sizes.add(tuple(packed['inputs'].shape[-2:]))
         return sizes.pop() if len(sizes) == 1 else None
 
-    def side(self) -> int:
-        """Pixels of the square that an exported file takes if nobody says: the test pipeline's, else ImageNet's 224."""
+    def side(self) -> int | tuple[int, int]:
+        """Pixels that an exported file takes if nobody says, of a square or height and width: the test pipeline's, else
+        ImageNet's 224."""
         try:
             height, width = self.image_size or (224, 224)
         except ValueError:  # no pipeline
             return 224
-        return height if height == width else 224
+        return height if height == width else (height, width)
 
     def read(self, paths: Iterable[Path], skipped: list[str] | None) -> Iterator[tuple[Path, Tensor]]:
         """Each readable image and its pixels (C, H, W), 0 .. 255, RGB where the config says ``to_rgb``.

@@ -2,8 +2,9 @@
 
 import argparse
 import re
+from collections.abc import Sequence
 
-from ..cli import positive, whole
+from ..cli import whole
 from .formats import OUTPUT_NAME
 
 # Of exported files, where nothing else is asked for: pixels, and the ONNX operator set.
@@ -24,12 +25,26 @@ def add_file_arguments(parser: argparse.ArgumentParser, first_opset: int = FIRST
         '--image-size',
         '--size',
         dest='size',
-        type=positive,
-        metavar='N',
-        help="height and width of the images in pixels (the test pipeline's)",
+        type=image_size,
+        metavar='N|HxW',
+        help="height and width of the images in pixels, one number for both (the test pipeline's)",
     )
     parser.add_argument('--normalize', action='store_true', help='take pixels 0..255: normalization inside the file')
     parser.add_argument('--softmax', action='store_true', help='return probabilities instead of logits')
+
+
+def image_size(text: str) -> int | tuple[int, int]:
+    """The type of an option that is a size in pixels: of a square, or height and width."""
+    if not re.fullmatch(r'0*[1-9]\d*(x0*[1-9]\d*)?', text, re.A):
+        raise argparse.ArgumentTypeError(f'{text!r}: 224, or height and width as 192x256')
+    height, _, width = text.partition('x')
+    return (int(height), int(width)) if width else int(height)
+
+
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width in pixels, of a size that may be one number for both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def input_name(text: str) -> str:

@@ -15,6 +15,7 @@ from mmpretrain.models.utils import SELayer
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
+from . import sides
 from .compare import image_channels
 from .export import DeployNet
 from .formats.base import Request
@@ -125,11 +126,6 @@ def _milliseconds(proto, image: Tensor, runs: int) -> dict[str, float]:
         if event['name'].endswith(_KERNEL):
             times[event['name'].removesuffix(_KERNEL)].append(event['dur'] / 1e3)
     return {name: median(each) for name, each in times.items()}
-
-
-def sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width in pixels, of a size that may be one number for both."""
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def latency(model: nn.Module, size: int | Sequence[int], seconds: float = 1.0) -> float:

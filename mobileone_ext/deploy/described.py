@@ -54,7 +54,11 @@ def find_network(name: str, config: str | None = None, options: dict | None = No
     """
     path = file_of(name)
     try:
-        found = _config_of_file(path, options) if is_exported(path) else _config_of_checkpoint(path, options, trust)
+        if is_exported(path):
+            said = Metadata.read(open_network(path).metadata)
+            found = (config_of(said, path, options), said.note) if said.is_enough else None
+        else:
+            found = _config_of_checkpoint(path, options, trust)
     except ValueError:
         if config is None:
             raise
@@ -95,11 +99,8 @@ def _of_a_run(text: str, name: str, options: dict | None) -> Config:
     return config
 
 
-def _config_of_file(path: str, options: dict | None) -> tuple[Config, str] | None:
-    """A config of what an exported file says of itself: names, mean and std, how images are resized and cropped."""
-    metadata = Metadata.read(open_network(path).metadata)
-    if not metadata.is_enough:
-        return None
+def config_of(metadata: Metadata, path: str, options: dict | None = None) -> Config:
+    """A config of what the file ``path`` says of itself: names, mean and std, how images are resized and cropped."""
     init_default_scope('mmpretrain')  # where the steps of its pipeline are looked up
     config = Config(
         dict(
@@ -108,7 +109,7 @@ def _config_of_file(path: str, options: dict | None) -> tuple[Config, str] | Non
                 data_preprocessor=dict(mean=metadata.mean, std=metadata.std, to_rgb=metadata.channels == 'RGB'),
                 head=dict(
                     type='MultiLabelLinearClsHead' if metadata.labels_of_an_image == 'several' else 'LinearClsHead',
-                    num_classes=len(metadata.labels),
+                    num_classes=len(metadata.labels or ()),
                     in_channels=1,
                 ),
             ),
@@ -117,7 +118,7 @@ def _config_of_file(path: str, options: dict | None) -> tuple[Config, str] | Non
         cfg_text=path,
         filename=path,
     )
-    return completed(config, options=options), metadata.note
+    return completed(config, options=options)
 
 
 def describe(

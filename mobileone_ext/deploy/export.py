@@ -1,31 +1,36 @@
 """A trained classifier as a file for a device, in the formats of ``formats``, checked against PyTorch."""
 
+import copy
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmpretrain.models.heads import MultiLabelClsHead
+from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .. import files
-from ..data.classes import is_multi_label
-from ..data.pixels import Preprocessing, in_batches
+from ..data.images import Listing, find_images
+from ..data.pixels import Normalize, Preprocessing
+from ..data.reading import Photos, in_batches
 from ..files import suffix_of
-from ..metadata import Metadata, as_lines
-from . import fuse
+from ..metadata import IMAGENET_MEAN, IMAGENET_STD, NORMALIZED, Metadata, as_lines, metadata_of
+from . import DEFAULT_SIZE, fuse
 from .compare import Difference, image_channels
 from .described import describe
 from .explain import is_pooled
-from .formats import FORMAT_OF_SUFFIX, FORMATS
+from .formats import FORMAT_OF_SUFFIX, FORMATS, OUTPUT_NAME
 from .formats.base import Request, load_format, using
 from .runtime import open_network
 
 TOLERANCE = 1e-4  # of the largest output
 HALF_TOLERANCE = 5e-2  # of a file whose weights, or all of it, are in float16
 NAMES = ('the network', 'the exported file')
+SEVERAL_OUTPUTS = ('onnx', 'torchscript')  # modules of formats
 
 
 class PooledClassifier(nn.Module):
@@ -41,7 +46,7 @@ class PooledClassifier(nn.Module):
 
 
 class DeployNet(PooledClassifier):
-    """A classifier as one function: images (N, C, H, W) -> logits or probabilities (N, classes).
+    """A network as one function: images (N, C, H, W) -> logits or probabilities (N, classes), or what else it has.
 
     Args:
         normalize: takes pixels 0 .. 255 to what the backbone expects; None leaves that to the caller.
@@ -54,79 +59,120 @@ class DeployNet(PooledClassifier):
     def __init__(self, model: nn.Module, normalize: nn.Module | None = None, softmax: bool = False):
         # mmpretrain's pooling asks for the size of the batch, and a graph would hold the question; a classifier with
         # other parts stands, whole, in the backbone's place.
-        pooled = is_pooled(model)
-        super().__init__(*((model.backbone, model.head.fc) if pooled else (model, nn.Identity())))
+        pooled, head = is_pooled(model), getattr(model, 'head', None)
+        super().__init__(*((model.backbone, head.fc) if pooled else (model, nn.Identity())))
         self.is_pooled = pooled
         self.normalize = normalize or nn.Identity()
-        if softmax and isinstance(getattr(model, 'head', None), MultiLabelClsHead):
+        if softmax and isinstance(head, MultiLabelClsHead):
             raise ValueError('--softmax: with several labels an image each logit is of its own; leave it out')
         self.last = nn.Softmax(1) if softmax else nn.Identity()
+        self.is_classifier = isinstance(head, ClsHead)
         self.eval().requires_grad_(False)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         image = self.normalize(image)
-        logits = super().forward(image) if self.is_pooled else self.backbone(image)
-        if not isinstance(logits, Tensor):
-            raise ValueError(f'its head gives a {type(logits).__name__}, where logits are needed')
-        return self.last(logits)
+        outputs = super().forward(image) if self.is_pooled else self.backbone(image)
+        if isinstance(outputs, Tensor):
+            return self.last(outputs)
+        if self.is_classifier:
+            raise ValueError(f'its head gives a {type(outputs).__name__}, where logits are needed')
+        return tuple(tree_leaves(outputs))
+
+    @torch.no_grad()
+    def outputs_of(self, images: Tensor) -> tuple[tuple[str, ...], bool]:
+        """Names of its outputs, the keys of a dict or ``output``, ``output_1`` ..; whether it is one of rows (N, C)."""
+        outputs = self(images) if self.is_pooled else self.backbone(self.normalize(images))
+        leaves = tree_leaves(outputs)
+        if isinstance(outputs, Mapping):
+            return tuple(map(str, outputs)), False
+        more = (f'{OUTPUT_NAME}_{index}' for index in range(1, len(leaves)))
+        return (OUTPUT_NAME, *more), len(leaves) == 1 and leaves[0].dim() == 2
 
 
 def load_fused(config: Config, checkpoint: str, ema: str = 'auto', trust: bool = False) -> nn.Module:
-    """The config's classifier with the checkpoint's weights, fused if it has branches."""
+    """The config's classifier with the checkpoint's weights, fused if it has branches; ``metadata`` tells of both."""
     weights = fuse.read_weights(config, checkpoint, ema, trust)
     model = fuse.load_model(config, weights)
+    model.metadata = describe(Preprocessing(config), model.classes, checkpoint, weights.said)
     return fuse.fuse(model) if fuse.fuses(config) and weights.form != 'fused' else model
 
 
-def described(
-    request: Request,
-    preprocessing: Preprocessing,
-    checkpoint: str,
-    classes: Sequence[str] | None,
-    said: Metadata | None = None,
-) -> Request:
-    """``request`` with the metadata of its file: what goes in, what comes out, where it comes from.
-
-    Args:
-        classes, said: as :func:`fuse.load_model` gives them; None takes the config's names.
-    """
+def described(request: Request, said: Metadata) -> Request:
+    """``request`` with the metadata of its file: what is ``said`` of the network, what goes in, what comes out."""
+    about = dict(input='pixels 0..255' if request.normalize else NORMALIZED) if said.mean else {}
+    if request.gives_classes:
+        about['output'] = 'probabilities' if request.softmax else 'logits'
     form = FORMATS[request.format]
-    metadata = replace(
-        describe(preprocessing, classes, checkpoint, said),
-        size=[request.size, request.size],
-        input='pixels 0..255' if request.normalize else 'normalized pixels: (x - mean) / std',
-        output='probabilities' if request.softmax else 'logits',
-        layout=form.layout,
-        precision=request.precision,
-    )
-    return replace(request, metadata={**metadata.write(), **request.metadata})
-
-
-def export_classifier(
-    model: nn.Module,
-    out: str | Path,
-    request: Request,
-    preprocessing: Preprocessing,
-    checkpoint: str,
-    photos: Sequence[Path] = (),
-    skipped: list[str] | None = None,
-) -> Difference | None:
-    """Write a classifier of ``checkpoint``, fused, with its metadata; errors as of :func:`export`, :func:`prove`.
-
-    Args:
-        photos: on which the file is held against ``model``, beside noise.
-        skipped: gets a message about each file that is not an image.
-
-    Returns:
-        The difference on ``photos``.
-    """
-    net = DeployNet(model, preprocessing.normalize if request.normalize else None, request.softmax)
-    classes, said = (getattr(model, name, None) for name in ('classes', 'said'))
-    request = described(request, preprocessing, checkpoint, classes, said)
-    return export(net, out, request, lambda part: prove(net, part, request, preprocessing, photos, skipped))
+    about |= dict(size=[*request.sides], layout=form.layout, precision=request.precision, architecture=None)
+    said = replace(said, **about)
+    return replace(request, metadata={**said.write(), **request.metadata})
 
 
 def export(
+    model: nn.Module,
+    out: str | Path,
+    *,
+    format: str | None = None,
+    image_size: int | Sequence[int] | None = None,
+    normalize: bool = False,
+    softmax: bool = False,
+    labels: Sequence[str] | None = None,
+    metadata: Metadata | None = None,
+    photos: str | Path | Iterable[str | Path] = (),
+    preprocessing: Preprocessing | None = None,
+    skipped: list[str] | None = None,
+    **request: Any,
+) -> Difference | None:
+    """Write a copy of a fused network for a device, with its metadata, when it computes the same as ``model``.
+
+    Args:
+        model: of images (N, C, H, W): logits (N, classes), or any tensor, or a tuple, list or dict of them.
+        out: whose suffix tells the format, unless ``format`` does: one of ``deploy.formats.FORMATS``.
+        image_size: in pixels, of a square, or height and width; None takes what the metadata say, or 224.
+        normalize: take pixels 0 .. 255, with mean and standard deviation of the metadata, or else of ImageNet, inside.
+        softmax: return probabilities.
+        labels: names of the classes, in the order of the logits.
+        metadata: what is known of the network; None takes its attribute ``metadata``, which
+            :func:`mobileone_ext.models.create_model` reads of a checkpoint. The file says nothing that nobody told.
+        photos: image files and folders, on which the file is held against ``model``, beside noise.
+        preprocessing: of these, where the metadata do not tell it.
+        skipped: gets a message about each file that is not a readable image; None raises.
+        request: ``opset``, ``half``, ``dynamic_batch`` and the others of :class:`Request`.
+
+    Returns:
+        The difference on ``photos``.
+
+    Raises:
+        OSError, ValueError: as of :func:`write` and :func:`prove`.
+    """
+    told = metadata or getattr(model, 'metadata', None) or Metadata()
+    told = replace(told, labels=labels or told.labels)
+    if normalize and not told.mean:
+        told = replace(told, channels='RGB', mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    files_of_photos = photos if isinstance(photos, Listing) else find_images(photos, skipped)
+    full = metadata_of(model, told)
+    normalization = Normalize(full.mean, full.std)
+    net = DeployNet(copy.deepcopy(model).cpu(), normalization if normalize else None, softmax)
+    size = image_size or (preprocessing.side() if preprocessing else told.size or DEFAULT_SIZE)
+    form = format or FORMAT_OF_SUFFIX.get(suffix_of(out), 'onnx')
+    asked = Request(form, size, normalize=normalize, softmax=softmax, **request)
+    with using(form, f'the network does not take images of {" x ".join(map(str, asked.sides))} pixels'):
+        names, is_row = net.outputs_of(_images_of(asked, net))
+    asked = described(replace(asked, outputs=names, gives_classes=is_row), told)
+    images: Iterable = ()
+    if files_of_photos:
+        images = (preprocessing or Photos(replace(full, size=asked.sides))).read(files_of_photos, skipped)
+    return write(net, out, asked, lambda part: prove(net, part, asked, images, normalization))
+
+
+def _images_of(request: Request, net: nn.Module) -> Tensor:
+    """Two images of noise (2, C, H, W) that are what ``net`` takes."""
+    shape = 2, request.channels or image_channels(net), *request.sides
+    noise = torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+    return (noise * 255).round() if request.normalize else noise * 4 - 2
+
+
+def write(
     net: nn.Module, out: str | Path, request: Request, check: Callable[[Path], object] | None = None
 ) -> object | None:
     """Write ``net`` to ``out`` as ``request`` says; what ``check`` returned.
@@ -143,8 +189,10 @@ def export(
     check_place(out, request.format)
     if request.heatmap and FORMATS[request.format].module != 'onnx':
         raise ValueError(f'--heatmap: a file of format {request.format} has one output; onnx and ort have it')
+    if len(request.outputs) > 1 and FORMATS[request.format].module not in SEVERAL_OUTPUTS:
+        raise ValueError(f'a file of format {request.format} has one output here, the network {len(request.outputs)}')
     channels = request.channels or image_channels(net)
-    image = torch.zeros(2 if request.dynamic_batch else 1, channels, request.size, request.size)
+    image = torch.zeros(2 if request.dynamic_batch else 1, channels, *request.sides)
     with files.staging_folder(out, [path.name for path in (*companions(out), labels_path(out))]) as folder:
         part = folder / out.name
         try:
@@ -160,10 +208,10 @@ def export(
             raise
 
 
-def note(request: Request) -> str:
+def note(form: str, normalize: bool, softmax: bool) -> str:
     """What is to be said of a written file: who cannot read it, and why; empty if nothing is."""
-    apps, asked = FORMATS[request.format].apps[:1], FORMATS[request.format].apps[1:]
-    missing = ' '.join(f'--{option}' for option in asked if not getattr(request, option))
+    apps, asked = FORMATS[form].apps[:1], FORMATS[form].apps[1:]
+    missing = ' '.join(f'--{option}' for option in asked if not dict(normalize=normalize, softmax=softmax)[option])
     return f'{apps[0]} cannot read this file: that takes {missing}' if missing else ''
 
 
@@ -209,16 +257,15 @@ def prove(
     net: nn.Module,
     path: Path,
     request: Request,
-    preprocessing: Preprocessing,
-    photos: Sequence[Path] = (),
-    skipped: list[str] | None = None,
+    photos: Iterable[tuple[Path, Tensor]] = (),
+    normalize: Callable[[Tensor], Tensor] | None = None,
 ) -> Difference | None:
     """Hold the file at ``path`` against ``net``: on noise, and on ``photos``, whose difference is returned.
 
     In half precision predictions may change. A format that does not run here is not looked at.
 
     Args:
-        skipped: gets a message about each file that is not an image.
+        photos: with their pixels (C, H, W), 0 .. 255, which ``normalize`` makes what a file takes that has none inside.
 
     Raises:
         ValueError: if an output is not finite or differs by more than ``TOLERANCE`` (half: ``HALF_TOLERANCE``), or a
@@ -229,16 +276,20 @@ def prove(
     network, half = open_network(path), request.precision == 'float16'
 
     def difference_on(batches: Iterable[Tensor], max_flips: int | None) -> Difference:
-        difference = Difference(is_multi_label(preprocessing.config))
+        difference = Difference(Metadata.read(request.metadata).labels_of_an_image == 'several')
         for images in batches:
-            difference.add(net(images), torch.from_numpy(network(images.numpy())), NAMES)
+            difference.add(_flat(net(images)), torch.from_numpy(network(images.numpy())), NAMES)
         difference.check(max_flips, HALF_TOLERANCE if half else TOLERANCE)
         return difference
 
-    noise = torch.rand(2, image_channels(net), request.size, request.size, generator=torch.Generator().manual_seed(0))
-    difference_on([(noise * 255).round() if request.normalize else noise * 4 - 2], None)
+    difference_on([_images_of(request, net)], None)
     if not photos:
         return None
-    read = in_batches(preprocessing.read(photos, [] if skipped is None else skipped), 1 if network.fixed_batch else 25)
-    images = (pixels if request.normalize else preprocessing.normalize(pixels) for _, pixels in read)
-    return difference_on(images, None if half else 0)
+    batches = (torch.as_tensor(pixels) for _, pixels in in_batches(photos, 1 if network.fixed_batch else 25))
+    images = (pixels if request.normalize or not normalize else normalize(pixels) for pixels in batches)
+    return difference_on(images, None if half or not request.gives_classes else 0)
+
+
+def _flat(outputs: Tensor | Sequence[Tensor]) -> Tensor:
+    """All outputs of each image in a row (N, ...)."""
+    return torch.cat([output.flatten(1) for output in tree_leaves(outputs)], 1)

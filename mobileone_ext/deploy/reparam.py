@@ -19,7 +19,7 @@ from ..data.pixels import Preprocessing
 from ..files import check_outputs, write_atomically, write_json
 from ..provenance import origin
 from ..text import one_line, print_table, with_progress
-from . import DEFAULT_SIZE, anywhere, compare, cost, fuse
+from . import DEFAULT_SIZE, anywhere, compare, cost, fuse, sides
 
 
 def convert(
@@ -114,7 +114,7 @@ def _pipeline_size(config: Config) -> dict:
 
 def show(report: dict) -> None:
     """Print a report of :func:`convert` as a table."""
-    size = ' x '.join(map(str, cost.sides(report['input_size'])))
+    size = ' x '.join(map(str, sides(report['input_size'])))
     figures = (
         ('top-1 (%)', 'top1', '.2f'),
         ('top-5 (%)', 'top5', '.2f'),

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
@@ -42,6 +43,48 @@ CONFIG, OPTIONS, FUSED, RECIPE, HUB = 'config.py', 'options.json', 'fused.pth', 
 _OWN = License('they are yours: trained from random numbers')
 VAL_FRACTION = 0.2
 _BATCH_OF_PHOTOS = 32  # for the statistics of branches that nobody trains on
+
+
+def finetune(
+    photos: str | Path,
+    work_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    command: str = 'mobileone_ext.finetune',
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a network on a person's photos, test it, fuse it and report; what it does is said.
+
+    Args:
+        photos: a folder with a folder for each class, or with train/ and val/ of these; or a CSV file of file,label.
+        work_dir: where all goes; None is work_dirs/finetune_NAME.
+        resume: go on with the run in ``work_dir``, if there is one.
+        dry_run: write the config and draw the recipe alone.
+        command: the line that is being run, for the config's reader.
+        options: ``epochs``, ``weights`` and the others of :class:`Options`.
+
+    Returns:
+        The report, ``right_after`` in percent and others, or an empty one of a dry run.
+
+    Raises:
+        OSError, ValueError: for whatever would fail later, before the first step.
+    """
+    places = dict(photos=str(photos), **(dict(work_dir=str(work_dir)) if work_dir else {}))
+    asked = Options(**places, **options)
+    resume = resume and (asked.folder / OPTIONS).exists()
+    if resume:
+        check_resumed(asked, places | options)
+    else:
+        plan = make_plan(asked, command)
+        print(*plan.photos.notes, summary(plan), sep='\n')
+        print(f'config: {write_plan(plan)}')
+    if dry_run:
+        print(f'recipe: {draw_recipe(asked.folder)}')
+        return {}
+    report = run(asked.folder, resume)
+    print(result(report))
+    return report
 
 
 def make_plan(options: Options, command: str = 'tools/finetune.py') -> Plan:

@@ -21,6 +21,7 @@ from ..files import write_json
 from ..provenance import processor
 from ..text import one_line
 from . import kernels
+from .kernels import constant_when_compiled
 from .patches import count_patches
 
 REACH = 4
@@ -95,7 +96,7 @@ def is_measured_faster(device: str, index: int | None, kind: tuple, patches: int
     return any(low <= patches <= high for low, high in _ranges_of(device, index, kind))
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _ranges_of(device: str, index: int | None, kind: tuple) -> tuple[tuple[float, float], ...]:
     return _ranges(device, index, Kind(*(*kind, torch.compiler.is_compiling())))
 

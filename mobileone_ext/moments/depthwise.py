@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import gpu, kernels
+from .kernels import constant_when_compiled
 from .patches import chunks, count_patches, few_patches, near_mean
 
 TAPS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
@@ -308,17 +309,17 @@ def _square_table(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 # torch.compile takes what these return as it is, and does not follow how it is made. It knows them by their names, so
 # that a graph can hold one result of each.
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _sum_constant(device: torch.device) -> Tensor:
     return _tables(torch.float32, device)[0]
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _square_constant(device: torch.device) -> Tensor:
     return _tables(torch.float32, device)[1]
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _pairs(device: torch.device) -> Tensor:
     """(9, 9): where the product of two taps is among those of ``strided_sums``."""
     return _all_pairs(device)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..branches import BRANCH_TYPES
 from .autotune import is_faster
 from .guard import HOOKS, is_plain_input, is_plain_norm, is_plain_process, simple_attributes
+from .kernels import constant_when_compiled
 from .linears import Linears, collect
 from .patches import count_patches
 from .statistics import is_covered, one_kernel
@@ -144,7 +145,7 @@ def _facts(block: Any) -> tuple[bool, tuple[torch.dtype, ...], tuple[torch.dtype
     return all(norm.training for norm in norms), tuple(weights), tuple({norm.weight.dtype for norm in norms})
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _facts_when_compiled(block: Any) -> tuple | None:
     """``_facts``, or None for a block that takes its branches; looked at once, when a network is compiled."""
     return None if moments_reason(block) else _facts(block)

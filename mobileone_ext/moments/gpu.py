@@ -18,7 +18,7 @@ from torch.library import custom_op
 
 from ..text import one_line
 from . import kernels
-from .kernels import PLANE_SUMS, STEM_TAPS, STRIDED_SUMS
+from .kernels import PLANE_SUMS, STEM_TAPS, STRIDED_SUMS, constant_when_compiled
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 MAX_VALUES = 2**31 - 1  # of a map; offsets within an image are of 32 bits
@@ -229,7 +229,7 @@ def _triton_kernels() -> ModuleType:
     return triton_kernels
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def reason(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot be had for maps of this type; found out once a process by running one, and reported."""
     if (device, dtype) not in _reasons:
@@ -268,7 +268,7 @@ def _run_on_ones(device: torch.device, dtype: torch.dtype) -> None:
         raise ArithmeticError('the kernels compute something else than they should')
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _say_too_large() -> None:
     _report_large()
 

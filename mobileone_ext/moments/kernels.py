@@ -44,6 +44,12 @@ _BUILD_SECONDS = 120
 report: Callable[[str, int], None] = lambda message, level: logging.getLogger(__name__).log(level, message)  # noqa: E731
 
 
+def constant_when_compiled(function: Callable) -> Callable:
+    """``torch.compiler.assume_constant_result``, which imports the compiler: two seconds for who compiles nothing."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def usable(*maps: Tensor, any_layout: bool = False) -> bool:
     """Whether the kernels can be had, and take these maps: of one type, on a CPU, contiguous or channels-last."""
     if torch.compiler.is_compiling():  # which cannot see into them

@@ -14,7 +14,6 @@ from mmengine.config import Config
 from mmengine.utils import get_git_hash
 from torch import Tensor, nn
 
-from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import DEFAULT_SIZE, export
 from mobileone_ext.deploy.exported import ExportedClassifier
 from mobileone_ext.deploy.formats import FORMAT_OF_SUFFIX
@@ -80,7 +79,7 @@ def measure(
 ) -> dict:
     """Export the fused ``model`` of the file ``weights`` and measure the file against ``reference``, the same net."""
     form, path = FORMAT_OF_SUFFIX[suffix], out / f'{"half" if half else "float"}{suffix.replace(".", "_")}{suffix}'
-    export.export_classifier(model, path, export.Request(form, size, half=half), Preprocessing(config), weights)
+    export.export(model, path, format=form, image_size=size, half=half)
     classifier = ExportedClassifier(config, path, reference=reference, threads=1)
     classifier.network = Timed(classifier.network)
     result = evaluate_file(config, classifier)

@@ -14,6 +14,7 @@ from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import export, fuse
 from mobileone_ext.deploy.classifier import Classifier
 from mobileone_ext.deploy.compare_files import compare_files
+from mobileone_ext.deploy.described import describe
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -122,8 +123,8 @@ def files(tiny_run, digits, tmp_path_factory):
     fuse.save_fused(model, folder / 'fused.pth', config, checkpoint, weights.source)
     torch.save(model.state_dict(), folder / 'bare.pth')
     for size in (32, 64):
-        request = export.Request(size=size, normalize=True, softmax=True)
-        export.export_classifier(model, folder / f'{size}.onnx', request, Preprocessing(config), checkpoint)
+        said = describe(Preprocessing(config), model.classes, checkpoint)
+        export.export(model, folder / f'{size}.onnx', image_size=size, normalize=True, softmax=True, metadata=said)
     return folder
 
 

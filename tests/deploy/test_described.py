@@ -33,8 +33,8 @@ def files(tiny_run, digits, tmp_path_factory):
     (folder / 'tuned').mkdir()
     fuse.save_fused(model, folder / 'tuned' / 'fused.pth', config, checkpoint, weights.source)
     for name, inside in (('normalized', False), ('pixels', True)):
-        request = export.Request(size=32, normalize=inside, softmax=inside)
-        export.export_classifier(model, folder / f'{name}.onnx', request, Preprocessing(config), checkpoint)
+        said = described.describe(Preprocessing(config), model.classes, checkpoint)
+        export.export(model, folder / f'{name}.onnx', image_size=32, normalize=inside, softmax=inside, metadata=said)
     torch.save(dict(state_dict=model.state_dict()), folder / 'bare.pth')
     return folder
 
@@ -198,8 +198,8 @@ def test_an_older_file_has_the_steps_themselves(exported, files, photos, run_too
 
 
 def test_steps_are_the_configs(files):
-    found, _ = described._config_of_file(str(files / 'pixels.onnx'), None)
-    load, resize, pack = (dict(step) for step in Preprocessing(found).pipeline)
+    found = described.find_network(str(files / 'pixels.onnx'))
+    load, resize, pack = (dict(step) for step in Preprocessing(found.config).pipeline)
     assert (load['type'], pack['type']) == ('mobileone_ext.LoadImageFromFile', 'PackInputs')
     assert resize == dict(type='Resize', scale=(32, 32), backend='pillow', interpolation='bilinear')
 

@@ -15,14 +15,17 @@ from conftest import TINY, only_line, randomize_norms
 from mmpretrain.registry import MODELS
 from PIL import Image
 
+import mobileone_ext as m1
 from mobileone_ext import cli
 from mobileone_ext.config import load_config
 from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import export, fuse
+from mobileone_ext.deploy.described import describe
 from mobileone_ext.deploy.formats import FORMATS
 from mobileone_ext.deploy.formats.base import Request
 from mobileone_ext.deploy.formats.onnx import onnx_proto
 from mobileone_ext.deploy.runtime import open_network
+from mobileone_ext.metadata import IMAGENET_MEAN, IMAGENET_STD, Metadata
 
 S0, S4 = 'configs/mobileone_s0_8xb32.py', 'configs/mobileone_s4_8xb32.py'
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -61,7 +64,7 @@ def test_graph_holds_nothing_else(path, expected):
 def test_opset_and_batch_are_as_asked(s0, opset, dynamic_batch, tmp_path):
     config, _, checkpoint = s0
     net = export.DeployNet(export.load_fused(config, str(checkpoint)))
-    export.export(net, tmp_path / 'net.onnx', Request('onnx', 64, opset, dynamic_batch=dynamic_batch))
+    export.write(net, tmp_path / 'net.onnx', Request('onnx', 64, opset, dynamic_batch=dynamic_batch))
     proto = onnx.load(tmp_path / 'net.onnx')
     assert proto.opset_import[0].version == opset
     network = open_network(tmp_path / 'net.onnx')
@@ -78,7 +81,7 @@ def test_coreml_program(s0, tmp_path):
 
     config, _, checkpoint = s0
     net = export.DeployNet(export.load_fused(config, str(checkpoint)))
-    export.export(net, tmp_path / 'net.mlpackage', Request('coreml', 64, metadata=dict(output='logits')))
+    export.write(net, tmp_path / 'net.mlpackage', Request('coreml', 64, metadata=dict(output='logits')))
     spec = coremltools.models.MLModel(str(tmp_path / 'net.mlpackage'), skip_model_load=True).get_spec()
     operations = Counter(
         operation.type
@@ -120,17 +123,12 @@ def test_refused_file_does_not_take_its_place(s0, tmp_path):
     other = export.DeployNet(export.load_fused(config, str(checkpoint)))
     with torch.no_grad():
         other.fc.bias[7] = 1e9
-    images = write_images(tmp_path / 'images')
     out = tmp_path / 'net.onnx'
     out.write_text('older')
-
-    def check(path):
-        return export.prove(other, path, Request(), Preprocessing(config), sorted(images.iterdir()), [])
-
     with pytest.raises(ValueError, match='2 of 2 predictions changed'):
-        export.export(net, out, Request(), check)
+        export.write(net, out, Request(), lambda path: export.prove(other, path, Request()))
     assert out.read_text() == 'older'
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['images', 'net.onnx']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['net.onnx']
 
 
 @pytest.mark.parametrize('leaves', [b'half a file', pytest.param(b'', marks=pytest.mark.slow)])
@@ -142,12 +140,12 @@ def test_a_full_disk_is_named_whatever_a_library_says(s0, leaves, tmp_path, monk
     net = export.DeployNet(export.load_fused(s0[0], str(s0[2])))
     monkeypatch.setattr(export, 'load_format', lambda form: SimpleNamespace(write=write))
     with pytest.raises(ValueError, match='^onnx cannot hold this network: basic_ios::clear'):
-        export.export(net, tmp_path / 'net.onnx', Request(size=64))
+        export.write(net, tmp_path / 'net.onnx', Request(size=64))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
         with pytest.raises(OSError, match='net.onnx: cannot be written: File too large'):
-            export.export(net, tmp_path / 'net.onnx', Request(size=64))
+            export.write(net, tmp_path / 'net.onnx', Request(size=64))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
@@ -208,7 +206,7 @@ def test_signals_find_their_stack_after_openvino(s0, tmp_path):
 
     config, _, checkpoint = s0
     net = export.DeployNet(export.load_fused(config, str(checkpoint)))
-    export.export(net, tmp_path / 'net.xml', Request('openvino', 64))
+    export.write(net, tmp_path / 'net.xml', Request('openvino', 64))
     before = signal_stack()
     network = open_network(tmp_path / 'net.xml')
     network(np.zeros((1, 3, 64, 64), np.float32))
@@ -223,7 +221,7 @@ def test_heat_map_is_where_the_logits_come_from(form, half, tmp_path):
     _, model = classifier(S0)
     net, path = export.DeployNet(model), tmp_path / f'net.{form}'
     request = Request(form, 96, half=half, heatmap=True)
-    export.export(net, path, request, lambda part: None if half else open_network(part))
+    export.write(net, path, request, lambda part: None if half else open_network(part))
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     assert [(output.name, output.type, output.shape[1:]) for output in session.get_outputs()] == [
         ('output', 'tensor(float)', [1000]),
@@ -248,7 +246,7 @@ def test_heat_map_of_what_has_none_is_refused(s0, run_tool, tmp_path):
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.Flatten(), torch.nn.LazyLinear(4)).eval()
     net(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match='a heat map needs average pooling and a linear layer'):
-        export.export(net, tmp_path / 'net.onnx', Request(size=8, heatmap=True))
+        export.write(net, tmp_path / 'net.onnx', Request(size=8, heatmap=True))
     assert not list(tmp_path.iterdir())
 
 
@@ -268,8 +266,8 @@ def test_coreml_takes_an_image_and_names_classes(tiny, float32, tmp_path):
 
     config, model, checkpoint = tiny
     path = tmp_path / 'net.mlpackage'
-    request = Request('coreml', 32, normalize=True, softmax=True, float32=float32)
-    export.export_classifier(model, path, request, Preprocessing(config), str(checkpoint))
+    said = describe(Preprocessing(config), None, str(checkpoint))
+    export.export(model, path, image_size=32, normalize=True, softmax=True, float32=float32, metadata=said)
     spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
     (block,) = spec.mlProgram.functions['main'].block_specializations.values()
     kinds = Counter(operation.type for operation in block.operations)
@@ -290,7 +288,7 @@ def test_coreml_takes_an_image_and_names_classes(tiny, float32, tmp_path):
     float16 = 10
     assert (float16 in types) is not float32
     assert spec.description.input[0].type.WhichOneof('Type') == 'imageType'
-    export.export(export.DeployNet(model), path, Request('coreml', 32))  # as arrays, where nothing is asked
+    export.write(export.DeployNet(model), path, Request('coreml', 32))  # as arrays, where nothing is asked
     described = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec().description
     kinds = [entry.type.WhichOneof('Type') for entry in (*described.input, *described.output)]
     assert kinds == ['multiArrayType'] * 2
@@ -302,16 +300,16 @@ def test_a_file_that_apps_cannot_read_is_said(tiny, run_tool, tmp_path):
     assert code == 0, text
     assert "Vision and Xcode's preview cannot read this file: that takes --normalize" in text.splitlines()
     assert (tmp_path / 'net.mlpackage.labels.txt').read_text().splitlines() == [*'0123456789']
-    assert export.note(Request('litert', normalize=True)) == export.note(Request('onnx')) == ''
-    assert export.note(Request('litert')) == 'MediaPipe cannot read this file: that takes --normalize'
-    assert export.note(Request('coreml')).endswith('takes --normalize --softmax')
+    assert export.note('litert', True, False) == export.note('onnx', False, False) == ''
+    assert export.note('litert', False, False) == 'MediaPipe cannot read this file: that takes --normalize'
+    assert export.note('coreml', False, False).endswith('takes --normalize --softmax')
 
 
 def test_names_of_another_network_do_not_stay(tmp_path):
     net = export.DeployNet(classifier(TINY)[1])
     for labels, text in ((['a', 'two\nlines'], 'a\ntwo lines\n'), (None, '')):
         metadata = {} if labels is None else dict(labels=json.dumps(labels))
-        export.export(net, tmp_path / 'net.onnx', Request(size=32, metadata=metadata))
+        export.write(net, tmp_path / 'net.onnx', Request(size=32, metadata=metadata))
         assert (tmp_path / 'net.onnx.labels.txt').read_text() == text
 
 
@@ -322,7 +320,7 @@ def test_coreml_on_macos(tiny, tmp_path, monkeypatch):
     (config, model, checkpoint), path = tiny, tmp_path / 'net.mlpackage'
     request = Request('coreml', 32, normalize=True, softmax=True, metadata=dict(labels=json.dumps([*'abcdefghia'])))
     net = export.DeployNet(model, Preprocessing(config).normalize, softmax=True)
-    export.export(net, path, export.described(request, Preprocessing(config), str(checkpoint), None))
+    export.write(net, path, export.described(request, describe(Preprocessing(config), None, str(checkpoint))))
 
     def predict(self, given):
         pixels = torch.from_numpy(np.array(given['image'])).permute(2, 0, 1)[None].float()
@@ -336,3 +334,79 @@ def test_coreml_on_macos(tiny, tmp_path, monkeypatch):
     assert network.fixed_batch and network.size == (32, 32) and network.in_channels == 3
     images = torch.randint(0, 256, (2, 3, 32, 32)).float()
     np.testing.assert_allclose(network(images.numpy()), net(images).numpy(), atol=1e-6)
+
+
+class Heads(torch.nn.Module):
+    """A mask and a score for each image, or what ``pick`` makes of them."""
+
+    def __init__(self, pick):
+        super().__init__()
+        self.body = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.pick = pick
+
+    def forward(self, images):
+        mask = self.body(images)
+        return self.pick(mask, mask.mean((2, 3)))
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.pt', '.pt2'])
+@pytest.mark.parametrize(
+    ('pick', 'names'),
+    [
+        (lambda mask, score: mask, ['output']),
+        (lambda mask, score: dict(mask=mask, score=score), ['mask', 'score']),
+        (lambda mask, score: [score, mask], ['output', 'output_1']),
+    ],
+)
+def test_a_network_with_other_outputs(pick, names, suffix, tmp_path):
+    """Masks, two heads, maps: all are held against the network; of images that are not square, in other numbers."""
+    net, path = Heads(pick), tmp_path / f'net{suffix}'
+    m1.export(net, path, image_size=(32, 48), normalize=True)
+    assert net.training and all(parameter.requires_grad for parameter in net.parameters())
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 48)).astype(np.float32)
+    mean, std = (np.float32(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        outputs = net(torch.from_numpy((pixels - mean) / std))
+    outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+    outputs = outputs.values() if isinstance(outputs, dict) else outputs
+    expected = torch.cat([output.flatten(1) for output in outputs], 1).numpy()
+    np.testing.assert_allclose(open_network(path)(pixels), expected, atol=1e-5)
+    if suffix == '.onnx':
+        graph = onnx.load(path).graph
+        assert [output.name for output in graph.output] == names
+        assert [side.dim_value for side in graph.input[0].type.tensor_type.shape.dim[2:]] == [32, 48]
+
+
+def test_a_wrong_second_output_is_refused(tmp_path, monkeypatch):
+    net = Heads(lambda mask, score: (score, mask))
+    asked = Request(size=(32, 48), outputs=('output', 'output_1'), gives_classes=False)
+    other = export.DeployNet(Heads(lambda mask, score: (score, mask + 1)))
+    other.backbone.body.load_state_dict(net.body.state_dict())
+    with pytest.raises(ValueError, match='outputs differ by'):
+        export.write(export.DeployNet(net), tmp_path / 'n.onnx', asked, lambda part: export.prove(other, part, asked))
+
+
+def test_formats_of_one_output_say_so(tmp_path):
+    with pytest.raises(ValueError, match='a file of format litert has one output here, the network 2'):
+        m1.export(Heads(lambda mask, score: (score, mask)), tmp_path / 'net.tflite', image_size=32)
+
+
+def test_a_file_says_what_was_told(tmp_path):
+    """And nothing else; what was told to the network as well."""
+    net = Heads(lambda mask, score: score)
+    m1.export(net, tmp_path / 'net.onnx', image_size=32)
+    said = Metadata.read(open_network(tmp_path / 'net.onnx').metadata)
+    assert (said.size, said.output) == ([32, 32], 'logits') and said.mean is said.labels is said.input is None
+    net.metadata = Metadata(labels=[*'abcd'], size=(24, 32), mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], channels='RGB')
+    m1.export(net, tmp_path / 'net.onnx', softmax=True)
+    said = Metadata.read(open_network(tmp_path / 'net.onnx').metadata)
+    assert (said.labels, said.size, said.mean, said.output) == ([*'abcd'], [24, 32], [1, 2, 3], 'probabilities')
+    assert said.takes_pixels is False and said.is_enough
+
+
+def test_images_that_are_not_square_by_the_tool(tiny, run_tool, tmp_path):
+    code, text = run_tool('export', TINY, tiny[2], tmp_path / 'net.onnx', '--image-size', '32x64')
+    assert code == 0 and 'at 32 x 64' in text, text
+    assert open_network(tmp_path / 'net.onnx').size == (32, 64)
+    code, text = run_tool('export', TINY, tiny[2], tmp_path / 'net.onnx', '--image-size', '32x')
+    assert code == 1 and "'32x': 224, or height and width as 192x256" in only_line(text)

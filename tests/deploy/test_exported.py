@@ -11,6 +11,7 @@ from PIL import Image
 from mobileone_ext import cli
 from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import export
+from mobileone_ext.deploy.described import describe
 from mobileone_ext.deploy.exported import ExportedClassifier
 from mobileone_ext.deploy.formats.base import FORMATS, quiet
 from mobileone_ext.deploy.formats.onnx import write_ort
@@ -41,8 +42,8 @@ def write(trained, form, out, inside=False, metadata=True, **options):
     preprocessing = Preprocessing(config)
     net = export.DeployNet(model, preprocessing.normalize if inside else None, softmax=inside)
     request = export.Request(form, SIZE, normalize=inside, softmax=inside, **options)
-    told = export.described(request, preprocessing, str(trained[0]), model.classes) if metadata else request
-    export.export(net, out, told)
+    told = export.described(request, describe(preprocessing, model.classes, str(trained[0]))) if metadata else request
+    export.write(net, out, told)
     return out
 
 

@@ -15,6 +15,7 @@ from conftest import only_line, randomize_norms
 from mobileone_ext import cli
 from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import export, fuse, input_name
+from mobileone_ext.deploy.described import describe
 from mobileone_ext.deploy.formats import FORMATS
 from mobileone_ext.deploy.formats.base import Request, load_format
 from mobileone_ext.deploy.runtime import Network, is_exported, open_network
@@ -62,8 +63,8 @@ def write(tiny, out, form, inside=False, **options):
     request = Request(form, SIZE, normalize=inside, softmax=inside, **options)
     preprocessing = Preprocessing(config)
     net = export.DeployNet(fused, preprocessing.normalize if inside else None, softmax=inside)
-    request = export.described(request, preprocessing, str(checkpoint), None)
-    export.export(net, out, request)
+    request = export.described(request, describe(preprocessing, None, str(checkpoint)))
+    export.write(net, out, request)
     return request.metadata
 
 
@@ -119,7 +120,7 @@ def test_weights_in_channels_last_are_written_as_others(form, suffix, tmp_path):
     net = export.DeployNet(fuse.fuse(classifier()[1])).to(memory_format=torch.channels_last)
     weight = net.backbone.stage0.branch_reparam.weight
     out = tmp_path / f'net{suffix}'
-    export.export(net, out, Request(form, SIZE))
+    export.write(net, out, Request(form, SIZE))
     assert weight.is_contiguous(memory_format=torch.channels_last)
     _, images = pixels_and_images()
     with torch.no_grad():
@@ -171,7 +172,7 @@ def test_other_operators_are_right_or_refused(form, backbone, tmp_path):
     net = export.DeployNet(model)
     try:
         request = Request(form, SIZE)
-        export.export(net, out, request, lambda path: export.prove(net, path, request, Preprocessing(config)))
+        export.write(net, out, request, lambda path: export.prove(net, path, request))
     except ValueError as error:
         assert len(str(error).splitlines()) == 1
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == older

@@ -114,4 +114,4 @@ def test_a_head_of_several_outputs(digits, tmp_path):
     with pytest.raises(
         ValueError, match='onnx cannot hold this network: its head gives a tuple, where logits are needed'
     ):
-        export.export(export.DeployNet(network), tmp_path / 'net.onnx', export.Request(size=32))
+        export.write(export.DeployNet(network), tmp_path / 'net.onnx', export.Request(size=32))

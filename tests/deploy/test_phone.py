@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from mobileone_ext import cli
 from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import export, fuse
+from mobileone_ext.deploy.described import describe
 from mobileone_ext.deploy.formats import OUTPUT_NAME
 
 S0 = 'configs/mobileone_s0_8xb32.py'
@@ -51,7 +52,9 @@ def phone(tmp_path_factory):
 def write(phone, name, form):
     config, net, _, folder = phone
     request = export.Request(form, normalize=True, softmax=True, dynamic_batch=False)
-    export.export(net, folder / name, export.described(request, Preprocessing(config), str(folder / 'net.pth'), None))
+    export.write(
+        net, folder / name, export.described(request, describe(Preprocessing(config), None, str(folder / 'net.pth')))
+    )
     return folder / name
 
 

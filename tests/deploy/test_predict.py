@@ -18,6 +18,7 @@ from mobileone_ext import cli
 from mobileone_ext.data.pixels import Preprocessing, in_batches
 from mobileone_ext.deploy import export, fuse, predict
 from mobileone_ext.deploy.classifier import open_classifier
+from mobileone_ext.deploy.described import describe
 from mobileone_ext.deploy.formats import FORMATS
 from mobileone_ext.metadata import Metadata
 from mobileone_ext.models import create_model
@@ -42,10 +43,8 @@ def files(tmp_path_factory):
         model.head.fc.weight.normal_().div_(features.norm())
     torch.save(model.state_dict(), folder / 'net.pth')
     for name, inside in (('normalized', False), ('pixels', True)):
-        request = export.Request(normalize=inside, softmax=inside)
-        export.export_classifier(
-            model, folder / f'{name}.onnx', request, Preprocessing(config), str(folder / 'net.pth')
-        )
+        said = describe(Preprocessing(config), None, str(folder / 'net.pth'))
+        export.export(model, folder / f'{name}.onnx', normalize=inside, softmax=inside, metadata=said)
     (folder / 'images').mkdir()
     rng = np.random.default_rng(0)
     for number in range(2):
@@ -88,7 +87,7 @@ import runpy, sys
 try:
     runpy.run_path(sys.argv[0], run_name='__main__')
 except SystemExit as end:
-    heavy = 'torch', 'mmengine', 'mmcv', 'mmpretrain', 'cv2', 'matplotlib', 'onnxruntime'
+    heavy = 'torch', 'torch._dynamo', 'mmengine', 'mmcv', 'mmpretrain', 'cv2', 'matplotlib', 'onnxruntime'
     print(end.code, [name for name in heavy if name in sys.modules])
 """
         out = tmp_path / f'{network.stem}.json'

@@ -96,7 +96,7 @@ def later(monkeypatch):
 def test_taken_where_the_tracer_is_gone(opset, later, tmp_path):
     net = deploy_net(TINY)
     request = Request('onnx', 32, opset, normalize=True, heatmap=True)
-    export.export(net, tmp_path / 'net.onnx', request)
+    export.write(net, tmp_path / 'net.onnx', request)
     assert onnx.load(tmp_path / 'net.onnx').opset_import[0].version == opset
     images = torch.randint(0, 256, (3, 3, 32, 32)).float()
     torch.testing.assert_close(
@@ -107,7 +107,7 @@ def test_taken_where_the_tracer_is_gone(opset, later, tmp_path):
 @pytest.mark.parametrize('opset', [pytest.param(10, marks=pytest.mark.slow), 13])
 def test_low_opsets_are_lost_then(opset, later, tmp_path):
     with pytest.raises(ValueError, match=f'--opset {opset}: this torch writes .* of opset .* and above alone'):
-        export.export(deploy_net(TINY), tmp_path / 'net.onnx', Request('onnx', 32, opset))
+        export.write(deploy_net(TINY), tmp_path / 'net.onnx', Request('onnx', 32, opset))
     assert not list(tmp_path.iterdir())
 
 
@@ -123,7 +123,7 @@ def test_int8_of_a_program(se_blocks, later, tmp_path):
 @pytest.mark.slow
 def test_coreml_takes_a_program(later, tmp_path):
     coremltools = pytest.importorskip('coremltools')
-    export.export(deploy_net(TINY), tmp_path / 'net.mlpackage', Request('coreml', 32, normalize=True, softmax=True))
+    export.write(deploy_net(TINY), tmp_path / 'net.mlpackage', Request('coreml', 32, normalize=True, softmax=True))
     spec = coremltools.models.MLModel(str(tmp_path / 'net.mlpackage'), skip_model_load=True).get_spec()
     (block,) = spec.mlProgram.functions['main'].block_specializations.values()
     kinds = Counter(operation.type for operation in block.operations)
@@ -133,5 +133,5 @@ def test_coreml_takes_a_program(later, tmp_path):
 @pytest.mark.slow
 def test_torchscript_names_what_is_gone(later, tmp_path):
     with pytest.raises(ValueError, match="torchscript cannot hold this network: .*'trace'"):
-        export.export(deploy_net(TINY), tmp_path / 'net.pt', Request('torchscript', 32))
-    export.export(deploy_net(TINY), tmp_path / 'net.pt2', Request('torchscript', 32))
+        export.write(deploy_net(TINY), tmp_path / 'net.pt', Request('torchscript', 32))
+    export.write(deploy_net(TINY), tmp_path / 'net.pt2', Request('torchscript', 32))

@@ -358,9 +358,29 @@ def test_sensitivity_finds_the_layer_that_suffers():
         layer.linear.weight[0, 0] = 1e4  # leaves the others no step of the grid
         layer.linear.bias[0] = -1e6  # and its own channel silent
     options = Options(per_channel=False, equalize=False, compensate=False)
-    costs = sensitivity(model, images(8), options, images(8))
-    assert costs[0][0] == victim
-    assert {name for name, _ in costs} == {layer.name for layer in layers_of(model)}
+    losses = sensitivity(model, images(8), options, images(8))
+    assert losses[0].layer == victim and losses[0].cause == 'weights'
+    assert losses[0].highest == -losses[0].lowest == pytest.approx(1e4, rel=1e-2) and losses[0].channel != 0
+    assert {loss.layer for loss in losses} == {layer.name for layer in layers_of(model)}
+
+
+def test_sensitivity_says_which_channel_takes_the_range_of_activations():
+    """The one whose values are a thousand times those of the others, which the next layer hardly reads."""
+    model, victim = small_classifier(), 'backbone.stage3.1'
+    layer, after = (layer for name in (victim, 'backbone.stage4.0') for layer in layers_of(model) if layer.name == name)
+    with torch.no_grad():
+        layer.linear.weight[3] *= 1000
+        layer.linear.bias[3] = layer.linear.bias[3].abs() * 1000 + 1000
+        layer.linear.weight[5] = 0
+        layer.linear.bias[5] = 0
+        after.linear.weight[3] /= 1e5
+    options = Options(equalize=False, compensate=False, ranges='minmax', weight_bits=8)
+    loss = {loss.layer: loss for loss in sensitivity(model, images(8), options, images(8))}[victim]
+    largest = largest_activations(layers_of(model), images(8))
+    index = [layer.name for layer in layers_of(model)].index(victim)
+    assert loss.cause == 'activations' and loss.lowest == 0
+    assert loss.highest == pytest.approx(float(largest[index].detach().max()), rel=0.05) and loss.highest > 1000
+    assert loss.channel not in (3, 5) and 0 < loss.share < 1
 
 
 def test_sensitivity_on_one_image_is_refused():
@@ -430,7 +450,7 @@ def test_tool_on_digits(digits, run_tool, tmp_path):
     names = ['float', 'naive', '+ equalize', '+ ranges', '+ correct_bias', 'int8']
     assert [row['name'] for row in report['accuracy']] == names
     assert report['accuracy'][-1]['flips'] < 0.05 * report['accuracy'][-1]['num_images']
-    assert 'head.fc' not in dict(report['sensitivity'])
+    assert 'head.fc' not in {loss['layer'] for loss in report['sensitivity']}
     metadata = open_network(tmp_path / 'int8.onnx').metadata
     assert (metadata['precision'], metadata['sums']) == ('int8', SUMS_FIT)
     assert 'on this machine the file computes what was calibrated' in text and SUMS_FIT in text

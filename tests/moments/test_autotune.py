@@ -24,6 +24,11 @@ BLOCKS = {
 }
 
 
+def test_constants_are_marked_as_torch_marks_them():
+    ours, theirs = kernels.constant_when_compiled(lambda: 1), torch.compiler.assume_constant_result(lambda: 1)
+    assert vars(ours) == vars(theirs) != {}
+
+
 @pytest.fixture
 def table(monkeypatch, tmp_path):
     """``table(rows or text)`` is the one of this processor; what the log is told."""

@@ -20,8 +20,8 @@ import numpy as np
 
 from ...metadata import Metadata
 from ...provenance import sha256
-from .. import DEFAULT_OPSET, DEFAULT_SIZE
-from . import FORMATS
+from .. import DEFAULT_OPSET, DEFAULT_SIZE, sides
+from . import FORMATS, OUTPUT_NAME
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ class Request:
 
     Attributes:
         format: the name in ``FORMATS``.
-        size: height and width of the images in pixels.
+        size: of the images in pixels, one number for height and width, or both.
         opset: of ONNX.
         normalize: it takes pixels 0 .. 255, normalization inside.
         softmax: it returns probabilities instead of logits.
@@ -83,11 +83,13 @@ class Request:
         rewrite: what is done to the ONNX graph, where the format is made from one.
         int8: the network has pairs of quantize and dequantize, which are to become integer kernels.
         classifier_scales: (O,) of its int8 weights, where a format has to be told.
+        outputs: names, of all where the format has several.
+        gives_classes: it returns a score for each class, and nothing else.
         channels: of the images; None takes those of the network's first convolution.
     """
 
     format: str = 'onnx'
-    size: int = DEFAULT_SIZE
+    size: int | Sequence[int] = DEFAULT_SIZE
     opset: int = DEFAULT_OPSET
     normalize: bool = False
     softmax: bool = False
@@ -100,7 +102,14 @@ class Request:
     rewrite: Callable[[Any], Any] | None = None
     int8: bool = False
     classifier_scales: 'Tensor | None' = None
+    outputs: tuple[str, ...] = (OUTPUT_NAME,)
+    gives_classes: bool = True
     channels: int | None = None
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return sides(self.size)
 
     @property
     def precision(self) -> str:
@@ -167,6 +176,12 @@ class Network:
                 f'the runtime fails on images {" x ".join(map(str, images.shape[1:]))} ({first_line(error)})'
             ) from error
         return np.concatenate([output.reshape(len(output), -1) for output in outputs])
+
+
+def in_rows(outputs: Sequence) -> np.ndarray:
+    """All outputs of each image, one behind the other."""
+    arrays = [np.asarray(output) for output in outputs]
+    return np.concatenate([array.reshape(len(array), -1) for array in arrays], 1) if len(arrays) > 1 else arrays[0]
 
 
 def first_line(error: Exception) -> str:

@@ -27,7 +27,8 @@ def model_metadata(request: Request) -> bytes:
 
     metadata = request.metadata
     builder = flatbuffers.Builder(1024)
-    image_size = _table(builder, [('Uint32', request.size, 0), ('Uint32', request.size, 0)])
+    height, width = request.sides
+    image_size = _table(builder, [('Uint32', width, 0), ('Uint32', height, 0)])
     color = _RGB if metadata.get('channels') == 'RGB' else 0
     properties = _table(builder, [('Int8', color, 0), ('offset', image_size)])
     content = _table(builder, [('Uint8', _IMAGE_PROPERTIES, 0), ('offset', properties)])

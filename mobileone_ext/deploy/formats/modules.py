@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .base import Network
 
@@ -17,8 +18,8 @@ class Half(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.net(image.half()).float()
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return tree_map(Tensor.float, self.net(image.half()))
 
 
 def half_precision(net: nn.Module) -> nn.Module:

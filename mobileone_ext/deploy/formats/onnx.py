@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import HEATMAP_NAME, OUTPUT_NAME
-from .base import Network, Request, only
+from . import HEATMAP_NAME
+from .base import Network, Request, in_rows, only
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,10 +52,10 @@ def _by_tracer(net: nn.Module, image: Tensor, request: Request):
         (image,),
         buffer,
         input_names=[name],
-        output_names=[OUTPUT_NAME],
+        output_names=[*request.outputs],
         opset_version=request.opset,
         dynamo=False,
-        dynamic_axes={name: {0: 'batch'}, OUTPUT_NAME: {0: 'batch'}} if request.dynamic_batch else None,
+        dynamic_axes={each: {0: 'batch'} for each in (name, *request.outputs)} if request.dynamic_batch else None,
     )
     return _with_own_initializers(onnx.load_from_string(buffer.getvalue()))
 
@@ -74,7 +74,7 @@ def by_program(net: nn.Module, image: Tensor, request: Request):
         net,
         (image,),
         input_names=[request.input_name],
-        output_names=[OUTPUT_NAME],
+        output_names=[*request.outputs],
         opset_version=max(request.opset, _PROGRAMS_OPSET),
         dynamo=True,
         verbose=False,
@@ -194,16 +194,17 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
     if batch:
         options.add_free_dimension_override_by_name('batch', batch)
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    image, output = only(session.get_inputs()), session.get_outputs()[0]
+    image, outputs = only(session.get_inputs()), [out for out in session.get_outputs() if out.name != HEATMAP_NAME]
     if image.type not in _TYPES:
         raise ValueError(f'its input is {image.type}; float images are needed')
     dtype = _TYPES[image.type]
     # A batch that was fixed for speed stands there as if the file said it.
     first = None if batch and image.shape[0] == batch else image.shape[0]
-    classes = output.shape[-1] if isinstance(output.shape[-1], int) else None
+    (*shape, classes), names = outputs[0].shape, [output.name for output in outputs]
+    classes = classes if isinstance(classes, int) and len(outputs) == len(shape) == 1 else None
     metadata = session.get_modelmeta().custom_metadata_map
     return Network(
-        lambda images: session.run([output.name], {image.name: images.astype(dtype, copy=False)})[0],
+        lambda images: in_rows(session.run(names, {image.name: images.astype(dtype, copy=False)})),
         first == 1,
         classes,
         metadata,

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .base import Network, Request, only
+from .base import Network, Request, in_rows, only
 from .modules import half_precision
 
 _METADATA = 'metadata.json'
@@ -71,6 +71,7 @@ def open_file(path: Path, threads: int | None, batch: int | None) -> Network:
 
     @torch.inference_mode()
     def call(images):
-        return module(torch.from_numpy(images)).numpy()
+        outputs = module(torch.from_numpy(images))
+        return in_rows([outputs] if isinstance(outputs, Tensor) else outputs)
 
     return Network(call, fixed, None, json.loads(extra[_METADATA] or '{}'), shape)

@@ -5,7 +5,9 @@ The simulation computes in float32 what an int8 runtime computes in integers; sh
 
 import copy
 import dataclasses
+from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from ..compare import check_finite
 from . import Options, rounding
-from .chain import Layer, equalized, in_chunks, layers_of, run_layers
+from .chain import CHUNK, Layer, equalized, in_chunks, layers_of, run_layers
 from .ranges import QParams, choose_qparams
 
 INPUT, POOLED = 'input', 'pooled'
@@ -199,12 +201,38 @@ def _at_random_pixels(layer: Layer, x: Tensor, outputs: Tensor) -> tuple[Tensor,
     return patches.flatten(1)[None], outputs[None]
 
 
+class Loss(NamedTuple):
+    """What a layer costs when it alone is int8, and why.
+
+    Attributes:
+        divergence: Kullback-Leibler, from the float network.
+        cause: ``'weights'`` or ``'activations'``: the one whose rounding makes more of the squared error that the next
+            layer sees.
+        lowest, highest: what that one's steps span; of weights, those of the worst channel.
+        channel: of the layer's outputs, the one that most of this error is in, and its share of it, 0 .. 1.
+    """
+
+    layer: str
+    divergence: float
+    cause: str
+    lowest: float
+    highest: float
+    channel: int
+    share: float
+
+    @property
+    def range(self) -> str:
+        """In words."""
+        alike = self.lowest == -self.highest
+        return f'±{self.highest:.3g}' if alike else f'{self.lowest:.3g} .. {self.highest:.3g}'
+
+
 @torch.no_grad()
-def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Tensor) -> list[tuple[str, float]]:
-    """What each layer costs when it alone is int8: Kullback-Leibler divergence from the float network, largest first.
+def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Tensor) -> list[Loss]:
+    """What each layer costs when it alone is int8, largest divergence first.
 
     Args:
-        images, held_out: normalized; the divergence is measured on ``held_out``.
+        images, held_out: normalized; errors are measured on ``held_out``.
 
     Raises:
         ValueError: if either holds no image.
@@ -215,12 +243,39 @@ def sensitivity(model: nn.Module, images: Tensor, options: Options, held_out: Te
     full = quantize(model, images, dataclasses.replace(options, compensate=False, correct_bias=False))
     reference = equalized(model, images, options)
     expected = in_chunks(Int8(reference), held_out).log_softmax(1)
-    costs = []
+    errors, found = _rounding_errors(reference, full, held_out), []
     for index, layer in enumerate(layers_of(full.model)):
-        if layer.name not in full.weight_scales:
+        name = layer.name
+        if name not in full.weight_scales:
             continue
-        alone = Int8(copy.deepcopy(reference), qparams={k: v for k, v in full.qparams.items() if k == layer.name})
+        alone = Int8(copy.deepcopy(reference), qparams={k: v for k, v in full.qparams.items() if k == name})
         layers_of(alone.model)[index].linear.load_state_dict(layer.linear.state_dict())
         logits = in_chunks(alone, held_out).log_softmax(1)
-        costs.append((layer.name, float(F.kl_div(logits, expected, log_target=True, reduction='batchmean'))))
-    return sorted(costs, key=lambda cost: -cost[1])
+        divergence = float(F.kl_div(logits, expected, log_target=True, reduction='batchmean'))
+        cause, error = max(errors[name].items(), key=lambda item: float(item[1].sum()))
+        channel = int(error.argmax())
+        if cause == 'weights':
+            scales = full.weight_scales[name]
+            highest = float(rounding.LEVELS * scales[min(channel, len(scales) - 1)])
+            lowest = -highest
+        else:
+            scale, zero = full.qparams[name]
+            lowest, highest = -zero * scale, (255 - zero) * scale
+        share = float(error[channel] / error.sum().clamp_min(torch.finfo(error.dtype).tiny))
+        found.append(Loss(name, divergence, cause, lowest, highest, channel, share))
+    return sorted(found, key=lambda loss: -loss.divergence)
+
+
+def _rounding_errors(reference: nn.Module, full: Int8, images: Tensor) -> dict[str, dict[str, Tensor]]:
+    """By layer, the squared error (C,) in its output channels, weighed as the next layer does, of rounding its
+    ``weights`` and its ``activations`` alone."""
+    layers, rounded = layers_of(reference), layers_of(full.model)
+    errors: dict[str, dict[str, Tensor]] = defaultdict(lambda: defaultdict(lambda: torch.zeros(())))
+    for x in images.split(CHUNK):
+        for layer, after, int8 in zip(layers, [*layers[1:], None], rounded):
+            x = x if after else x.mean((2, 3))
+            weights, x = (each.finish(each.linear(x)) for each in (int8, layer))
+            for cause, outputs in (('weights', weights), ('activations', full.rounded(layer.name, x))):
+                error = ((outputs - x).double() ** 2).transpose(0, 1).flatten(1).sum(1)
+                errors[layer.name][cause] = errors[layer.name][cause] + error * (after.importance if after else 1)
+    return errors

@@ -1,11 +1,13 @@
 """What tools/quantize.py does: check, calibrate, write, measure."""
 
+import copy
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +17,22 @@ from mmpretrain.models.heads import MultiLabelClsHead
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ...config import load_config
 from ...data.check import check_loaders, prepare_data
 from ...data.images import Listing
 from ...data.pixels import Preprocessing
 from ...files import check_outputs, suffix_of, write_atomically, write_json
+from ...metadata import Metadata, metadata_of
 from ...text import print_table, printable, with_progress
-from .. import export, fuse
+from .. import DEFAULT_OPSET, export, fuse
 from ..compare import compare, image_channels
+from ..described import config_of, find_network
 from ..formats import FORMAT_OF_SUFFIX, FORMATS
 from ..formats.base import Request, import_packages
 from ..runtime import open_network
 from . import Options, agreement, photos
-from .calibrate import Int8, quantize, sensitivity
+from .calibrate import Int8, sensitivity
+from .calibrate import quantize as to_int8
 from .chain import HEAD, in_chunks, layers_of
 from .prepare import prepare
 from .qdq import insert_qdq
@@ -41,7 +47,7 @@ class Job:
     """A network, the photos that calibrate it, the files that are written, and what is measured.
 
     Attributes:
-        config, checkpoint: the network.
+        config, checkpoint: the network; a checkpoint, or what it would be loaded into, fused.
         out: the int8 file, whose suffix tells the format; None where only a float network is prepared.
         request: what that file takes and returns.
         options: of the quantization.
@@ -57,7 +63,7 @@ class Job:
     """
 
     config: Config
-    checkpoint: str
+    checkpoint: str | nn.Module
     out: str | None = None
     request: Request = Request()
     options: Options = Options()
@@ -84,13 +90,14 @@ class Job:
     @cached_property
     def model(self) -> nn.Module:
         """The float classifier, fused."""
+        if isinstance(self.checkpoint, nn.Module):
+            return self.checkpoint
         return export.load_fused(self.config, self.checkpoint, self.ema, self.trust)
 
     @cached_property
     def described(self) -> Request:
         """``request`` with what every file of this network says of itself."""
-        model = self.model
-        return export.described(self.request, self.preprocessing, self.checkpoint, model.classes, model.said)
+        return export.described(self.request, self.model.metadata)
 
     @cached_property
     def test_images(self) -> DataLoader:
@@ -101,32 +108,80 @@ class Job:
         return loader
 
 
-def run(job: Job) -> None:
-    """Quantize a network, write it and say how good it is.
+def quantize(
+    network: str | Path | nn.Module,
+    out: str | Path | None = None,
+    *,
+    config: str | Config | None = None,
+    photos: str | Path | None = None,
+    image_size: int | Sequence[int] | None = None,
+    normalize: bool = False,
+    softmax: bool = False,
+    opset: int = DEFAULT_OPSET,
+    metadata: Metadata | None = None,
+    **job: Any,
+) -> dict[str, Any]:
+    """Quantize a network without labels, write it and say how good it is.
+
+    Args:
+        network: a checkpoint, or a fused MobileOne with a head in memory.
+        out: the int8 file, whose suffix tells the format; None where only a float network is prepared.
+        config: of a checkpoint that does not say which images it takes, or its path.
+        photos: a folder of what the network will see; None takes those that the config trains on.
+        image_size: in pixels; the config's, or 224.
+        normalize, softmax: the file takes pixels 0 .. 255, returns probabilities.
+        opset: of ONNX.
+        metadata: of a network in memory, see :func:`mobileone_ext.metadata.metadata_of`.
+        job: ``num_images``, ``options`` and the others of :class:`Job`.
+
+    Returns:
+        ``options``, ``num_calib``, and what was measured: ``agreement``, ``sensitivity``, ``accuracy``.
 
     Raises:
         ValueError, OSError: for what cannot be read, written or quantized; nothing is left half-written.
     """
+    if isinstance(network, nn.Module):
+        network = copy.deepcopy(network).eval()
+        network.metadata = metadata_of(network, metadata)
+        config = config_of(network.metadata, type(network).__name__)
+    elif config is None:
+        config, network, _ = find_network(str(network))
+    elif isinstance(config, str):
+        config = load_config(config)
+    form = FORMAT_OF_SUFFIX.get(suffix_of(out or ''), 'onnx')
+    request = Request(form, image_size or Preprocessing(config).side(), opset, normalize, softmax)
+    network, folder = (each if isinstance(each, nn.Module | None) else str(each) for each in (network, photos))
+    return run(Job(config, network, out and str(out), request, images=folder, **job))
+
+
+def run(job: Job) -> dict[str, Any]:
+    """What :func:`quantize` does."""
     check(job)
     test_images = job.test_images if job.evaluate else None  # built, and their data looked at, before the work
     images = calibrate(job)
     report = dict(options=vars(job.options), num_calib=len(images))
     if job.sensitivity:
-        report['sensitivity'] = sensitivity(job.model, images[::2], job.options, images[1::2])
-        rows = [(name, f'{cost:.5f}') for name, cost in report['sensitivity']]
-        print_table('each layer alone in int8, largest cost first', ('layer', 'divergence'), rows)
+        losses = sensitivity(job.model, images[::2], job.options, images[1::2])
+        report['sensitivity'] = [loss._asdict() for loss in losses]
+        rows = [
+            (loss.layer, f'{loss.divergence:.5f}', loss.cause, loss.range, f'{loss.channel} ({loss.share:.0%})')
+            for loss in losses
+        ]
+        columns = 'layer', 'divergence', 'by', 'range', 'channel'
+        print_table('each layer alone in int8, largest cost first; the channel with most of its error', columns, rows)
     if job.prepare:
         write_prepared(job, images)
     if job.out:
-        report['agreement'] = write(job, quantize(job.model, images, job.options), job.out, images)
+        report['agreement'] = write(job, to_int8(job.model, images, job.options), job.out, images)
         print(f'{job.out}: written')
-        if said := export.note(job.request):
+        if said := export.note(job.request.format, job.request.normalize, job.request.softmax):
             print(said)
         print(agreement.describe(report['agreement']))
     if test_images:
         report['accuracy'] = measure(job, images, test_images)
     if job.report:
         write_json(report, job.report)
+    return report
 
 
 def check(job: Job) -> None:
@@ -141,11 +196,13 @@ def check(job: Job) -> None:
             why = f'; {form.why_no_int8}' if form and form.why_no_int8 else ''
             raise ValueError(f'{job.out}: an int8 file is named {" or ".join(f"*{s}" for s in INT8_SUFFIXES)}{why}')
         import_packages(job.request.format)
-    sources = job.config.filename, job.checkpoint, *job.photos[0]
+    checkpoint = job.checkpoint if isinstance(job.checkpoint, str) else None
+    sources = job.config.filename, checkpoint, *job.photos[0]
     if job.out:
         export.check_place(job.out, job.request.format, *sources)
-    if job.prepare and suffix_of(job.prepare) not in FLOAT_SUFFIXES:
-        raise ValueError(f'--prepare {job.prepare}: a float network is written to {" or ".join(FLOAT_SUFFIXES)}')
+    suffixes = FLOAT_SUFFIXES if isinstance(job.checkpoint, str) else FLOAT_SUFFIXES[1:]
+    if job.prepare and suffix_of(job.prepare) not in suffixes:
+        raise ValueError(f'--prepare {job.prepare}: a float network is written to {" or ".join(suffixes)}')
     check_outputs([job.out, job.prepare, job.report], *sources)
     layers_of(job.model)  # refuses what int8 does not know
 
@@ -160,10 +217,9 @@ def calibrate(job: Job) -> Tensor:
     (files, place), skipped = job.photos, []
     pixels = photos.read(files, place, job.preprocessing, job.num_images, skipped)
     height, width = pixels.shape[2:]
-    if (height, width) != (job.request.size, job.request.size):
-        raise ValueError(
-            f"--image-size {job.request.size}: the config's test pipeline gives images of {height} x {width} pixels"
-        )
+    if (height, width) != job.request.sides:
+        asked = 'x'.join(map(str, dict.fromkeys(job.request.sides)))
+        raise ValueError(f"--image-size {asked}: the config's test pipeline gives images of {height} x {width} pixels")
     if files.note:
         print(f'{place}: {files.note}')
     for message in skipped:
@@ -184,8 +240,9 @@ def write_prepared(job: Job, images: Tensor) -> None:
         with write_atomically(job.prepare) as part:
             fuse.save_fused(prepared, part, job.config, job.checkpoint, how)
     else:
-        request = dataclasses.replace(job.request, format='onnx', metadata=dict(prepared=how))
-        export.export_classifier(prepared, job.prepare, request, job.preprocessing, job.checkpoint)
+        said = dataclasses.replace(job.model.metadata, others=dict(job.model.metadata.others, prepared=how))
+        asked = {name: getattr(job.request, name) for name in ('opset', 'normalize', 'softmax')}
+        export.export(prepared, job.prepare, format='onnx', image_size=job.request.size, metadata=said, **asked)
     print(
         f'{job.prepare}: written; on the calibration images {difference.changed_predictions} of '
         f'{difference.num_images} predictions change, outputs within {difference.max_rel_diff:.1e} of the largest'
@@ -212,7 +269,7 @@ def write(job: Job, int8: Int8, path: str | Path, images: Tensor | None = None) 
     def agree(part: Path) -> dict:
         return agreement.measure(job.model, int8, on_normalized(open_network(part), job), images, request.softmax)
 
-    return export.export(net, path, request, agree if images is not None else None)
+    return export.write(net, path, request, agree if images is not None else None)
 
 
 def measure(job: Job, images: Tensor, test_images: DataLoader) -> list[dict]:
@@ -221,7 +278,7 @@ def measure(job: Job, images: Tensor, test_images: DataLoader) -> list[dict]:
         networks = {}
         for name, options in steps_to(job.options) if job.steps else ():
             path = Path(folder, f'{name}{suffix_of(job.out)}')
-            write(job, quantize(job.model, images, options), path)
+            write(job, to_int8(job.model, images, options), path)
             networks[name] = open_network(path)
         networks['int8'] = open_network(job.out)
         rows = measure_accuracy(job, test_images, networks)
