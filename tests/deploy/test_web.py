@@ -261,6 +261,15 @@ def test_steps_are_those_of_the_pipeline(steps, size):
     )
 
 
+def test_a_padded_photo_is_seen_beyond_its_edges():
+    """So the heat map of 64 x 64 pixels lies over a photo of 64 x 32, a quarter of it above and below."""
+    step = json.dumps(dict(type='mobileone_ext.ResizePad', scale=64, fill=PAD, **HOW))
+    seen = f'prepare(fromPixels(Buffer.alloc(4 * 100 * 50), 100, 50), [{step}]).seen'
+    assert json.loads(in_node(f'process.stdout.write(JSON.stringify({seen}))')) == dict(
+        left=0, top=-0.5, width=1, height=2
+    )
+
+
 # ---- in Chromium ----
 
 
