@@ -32,7 +32,12 @@ MODULES = {
         *('recipe.curriculum', 'recipe.schedule', 'recipe.strength', 'recipe.param_groups', 'recipe.branch_norms'),
         *('recipe.channels_last', 'recipe.checkpointing', 'recipe.freeze_norm', 'recipe.sync_buffers'),
     ),
-    'Formats': ('deploy.formats.base', 'deploy.quantization.quantize', 'deploy.quantization.prepare'),
+    'Formats': (
+        'deploy.formats.base',
+        'deploy.quantization.quantize',
+        'deploy.quantization.prepare',
+        'deploy.quantization.inside',
+    ),
 }
 SUBCOMMANDS = {'benchmark': ('infer', 'train', 'pipeline', 'loop', 'imagenet', 'device')}
 

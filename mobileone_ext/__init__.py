@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .deploy.compare_files import compare_files as compare
     from .deploy.export import export
     from .deploy.predict import predict
+    from .deploy.quantization.inside import prepare
     from .deploy.quantization.quantize import quantize
     from .engine.finetune import finetune
     from .metadata import Metadata
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __version__ = '0.1.0'
 __all__ = [
     'Metadata', 'Report', 'compare', 'create_model', 'export', 'finetune', 'fuse', 'open_classifier', 'predict',
-    'quantize',
+    'prepare', 'quantize',
 ]  # fmt: skip
 _PLACES = dict(
     Metadata='metadata:Metadata',
@@ -35,6 +36,7 @@ _PLACES = dict(
     fuse='deploy.anywhere:fuse',
     open_classifier='deploy.classifier:open_classifier',
     predict='deploy.predict:predict',
+    prepare='deploy.quantization.inside:prepare',
     quantize='deploy.quantization.quantize:quantize',
 )
 

@@ -193,6 +193,32 @@ def test_two_heads_and_maps(run):
 
 
 @pytest.mark.apps
+def test_equalized_for_another_quantizer(run):
+    names, (before,) = run('inside', "For another toolchain's quantizer")
+    report = names['report']
+    # 43 convolutions, of whose maps two leave the encoder.
+    assert len(report['pairs']) == 41 and report['difference'] < 1e-5
+    agree(before(names['photos']), onnx_outputs('prepared.onnx', names['photos']))
+    agree(before.encoder(names['photos']), names['segmentor'].encoder(names['photos']))
+
+
+@pytest.mark.apps
+def test_the_encoder_of_a_unet_is_equalized_but_for_its_skip_connections():
+    smp = pytest.importorskip('segmentation_models_pytorch', reason='segmentation_models_pytorch is not installed')
+    torch.manual_seed(0)
+    unet = randomize_norms(smp.Unet('mobileone_s0', encoder_weights=None, classes=2)).eval()
+    images = torch.randn(2, 3, 64, 96)
+    m1.fuse(unet, images)
+    before = copy.deepcopy(unet)
+    pairs = m1.prepare(unet, images)['pairs']
+    # 43 convolutions, of which five make a map that the decoder reads; the decoder has its norms still.
+    assert len(pairs) == 38 and all(name.startswith('encoder.') for pair in pairs for name in pair)
+    assert not torch.equal(unet.encoder.stage3[3].reparam_conv.weight, before.encoder.stage3[3].reparam_conv.weight)
+    agree(before(images), unet(images))
+    agree(before.encoder(images), unet.encoder(images))
+
+
+@pytest.mark.apps
 def test_mmsegmentation(run):
     pytest.importorskip('mmseg', reason='needs onedl-mmsegmentation: make test REQUIREMENTS=requirements-onedl.txt')
     names, (before,) = run('inside', 'mmsegmentation')

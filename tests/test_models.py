@@ -25,7 +25,7 @@ def test_a_fresh_interpreter_loads_torch_at_first_use_and_no_openmmlab():
     code = """
 import sys, mobileone_ext as m1
 print('torch' in sys.modules)
-m1.fuse, m1.create_model('mobileone_mu0', num_classes=3)
+m1.fuse, m1.prepare, m1.create_model('mobileone_mu0', num_classes=3)
 print(*{name.partition('.')[0] for name in sys.modules} & {'torch', 'mmengine', 'mmcv', 'mmpretrain', 'timm'})
 print('torch._dynamo' in sys.modules)
 """

@@ -75,20 +75,13 @@ def fuse(model: nn.Module, images: Any = None) -> Report:
 @torch.no_grad()
 def fuse_blocks(model: nn.Module, images: Any = None) -> Report:
     """What :func:`fuse` does; a model without anything to fuse stays as it is."""
-    dtype = _check(model)
-    report = Report(inputs='noise of 64 x 64 pixels' if images is None else 'the images')
-    images = noise(model) if images is None else images
+    dtype = check_values(model)
+    report = Report()
     before = copy.deepcopy(model).double()
-    before.eval()  # gives None in some networks
     inputs: dict[str, int] = {}  # which object each module took; a parent's outlives the calls of what it holds
-    try:
-        expected = _run(before, images, lambda name, args, *_: inputs.update({name: id(args[0]) if args else 0}))
-    except Exception as error:  # whatever a network raises over what it is given
-        message = f'the network does not take {report.inputs}: {one_line(error)}; images gives what it takes'
-        raise ValueError(message) from error
-    for output in tree_leaves(expected):
-        if isinstance(output, Tensor) and output.numel():
-            check_finite(output.reshape(len(output) if output.dim() else 1, -1), 'the network before fusion')
+    images, report.inputs, expected = run_given(
+        before, images, lambda name, args, *_: inputs.update({name: id(args[0]) if args else 0})
+    )
 
     steps: dict[str, Block | str] = {}
     after = _fused('', copy.deepcopy(before), inputs, steps, report)
@@ -110,7 +103,7 @@ def fuse_blocks(model: nn.Module, images: Any = None) -> Report:
                 )
 
     after.to(dtype).double()  # as its weights will be
-    report.difference = relative_difference(expected, _run(after, images, prove))
+    report.difference = relative_difference(expected, run(after, images, prove))
     if not report.difference <= FUSION_TOLERANCE:
         raise ValueError(f'the fusion is wrong: outputs differ by {report.difference:.1e} of the largest')
     for name, step in steps.items():
@@ -191,7 +184,7 @@ def _takes_nothing(method: Any) -> bool:
     )
 
 
-def _check(model: nn.Module) -> torch.dtype:
+def check_values(model: nn.Module) -> torch.dtype:
     """The type of the weights.
 
     Raises:
@@ -230,7 +223,30 @@ def _has_parallel_branches(name: str, module: nn.Module, inputs: Mapping[str, in
     return any(count > 1 for count in shapes.values())
 
 
-def _run(model: nn.Module, images: Any, hook: Callable[[str, tuple, dict, Any], None]) -> Any:
+def run_given(model: nn.Module, images: Any, hook: Callable[[str, tuple, dict, Any], None]) -> tuple[Any, str, Any]:
+    """What :func:`run` takes, in words too, and gives of the network that others are held against; it is in eval mode.
+
+    Args:
+        images: as of :func:`fuse`.
+
+    Raises:
+        ValueError: if it does not take them, or its outputs are not finite.
+    """
+    inputs = 'noise of 64 x 64 pixels' if images is None else 'the images'
+    images = noise(model) if images is None else images
+    model.eval()  # gives None in some networks
+    try:
+        outputs = run(model, images, hook)
+    except Exception as error:  # whatever a network raises over what it is given
+        message = f'the network does not take {inputs}: {one_line(error)}; images gives what it takes'
+        raise ValueError(message) from error
+    for output in tree_leaves(outputs):
+        if isinstance(output, Tensor) and output.numel():
+            check_finite(output.reshape(len(output) if output.dim() else 1, -1), 'the network as it was given')
+    return images, inputs, outputs
+
+
+def run(model: nn.Module, images: Any, hook: Callable[[str, tuple, dict, Any], None]) -> Any:
     """The outputs of ``model`` in float64; ``hook`` gets name, arguments and outputs of every module."""
     images = tree_map(_double, images)
     args = () if isinstance(images, Mapping) else images if isinstance(images, tuple) else (images,)

@@ -230,7 +230,7 @@ BAD = {
     ),
     'a hook between': (lambda: spoiled(hook=lambda module, args, out: 2 * out), '^1: cannot be fused: it computes'),
     'a wrong method': (lambda: randomize_norms(nn.Sequential(OwnMethod(1.0))), '^0: cannot be fused: it computes'),
-    'not finite': (overflowing, 'the network before fusion has outputs that are not finite'),
+    'not finite': (overflowing, 'the network as it was given has outputs that are not finite'),
     'no image': (lambda: nn.Linear(3, 3), 'Linear has no convolution'),
 }
 

@@ -6,6 +6,7 @@ ranges.py        what an activation's 256 steps span
 calibrate.py     all of it in one pass over calibration images, and the result in simulated int8
 photos.py        the photos for that, and which cannot calibrate, or hardly
 prepare.py       what of it serves other quantizers
+inside.py        the same for a backbone inside any network
 qdq.py           the result as an ONNX file
 qdq_torch.py     the result as a PyTorch network, for LiteRT and ExecuTorch
 agreement.py     whether the file computes what was calibrated

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...block import MobileOneBlock
-from ..compare import check_finite
+from ..anywhere import check_finite
 from . import Options
 
 CHUNK = 25  # images
@@ -137,20 +137,29 @@ def equalized(model: nn.Module, images: Tensor, options: Options) -> nn.Module:
 
 @torch.no_grad()
 def equalize(model: nn.Module, images: Tensor, balance: float, floor: float) -> None:
-    """Bring the channels between any two layers to one range, in place; the function stays the same.
-
-    An SE between them reads the divided channels, so it is made to multiply them back.
-    """
+    """Bring the channels between any two layers to one range, in place; the function stays the same."""
     layers = layers_of(model)
     for layer, after, largest in zip(layers, layers[1:], largest_activations(layers, images)):
-        weight_out, weight_in = layer.linear.weight.abs().flatten(1).amax(1), after.weight_by_input.abs().amax(1)
-        scales = channel_scales(largest, weight_out, weight_in, balance, floor)
-        layer.linear.weight.div_(scales.reshape(-1, *[1] * (layer.linear.weight.dim() - 1)))
-        layer.linear.bias.div_(scales)
-        for reads in [layer.finish[0].conv1.conv, after.linear] if layer.has_se else [after.linear]:
-            # Depthwise weights are (C, 1, K, K), dense ones (O, C, ...).
-            by_channel = (-1, 1) if getattr(reads, 'groups', 1) > 1 else (1, -1)
-            reads.weight.mul_(scales.reshape(*by_channel, *[1] * (reads.weight.dim() - 2)))
+        even_out(layer, after, largest, balance, floor)
+
+
+@torch.no_grad()
+def even_out(layer: Layer, after: Layer, largest: Tensor, balance: float, floor: float) -> None:
+    """Bring the channels between two layers to one range, in place, by :func:`channel_scales`.
+
+    An SE between them reads the divided channels, so it is made to multiply them back.
+
+    Args:
+        largest: value of each channel (C,) between them.
+    """
+    weight_out, weight_in = layer.linear.weight.abs().flatten(1).amax(1), after.weight_by_input.abs().amax(1)
+    scales = channel_scales(largest, weight_out, weight_in, balance, floor)
+    for makes in layer.linear.parameters():
+        makes.div_(scales.reshape(-1, *[1] * (makes.dim() - 1)))
+    for reads in [layer.finish[0].conv1.conv, after.linear] if layer.has_se else [after.linear]:
+        # Depthwise weights are (C, 1, K, K), dense ones (O, C, ...).
+        by_channel = (-1, 1) if getattr(reads, 'groups', 1) > 1 else (1, -1)
+        reads.weight.mul_(scales.reshape(*by_channel, *[1] * (reads.weight.dim() - 2)))
 
 
 def largest_activations(layers: Sequence[Layer], images: Tensor) -> list[Tensor]:
