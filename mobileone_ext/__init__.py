@@ -41,6 +41,10 @@ _PLACES = dict(
 )
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     """PEP 562: what the module does not hold itself."""
     if name not in _PLACES:

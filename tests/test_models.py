@@ -107,5 +107,6 @@ def test_a_bad_argument_is_named(options, message, s0):
 
 def test_the_door_has_what_it_lists_and_refuses_the_rest():
     assert all(callable(getattr(m1, name)) for name in m1.__all__)
+    assert set(m1.__all__) <= set(dir(m1))
     with pytest.raises(AttributeError, match="module 'mobileone_ext' has no attribute 'fusee'"):
         m1.fusee  # noqa: B018

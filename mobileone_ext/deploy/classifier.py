@@ -56,11 +56,12 @@ class Classifier:
         self.metadata = metadata or Metadata()
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        scores = self.scores(self.outputs(pixels) / (self.metadata.temperature or 1))
+        scores = self.scores(self.outputs(pixels))
         check_finite(np.isfinite(scores).all(1), self.path)  # or NaN would be sorted
         return scores
 
     def scores(self, outputs: np.ndarray) -> np.ndarray:
+        outputs = outputs / (self.metadata.temperature or 1)
         if self.multi_label:
             return np.exp(-np.logaddexp(0, -outputs))
         powers = np.exp(outputs - outputs.max(1, keepdims=True))

@@ -18,7 +18,7 @@ from ..pages import write_page
 from ..pages.thumbnails import thumbnails
 from ..text import as_text
 from .collect import CollectHook
-from .finetuning.scores import Scores, by_class, confusion
+from .finetuning.scores import Scores, by_class, confusion, sureness
 from .finetuning.suspects import Pair, doubtful
 from .metrics import flat
 
@@ -49,10 +49,10 @@ class Looks:
 def photo_rows(result: Scores) -> Iterator[dict]:
     """Of each measured photo its path, the numbers of its labels and of the guessed classes, and scores as shares.
 
-    ``score`` is the best class's, ``own`` that of a photo's one label, ``error`` the largest distance from the truth.
+    ``score`` is the best class's, ``own`` that of a photo's one label, ``error`` how sure its error is.
     """
-    errors = np.abs(result.truth - result.scores).max(1)
-    for path, truth, guess, scores, error in zip(result.paths, result.truth, result.predicted, result.scores, errors):
+    columns = result.paths, result.truth, result.predicted, result.scores, sureness(result)
+    for path, truth, guess, scores, error in zip(*columns):
         label = np.flatnonzero(truth).tolist()
         own = {} if result.multi_label else dict(own=round(float(scores[label[0]]), 4))
         yield dict(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from mobileone_ext.deploy import export, fuse
 from mobileone_ext.deploy.classifier import Classifier
 from mobileone_ext.deploy.compare_files import compare_files
 from mobileone_ext.deploy.described import describe
+from mobileone_ext.deploy.predict import predict
+from mobileone_ext.metadata import Metadata
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -81,6 +84,24 @@ def test_numbers_are_literal(config, photos, kinds):
         label=str(one[number].argmax()), score=pytest.approx(softmax(one)[number].max(), rel=1e-5)
     )
     assert entry['second']['label'] == str(other[number].argmax())
+
+
+def test_scores_are_those_of_a_prediction(config, photos):
+    table = random_outputs()[0]
+    classifiers = [
+        Classifier(path, Preprocessing(config), lambda pixels: table[number_of(pixels)].numpy(), None, metadata=said)
+        for path, said in (('a.pth', Metadata()), ('b.pth', Metadata(temperature=2.0)))
+    ]
+    classifiers[1].outputs = lambda pixels: table[number_of(pixels)].numpy() + 0.01 * np.arange(3)
+    report = compare_files(*classifiers, sorted(photos.iterdir()), [])
+    assert report['outputs'] == 'logits' and report['max_abs_diff'] == pytest.approx(0.02, abs=1e-6)
+    entry = report['worst'][0]
+    row = table[int(entry['image'][-6:-4])].double().numpy()
+    assert entry['first']['score'] == pytest.approx(softmax(row[None]).max(), abs=1e-6)
+    assert entry['second']['score'] == pytest.approx(softmax((row + 0.01 * np.arange(3))[None] / 2).max(), abs=1e-6)
+    assert predict(classifiers[1], photos / Path(entry['image']).name)[0]['predictions'][0]['score'] == pytest.approx(
+        entry['second']['score'], abs=1e-6
+    )
 
 
 def test_classes_are_compared_by_name(config, photos):

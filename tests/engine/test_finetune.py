@@ -837,6 +837,9 @@ def test_results_by_class_by_hand():
         (2, 50, 50), (2, 50, 50), (0, None, None),
     ]  # fmt: skip
     assert worst(actual) == [3, 1]
+    # Of three classes the own one's score does not tell how sure the wrong one was.
+    unsure = np.array([[0.02, 0.5, 0.48], [0.1, 0.9, 0.0]])
+    assert worst(Scores(list('ab'), truth[:2], unsure, ('x', 'y', 'z'), multi_label=False)) == [1, 0]
 
 
 NAMES = (

@@ -14,7 +14,7 @@ from ...data.images import Listing, find_images, spread
 from ...data.nested import datasets_of
 from ...data.pixels import Preprocessing
 
-REMEDY = '--images DIR names calibration images'
+REMEDY = 'name photos to calibrate on (--images DIR)'
 FLAT = 0.5  # gray levels of standard deviation that a photo has at least
 UNSURE = 0.2  # mean largest probability; S0 has 0.61 on its own photos, 0.24 on other ones, 0.11 to 0.18 on textures
 ONE_SIDED = 0.5  # of the photos, predicted as one class
@@ -58,7 +58,8 @@ def read(
     pixels = [image for _, image in islice(preprocessing.read(chosen, [] if skipped is None else skipped), count)]
     if len(pixels) < count:
         raise ValueError(
-            f'{place}: {len(pixels)} of {len(files)} files are readable images, --num-images asks for {count}'
+            f'{place}: {len(pixels)} of {len(files)} files are readable images, --num-images asks for {count}; '
+            'ask for fewer'
         )
     sizes = {tuple(image.shape[1:]) for image in pixels}
     if len(sizes) > 1:

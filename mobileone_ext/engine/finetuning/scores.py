@@ -93,8 +93,13 @@ def confusion(result: Scores) -> np.ndarray:
     return np.bincount(pairs, minlength=count**2).reshape(count, count)
 
 
+def sureness(result: Scores) -> np.ndarray:
+    """(N,) how sure each photo's error is, 0 .. 1: the best score of another label than its own; with several labels
+    the largest distance of a score from the truth."""
+    return np.abs(result.truth - result.scores).max(1) if result.multi_label else (result.scores - result.truth).max(1)
+
+
 def worst(result: Scores, count: int = 24) -> list[int]:
     """Photos with a wrong prediction, the surest error first."""
     wrong = np.flatnonzero((result.truth != result.predicted).any(1))
-    error = np.abs(result.truth - result.scores).max(1)
-    return wrong[np.argsort(-error[wrong], kind='stable')][:count].tolist()
+    return wrong[np.argsort(-sureness(result)[wrong], kind='stable')][:count].tolist()
