@@ -2,15 +2,18 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomize_norms
+from PIL import Image
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import mobileone_ext as m1
 from mobileone_ext.deploy.quantization import chain
+from mobileone_ext.metadata import IMAGENET_MEAN, IMAGENET_STD
 
 
 class Segmentor(nn.Module):
@@ -210,3 +213,42 @@ def test_what_cannot_be_prepared():
     network = Net(plain)
     network.c.bias.data[0] = float('inf')
     unchanged_but('the network as it was given has outputs that are not finite', network.requires_grad_(False))
+
+
+@torch.no_grad()
+def min_max_int8(network, images, per_channel):
+    """A copy in simulated int8 of the plainest kind: weights symmetric, what leaves ReLU between 0 and its largest."""
+    network, largest = copy.deepcopy(network), {}
+    relus = [module for module in network.modules() if isinstance(module, nn.ReLU)]
+    watching = [relu.register_forward_hook(lambda relu, _, out: largest.update({relu: out.max()})) for relu in relus]
+    network(images)
+    for relu, watch in zip(relus, watching):
+        watch.remove()
+        relu.register_forward_hook(
+            lambda relu, _, out: (out / largest[relu] * 255).round().clamp(0, 255) / 255 * largest[relu]
+        )
+    for conv in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
+        ends = conv.weight.abs().amax((1, 2, 3) if per_channel else (0, 1, 2, 3), keepdim=True)
+        conv.weight.copy_((conv.weight / ends * 127).round() / 127 * ends)
+    return network
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_plain_int8_of_apples_encoder_loses_less_once_prepared(shared):
+    weights, photos = shared('weights', 'apple_mobileone_s0_fused.pth'), shared('data', 'ilsvrc_val_1300', 'val')
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    files = sorted(photos.glob('*.JPEG'))[:200:5]
+    pixels = [np.asarray(Image.open(file).convert('RGB').resize((224, 224))).transpose(2, 0, 1) for file in files]
+    images = (torch.from_numpy(np.stack(pixels)) - mean) / std
+    for_ranges, measured = images[::2], images[1::2]
+    encoder = m1.create_model('mobileone_s0', weights, features_only=True, out_indices=(1, 2, 3, 4)).eval()
+    prepared = copy.deepcopy(encoder)
+    assert len(m1.prepare(prepared, for_ranges)['pairs']) == 39
+    expected = encoder(measured)
+    for per_channel in (True, False):
+        raw, evened = (
+            [float((found - map_).norm() / map_.norm()) for found, map_ in zip(int8(measured), expected, strict=True)]
+            for int8 in (min_max_int8(network, for_ranges, per_channel) for network in (encoder, prepared))
+        )
+        assert all(after < 0.8 * before for after, before in zip(evened, raw)), (per_channel, raw, evened)
