@@ -1,7 +1,7 @@
 """From a folder of photos to a network with names: ``python tools/finetune.py PHOTOS``.
 
 PHOTOS holds a folder for each class, or train/ and val/ with these; or it is a CSV file of file,label.
-Writes config.py, the trained and fused network and report.md into the work dir.
+Writes config.py, the trained and fused network and report.html into the work dir.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from mobileone_ext import cli
 
 
 def parse_args():
-    from mobileone_ext.arch import ARCHS
+    from mobileone_ext.engine.finetuning.plan import CHOICES, TAKES
 
     parser = cli.Parser(
         description=__doc__,
@@ -24,28 +24,28 @@ def parse_args():
         help="to start from (Apple's fused S0, under Apple's license; convert_checkpoint --list shows the others and "
         'theirs); none: random weights',
     )
-    arches = [name for name in ARCHS if name.startswith('s')]
-    parser.add_argument('--arch', choices=arches, help='(that of the weights, or s0)')
-    parser.add_argument('--epochs', type=cli.positive, metavar='N', help='(20)')
-    parser.add_argument(
-        '--image-size', '--size', dest='size', type=cli.whole(32, 1024), metavar='PX', help='in pixels (224)'
-    )
+    parser.add_argument('--arch', choices=CHOICES['arch'], help='(that of the weights, or s0)')
+    parser.add_argument('--epochs', type=TAKES['epochs'], metavar='N', help='(20)')
+    parser.add_argument('--image-size', '--size', dest='size', type=TAKES['size'], metavar='PX', help='in pixels (224)')
     parser.add_argument(
         '--fit',
-        choices=['crop', 'pad', 'squash'],
+        choices=CHOICES['fit'],
         help='how photos get their size: the middle cut out, all of it with a border, or squashed (crop)',
     )
-    parser.add_argument('--batch-size', type=cli.whole(2), metavar='N', help='(32, less for few photos)')
-    parser.add_argument('--lr', type=cli.positive_number, help="the backbone's; the head's is ten times as high")
+    parser.add_argument('--batch-size', type=TAKES['batch_size'], metavar='N', help='(32, less for few photos)')
+    parser.add_argument('--lr', type=TAKES['lr'], help="the backbone's; the head's is ten times as high")
     parser.add_argument('--val', metavar='DIR|FRACTION', help='photos to measure on, or how many to set aside (0.2)')
     parser.add_argument(
-        '--precision', type=cli.fraction, metavar='P', help='of answers; below its score a photo is unknown (0.95)'
+        '--precision',
+        type=TAKES['precision'],
+        metavar='P',
+        help='of answers; below its score a photo is unknown (0.95)',
     )
     parser.add_argument('--others', metavar='DIR', help='photos of none of the classes, for the same threshold')
-    parser.add_argument('--seed', type=cli.whole(0, 2**32 - 1), metavar='N', help='of split, head and order (0)')
+    parser.add_argument('--seed', type=TAKES['seed'], metavar='N', help='of split, head and order (0)')
     parser.add_argument(
         '--freeze',
-        type=cli.whole(-1, 4),
+        type=TAKES['freeze'],
         metavar='STAGES',
         help='0 keeps the stem as it is, 3 also stages 1 .. 3, -1 nothing (-1)',
     )
@@ -54,7 +54,7 @@ def parse_args():
     parser.add_argument('--balance', action='store_true', help='show photos of rare classes more often')
     parser.add_argument(
         '--early-stop',
-        type=cli.positive,
+        type=TAKES['early_stop'],
         nargs='?',
         const=5,
         metavar='EPOCHS',

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,10 @@ def finetune(
     Raises:
         OSError, ValueError: for whatever would fail later, before the first step.
     """
-    places = dict(photos=str(photos), **(dict(work_dir=str(work_dir)) if work_dir else {}))
-    asked = Options(**places, **options)
+    asked = Options(str(photos), work_dir=None if work_dir is None else str(work_dir), **options)
     resume = resume and (asked.folder / OPTIONS).exists()
     if resume:
-        check_resumed(asked, places | options)
+        check_resumed(asked, {name: getattr(asked, name) for name in ('photos', *options)})
     else:
         plan = make_plan(asked, command)
         print(*plan.photos.notes, summary(plan), sep='\n')
@@ -99,6 +99,10 @@ def make_plan(options: Options, command: str = 'tools/finetune.py') -> Plan:
     check_folder(options)
     arch, weights, form = choose_weights(options)
     photos = choose_photos(options)
+    if options.others and len(photos.val.photos) < calibration.MIN_PHOTOS:
+        few = f'--others: fewer than {calibration.MIN_PHOTOS} validation photos (here {len(photos.val.photos)}) set no '
+        few += 'threshold, so none of these photos will be refused; --val sets more aside'
+        photos = replace(photos, notes=(*photos.notes, few))
     counts = Counter(label for photo in photos.train.photos for label in photo.labels)
     threshold = max(counts.values()) / len(photos.train.photos) if options.balance else None
     shown = len(photos.train.photos)
@@ -190,8 +194,7 @@ def write_plan(plan: Plan) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in writing.annotation_files(plan.photos).items():
         write_text(text, folder / name)
-    root, others = plan.photos.others or (folder, [])
-    strangers = [os.path.relpath(root / photo.path, folder) for photo in others]
+    strangers = [photo.path for photo in plan.photos.others.photos] if plan.photos.others else []
     started = dict(as_started(plan), notes=plan.photos.notes, folder=os.path.realpath(folder), strangers=strangers)
     write_text(json.dumps(started, indent=2) + '\n', folder / OPTIONS)
     path = folder / CONFIG
@@ -229,21 +232,41 @@ def check_resumed(options: Options, given: dict) -> None:
     A path means the same where it was, or where it lies from a folder that has moved.
     """
     before = json.loads((options.folder / OPTIONS).read_text(encoding='utf-8'))
-
-    def moved(value):
-        """``value``, if it is a path, as it lies from the folder today."""
-        if not isinstance(value, str) or not os.path.isabs(value) or 'folder' not in before:
-            return value
-        return os.path.normpath(options.folder / os.path.relpath(value, before['folder']))
-
     for name, value in given.items():
         was = before.get(name, getattr(Options, name, None))
-        if name != 'work_dir' and resolved(name, value) not in (resolved(name, was), resolved(name, moved(was))):
+        meant = [resolved(name, one) for one in (was, moved(was, before, options.folder))]
+        if name != 'work_dir' and resolved(name, value) not in meant:
             flag = name.replace('_', '-')
             raise ValueError(
                 f'{options.folder}: was started with {flag} {was}, not {resolved(name, value)}; '
                 f'leave it out to go on, or start anew with --work-dir'
             )
+
+
+def moved(value, before: dict, folder: Path):
+    """``value``, if it is a path, as it lies from a run's ``folder`` today; its options ``before`` name the old."""
+    if not isinstance(value, str) or not os.path.isabs(value) or 'folder' not in before:
+        return value
+    return os.path.normpath(folder / os.path.relpath(value, before['folder']))
+
+
+def find_strangers(folder: Path, started: dict) -> tuple[list[Path], list[str]]:
+    """Photos of none of the classes, where they were or, if their place is gone, where it lies from the run's folder.
+
+    Returns:
+        The photos, and a note if some are gone.
+
+    Raises:
+        ValueError: if all of them are.
+    """
+    root = started.get('others')
+    if not root:
+        return [], []
+    if not os.path.exists(root):
+        root = moved(root, started, folder)
+    paths = [str(Path(root, path)) for path in started['strangers']]
+    there, notes = leave_out(paths, 'others')
+    return [Path(paths[index]) for index in there], notes
 
 
 def run(folder: Path, resume: bool = False) -> dict:
@@ -253,9 +276,12 @@ def run(folder: Path, resume: bool = False) -> dict:
         resume: go on from the newest checkpoint, if there is one.
     """
     path, fused = str(folder / CONFIG), str(folder / FUSED)
+    started = json.loads((folder / OPTIONS).read_text(encoding='utf-8'))
+    find_strangers(folder, started)  # before anything is written
     checkpoint = _train(path, resume)
     config = _for_testing(path)
-    gone = leave_out_missing(config)
+    strangers, gone = find_strangers(folder, started)
+    gone += leave_out_missing(config)
     metrics = evaluate(copy.deepcopy(config), load_weights(checkpoint))
     before = score_photos(config, checkpoint)
     deployed = reparam.convert(
@@ -266,8 +292,6 @@ def run(folder: Path, resume: bool = False) -> dict:
         max_flips=len(before.paths) // 100,
         accept_fused=True,
     )
-    started = json.loads((folder / OPTIONS).read_text(encoding='utf-8'))
-    strangers = [folder / path for path in started.get('strangers', ())]
     after, calibrated = calibrate(config, fused, started.get('precision', Options.precision), strangers)
     terms = license_of(started['weights']) if started['weights'] != RANDOM else _OWN
     notes = [*started['notes'], *gone, *write_hub(folder, config, checkpoint, after, terms)]
@@ -289,14 +313,27 @@ def leave_out_missing(config: Config) -> list[str]:
     for dataset, option in datasets_of(config, 'train_dataloader', 'val_dataloader', 'test_dataloader'):
         built = DATASETS.build(dict(dataset, pipeline=[]))
         paths = [built.get_data_info(index)['img_path'] for index in range(len(built))]
-        missing = [path for path in paths if not os.path.isfile(path)]
-        if missing:
-            said = f'{len(missing)} photos that were there at the start are gone: {quoted(missing, 3)}'
-            if len(missing) == len(paths):
-                raise ValueError(f'{option}: {said}; put them back, and --resume writes the report')
-            dataset.indices = [index for index, path in enumerate(paths) if os.path.isfile(path)]
-            notes.append(said)
+        there, said = leave_out(paths, option)
+        if said:
+            dataset.indices = there
+            notes += said
     return [*dict.fromkeys(notes)]
+
+
+def leave_out(paths: Sequence[str], option: str) -> tuple[list[int], list[str]]:
+    """Indices of the ``paths`` that are there, and a note on the others if there are such.
+
+    Raises:
+        ValueError: naming ``option``, if all are gone.
+    """
+    there = [index for index, path in enumerate(paths) if os.path.isfile(path)]
+    missing = [paths[index] for index in sorted({*range(len(paths))} - {*there})]
+    if not missing:
+        return there, []
+    said = f'{len(missing)} photos that were there at the start are gone: {quoted(missing, 3)}'
+    if not there:
+        raise ValueError(f'{option}: {said}; put them back, and --resume writes the report')
+    return there, [said]
 
 
 def calibrate(config: Config, fused: str, precision: float, strangers: list[Path]) -> tuple[Scores, dict]:
@@ -362,7 +399,8 @@ def summary(plan: Plan) -> str:
 
 def result(report: dict) -> str:
     """What came out, and where it is."""
+    folder = Path(report['folder'])
     return (
-        f'{report["right_after"]:.1f} % of {report["num_images"]} photos right, fused: '
-        f'{Path(report["folder"], FUSED)}\nreport: {Path(report["folder"], reporting.REPORT)}'
+        f'{report["right_after"]:.1f} % of {report["num_images"]} photos right, fused: {folder / FUSED}\n'
+        f'report: {folder / reporting.PAGE}, {folder / reporting.REPORT}'
     )

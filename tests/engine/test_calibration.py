@@ -147,5 +147,7 @@ def test_the_report_has_the_figures():
     assert sum(count for *_, count in report['reliability']) == 600
     assert 'Of 50 photos of none of the classes 100.0 % are refused' in text
     assert 'set these numbers' in text and 'set these numbers' not in reported(same=False)[1]
+    unset = reported(strangers=strangers, threshold=None)[1]
+    assert 'Of 50 photos of none of the classes none is refused, since no threshold is set.' in unset
     none = reported(threshold=None, temperature=None, others=None, note='few photos')[1]
     assert none == 'Few photos.'

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -466,6 +467,7 @@ def test_the_commands_of_the_report_run_and_calibrate_with_what_was_trained(run_
     for _, command in commands:
         python, _, package, tool, *arguments = shlex.split(command)
         assert (python, package) == ('python', 'mobileone_ext') and str(work) not in command
+        assert tool != 'predict' or Path(arguments[-1]).is_absolute(), 'the folder may be moved'
         monkeypatch.chdir(work)
         code, printed = run_tool(tool, *arguments)
         assert code == 0, printed
@@ -656,6 +658,8 @@ def test_a_network_knows_when_it_does_not_know(run_tool, weights, tmp_path):
     assert hub['threshold'] == said['threshold'] and hub['pretrained_cfg']['crop_mode'] == 'border'
     told = f'below a score of {said["threshold"]:.2f} is "unknown"'
     assert told in (tmp_path / 'w' / 'report.md').read_text()
+    assert printed.splitlines()[-1] == f'report: {tmp_path / "w" / "report.html"}, {tmp_path / "w" / "report.md"}'
+    assert '--others: fewer than' not in printed
 
     config = cli.load_config(str(tmp_path / 'w' / 'config.py'))
     actual = score_photos(config, str(tmp_path / 'w' / 'fused.pth'))
@@ -682,6 +686,29 @@ def test_few_photos_set_no_threshold_and_say_so(finished):
     assert said['temperature'] is said['threshold'] is None and '6 photos are too few' in said['note']
     assert '6 photos are too few' in (work / 'report.md').read_text()
     assert not {'temperature', 'threshold'} & torch.load(work / 'fused.pth')['meta'].keys()
+
+
+def test_strangers_are_looked_for_where_they_were_and_then_from_the_folder(weights, tmp_path, monkeypatch, capsys):
+    photos = write_photos(tmp_path / 'a' / 'p', blue=4, red=4)
+    others = write_photos(tmp_path / 'a' / 'others', seed=2, white=3)
+    given = dict(weights=weights, others=others, size=32)
+    finetune.finetune(photos, tmp_path / 'a' / 'w', dry_run=True, **given)
+    assert 'fewer than 100 validation photos (here 2) set no threshold' in capsys.readouterr().out
+    (tmp_path / 'deep' / 'er').mkdir(parents=True)
+    alone = Path(shutil.move(tmp_path / 'a' / 'w', tmp_path / 'deep' / 'er' / 'w'))
+    started = json.loads((alone / 'options.json').read_text())
+    assert finetune.find_strangers(alone, started) == (sorted(others.rglob('*.png')), [])
+    shutil.move(alone, tmp_path / 'a' / 'w')
+    moved = Path(shutil.move(tmp_path / 'a', tmp_path / 'b'))
+    found, notes = finetune.find_strangers(moved / 'w', started)
+    assert found == sorted((moved / 'others').rglob('*.png')) and len(found) == 3 and not notes
+    found.pop().unlink()
+    found_again, (note,) = finetune.find_strangers(moved / 'w', started)
+    assert found_again == found and '1 photos that were there at the start are gone' in note
+    shutil.rmtree(moved / 'others')
+    monkeypatch.setattr(finetune, '_train', lambda *_: pytest.fail('it trained'))
+    with pytest.raises(ValueError, match='others: 3 photos that were there at the start are gone: .*; put them back'):
+        finetune.finetune(moved / 'p', moved / 'w', resume=True, **given | dict(others=moved / 'others'))
 
 
 @pytest.mark.parametrize(
@@ -778,7 +805,7 @@ def make_bad(kind: str, root: Path) -> None:
         ('unreadable class', "nothing of 'red' is left to train on"),
         ('all under two labels', "nothing of 'blue', 'red' is left to train on"),
         ('other classes', 'green'),
-        ('gone', 'No such file'),
+        ('gone', 'photos: no such file or folder'),
     ],
 )
 def test_bad_photos_are_a_line_and_nothing_is_written(run_tool, weights, tmp_path, kind, word):
@@ -795,14 +822,15 @@ def test_bad_photos_are_a_line_and_nothing_is_written(run_tool, weights, tmp_pat
         (('--epochs', '1.5'), "--epochs: '1.5'"),
         (('--size', '10'), "--image-size/--size: '10': a whole number from 32 to 1024"),
         (('--val', '1.5'), '--val 1.5'),
-        (('--val', 'nowhere'), 'nowhere'),
+        (('--val', 'nowhere'), 'nowhere: no such file or folder'),
         (('--lr', 'nan'), "--lr: 'nan'"),
         (('--arch', 's9'), "--arch: invalid choice: 's9'"),
         (('--arch', 's1'), 'leave --arch out'),
         (('--weights', 'nowhere.pth'), 'nowhere.pth'),
         (('--weights', 'none', '--freeze', '1'), 'random weights'),
         (('--precision', '95'), "--precision: '95': a number from 0 to 1"),
-        (('--others', 'nowhere'), 'nowhere'),
+        (('--others', 'nowhere'), 'nowhere: no such file or folder'),
+        (('--others', __file__), 'holds no photo of none of the classes; left out: 1 unreadable'),
         (('--fit', 'stretch'), "--fit: invalid choice: 'stretch'"),
     ],
 )
@@ -811,6 +839,36 @@ def test_bad_options_are_a_line_and_nothing_is_written(run_tool, weights, tmp_pa
     code, printed = run(run_tool, photos, weights, tmp_path / 'w', *options)
     assert code == 1 and word in only_line(printed)
     assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'word'),
+    [
+        ('precision', 2, "'2': a number from 0 to 1"),
+        ('epochs', 'one', "'one': a whole number from 1 on"),
+        ('epochs', None, "'None': a whole number from 1 on"),
+        ('size', 0, "'0': a whole number from 32 to 1024"),
+        ('lr', -1, "'-1': a number above 0"),
+        ('batch_size', 1.5, "'1.5': a whole number from 2 on"),
+        ('early_stop', True, "'True': a whole number from 1 on"),
+        ('freeze', 5, "'5': a whole number from -1 to 4"),
+        ('seed', -1, "'-1': a whole number from 0 to"),
+        ('fit', 'stretch', "'stretch': one of crop, pad, squash is needed"),
+        ('arch', 's9', "'s9': one of s0, s1, s2, s3, s4 is needed"),
+    ],
+)
+def test_bad_keywords_name_the_option_and_what_it_takes(tmp_path, name, value, word):
+    photos = write_photos(tmp_path / 'photos', blue=4, red=4)
+    with pytest.raises(ValueError, match=re.escape(f'{name}: {word}')):
+        finetune.finetune(photos, tmp_path / 'w', **{'weights': 'none', name: value})
+    assert not (tmp_path / 'w').exists()
+
+
+def test_keywords_are_kept_as_the_tool_reads_them():
+    """What JSON and configs hold: numbers of Python, and paths as text."""
+    options = finetune.Options('p', epochs=np.int64(3), precision=1, val=Path('v'), lr=np.float32(0.5))
+    kept = (options.epochs, options.precision, options.val, options.lr)
+    assert kept == (3, 1.0, 'v', 0.5) and [*map(type, kept)] == [int, float, str, float]
 
 
 def test_a_work_dir_among_the_photos_or_with_other_things_is_refused(run_tool, weights, tmp_path):
@@ -827,8 +885,6 @@ def test_a_work_dir_among_the_photos_or_with_other_things_is_refused(run_tool, w
 
 
 def test_results_by_class_by_hand():
-    import numpy as np
-
     truth = np.eye(3, dtype=bool)[[0, 0, 1, 1]]
     scores = np.array([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.1, 0.7, 0.2], [0.95, 0.05, 0]])
     actual = Scores(list('abcd'), truth, scores, ('x', 'y', 'z'), multi_label=False)

@@ -185,8 +185,10 @@ def sentences(said: dict, classes: Sequence[str]) -> list[str]:
             )
             found[-1] += f'{right} of these right.'
     if others:
-        refused = f'{100 * others["refused"]:.1f} %'
-        found.append(f'Of {others["num"]} photos of none of the classes {refused} are refused.')
+        refused = 'none is refused, since no threshold is set'
+        if threshold is not None:
+            refused = f'{100 * others["refused"]:.1f} % are refused'
+        found.append(f'Of {others["num"]} photos of none of the classes {refused}.')
     if said['note']:
         found.append(said['note'][0].upper() + said['note'][1:] + '.')
     if said['same_photos'] and said['temperature']:

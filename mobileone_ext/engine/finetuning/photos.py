@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ...data.classes import read_text, twins_note
 from ...data.decode import read_pixels
-from ...data.images import class_folders, images_below, left_out_note, photos_by_folder
+from ...data.images import class_folders, find_images, images_below, left_out_note, photos_by_folder
 from ...data.parts import find_parts
 from ...text import fits_a_line, nfc, one_line, printable, quoted, with_progress
 from .split import rarest, stratified_split
@@ -78,6 +78,7 @@ def read_photos(path: Path, val: Path | None = None) -> Photos:
         OSError, ValueError: for a path that is not there, or without photos or classes.
     """
     given = dict(val=val) if val else {}
+    find_images([path, *given.values()])  # or it says what is not there
     parts, notes = (dict(train=path, **given), []) if path.is_file() else split_folders(path, given)
     lists = {}
     for name, place in parts.items():
@@ -320,9 +321,10 @@ def with_others(photos: Photos, folder: Path, digests: dict[str, dict[str, str]]
 
     Raises:
         OSError: if there is no such folder.
-        ValueError: if a folder in it has the name of a class, or no photo is left.
+        ValueError: if it has no photos, a folder in it has the name of a class, or no photo is left.
     """
-    root, found = folder.absolute(), images_below(folder)
+    root, listing = folder.absolute(), find_images(folder)
+    found = [path.relative_to(folder).as_posix() for path in listing]
     named = sorted({nfc(path.split('/')[0]) for path in found if '/' in path} & {*photos.classes})
     if named:
         raise ValueError(f'--others {folder}: holds folders of the classes {quoted(named, 3)}; it is for none of these')
@@ -330,7 +332,7 @@ def with_others(photos: Photos, folder: Path, digests: dict[str, dict[str, str]]
     read = dict(zip(found, _read_all([root / path for path in found])))
     good = {path for path, (_, reason, _) in read.items() if not reason}
     own = {path for path in good if read[path][0] in known}
-    counts = {'photos that have a class too': len(own), 'unreadable': len(found) - len(good), **found.left_out}
+    counts = {'photos that have a class too': len(own), 'unreadable': len(found) - len(good), **listing.left_out}
     note = left_out_note(Counter({what: count for what, count in counts.items() if count}))
     if good == own:
         raise ValueError(f'--others {folder}: holds no photo of none of the classes{note and "; " + note}')

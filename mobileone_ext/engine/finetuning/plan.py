@@ -1,13 +1,31 @@
 """What a person chooses of a fine-tuning run, and what follows from that and the photos."""
 
+import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .photos import Photos
+from ... import cli
+from ...arch import ARCHS
 from .recipe import Recipe
 
+if TYPE_CHECKING:
+    from .photos import Photos
+
 RANDOM = 'none'  # the name of random weights
+# What options take: a tool reads its words by these, and :class:`Options` whatever it is given.
+TAKES = dict(
+    epochs=cli.positive,
+    size=cli.whole(32, 1024),
+    batch_size=cli.whole(2),
+    lr=cli.positive_number,
+    seed=cli.whole(0, 2**32 - 1),
+    freeze=cli.whole(-1, 4),
+    early_stop=cli.positive,
+    precision=cli.fraction,
+)
+CHOICES = dict(arch=[name for name in ARCHS if name.startswith('s')], fit=['crop', 'pad', 'squash'])
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,9 @@ class Options:
         fit: how a photo gets its size, see :class:`mobileone_ext.metadata.Metadata`.
         precision: of answers, 0 .. 1, which the threshold of the scores is for.
         others: a folder of photos that are none of the classes.
+
+    Raises:
+        ValueError: for a value that an option does not take.
     """
 
     photos: str
@@ -50,6 +71,20 @@ class Options:
     precision: float = 0.95
     others: str | None = None
 
+    def __post_init__(self):
+        for name, value in vars(self).copy().items():
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
+            elif value is None and getattr(Options, name, '') is None:
+                continue
+            elif name in TAKES:
+                try:
+                    object.__setattr__(self, name, TAKES[name](str(value)))
+                except argparse.ArgumentTypeError as error:
+                    raise ValueError(f'{name}: {error}') from None
+            elif name in CHOICES and value not in CHOICES[name]:
+                raise ValueError(f'{name}: {value!r}: one of {", ".join(CHOICES[name])} is needed')
+
     @property
     def folder(self) -> Path:
         """Where everything of this run goes."""
@@ -69,7 +104,7 @@ class Plan:
         command: the line that wrote it, for the config's reader.
     """
 
-    photos: Photos
+    photos: 'Photos'
     recipe: Recipe
     options: Options
     form: str

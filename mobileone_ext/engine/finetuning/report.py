@@ -75,18 +75,18 @@ def make_report(
         size=size,
         megabytes=(folder / 'fused.pth').stat().st_size / 1e6,
         machine=machine('torch', 'mmengine', 'mmpretrain'),
-        commands=next_commands(folder, after.paths[0], size, num_train, multi_label),
+        commands=next_commands(after.paths[0], size, num_train, multi_label),
     )
 
 
-def next_commands(folder: Path, photo: str, size: int, num_photos: int, multi_label: bool) -> list[tuple[str, str]]:
+def next_commands(photo: str, size: int, num_photos: int, multi_label: bool) -> list[tuple[str, str]]:
     """What to do next, and the command line that does it in the run's folder, quoted for a shell."""
     network = ('config.py', 'fused.pth')
     form = ('--image-size', size, '--normalize', *(() if multi_label else ('--softmax',)))
     evaluate, scores = ((), 'logits') if multi_label else (('--evaluate',), 'probabilities')
     calibration = ('--num-images', min(200, num_photos))
     return [
-        ('Name what is on photos', cli.tool_command('predict', 'fused.pth', os.path.relpath(photo, folder))),
+        ('Name what is on photos', cli.tool_command('predict', 'fused.pth', os.path.abspath(photo))),
         (
             f'A file for a phone or a server (ONNX): pixels 0..255 in, {scores} out',
             cli.tool_command('export', *network, 'model.onnx', *form),
