@@ -323,7 +323,7 @@ def test_one_reader_for_all(kind, tmp_path):
     expected = LoadImageFromFile()(dict(img_path=str(path)))['img'][..., ::-1]
     corners = expected[2, 2], expected[-3, -3]
     resize_dataset(source, tmp_path / 'target', 32)
-    drawn = draw(dict(image=str(path), predictions=[]))
+    drawn = draw(dict(image=str(path), unknown=False, predictions=[]))
     views = dict(
         thumbnail=_thumbnail(str(path)),
         rgb=read_rgb(path),
