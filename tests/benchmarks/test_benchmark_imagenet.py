@@ -38,6 +38,7 @@ def test_published_figures_check_the_counting():
     assert imagenet.correction() == pytest.approx(1.473, abs=0.001)
 
 
+@pytest.mark.slow
 def test_the_page_holds_what_the_command_prints(run_tool):
     code, printed = run_tool('benchmark', 'imagenet')
     page = (ROOT / 'docs/imagenet.md').read_text()
