@@ -206,6 +206,8 @@ class _OneKernel(Function):
             dx = None
         elif dx is None:
             dx = torch.zeros_like(x)
+        elif 0 in dx.stride():  # one value for many pixels, as of a sum
+            dx = dx.contiguous()
         given = _given(dk, db, weights.unbind())
         grads = add_grads(dx, x, linears.stride, parts, moments, folded, *given, ctx.pool)
         return dx, None, None, *_each(grads, tensors)

@@ -98,6 +98,21 @@ def split(tensors, weights, pixels):
 
 
 @every_convolution
+def test_a_gradient_that_shares_its_memory(convolution):
+    """That of a sum is one value for all pixels, which nothing may be added to in place."""
+    x, weights, stride, groups = make(convolution, (5, 4))
+    tensors = [*weights, *torch.randn(2 * len(weights), weights.shape[1], dtype=x.dtype)]
+    gradients = []
+    for weight in (0, 1):
+        leaf = x.clone().requires_grad_()
+        of_weights, pixels, norms = split(tensors, len(weights), 0)
+        same, (kernel, _) = one_kernel(leaf, collect(zip((*of_weights, *pixels), norms), stride, groups))
+        (kernel.square().sum() + (same.sum() if weight else 0)).backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[1], gradients[0] + 1)
+
+
+@every_convolution
 def test_only_what_needs_a_gradient_gets_one(convolution):
     x, weights, stride, groups = make(convolution, (5, 4))
     tensors = [*weights.clone(), *torch.randn(2 * len(weights), weights.shape[1], dtype=x.dtype)]
