@@ -1,7 +1,8 @@
-"""Int8 from eight sets of calibration photos: ``python -m research.int8 CONFIG WEIGHTS OWN OUTSIDE OUT``.
+"""Int8 from eight sets of photos, in four forms: ``python -m research.int8 CONFIG WEIGHTS OWN OUTSIDE OUT``.
 
 OWN has training photos in class folders, OUTSIDE photos of something else; measured on the config's test set. OUT gets
-the int8 files, which are kept and not made again, rows.csv and table.md.
+rows.csv, a row as each file is measured, and table.md; rows that are there are kept. What is run and compared was fixed
+beforehand: research/int8/study.py.
 """
 
 from pathlib import Path
@@ -16,8 +17,6 @@ def parse_args():
     parser.add_argument('own', type=Path)
     parser.add_argument('outside', type=Path)
     parser.add_argument('out', type=Path)
-    parser.add_argument('--weight-bits', type=int, default=7)
-    parser.add_argument('--per-tensor', action='store_true')
     parser.add_argument('--sets', type=int, nargs='+', metavar='N', help='some of the eight, 0 .. 7 (all)')
     return parser.parse_args()
 
@@ -25,20 +24,16 @@ def parse_args():
 def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
-    from mobileone_ext.deploy.export import load_fused
-    from mobileone_ext.deploy.quantization import Options
-    from mobileone_ext.files import csv_text, write_text
+    from mobileone_ext.files import write_text
     from research.int8 import study
+    from research.training import read_rows
 
     args.out.mkdir(parents=True, exist_ok=True)
-    options = Options(per_channel=not args.per_tensor, weight_bits=args.weight_bits)
-    model = load_fused(config, args.weights)
     names = list(study.SETS)
     names = names if args.sets is None else [names[number] for number in args.sets]
-    files = study.quantize_all(config, args.weights, model, args.own, args.outside, options, args.out, names)
-    rows = study.measure(config, args.weights, files, options)
-    write_text(csv_text(rows, tuple(rows[0])), args.out / 'rows.csv')
-    table = study.table(rows)
+    path = args.out / 'rows.csv'
+    study.run_all(config, args.weights, args.own, args.outside, path, names)
+    table = study.table(read_rows(path))
     write_text(table + '\n', args.out / 'table.md')
     print(table)
 

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from mmengine.utils import get_git_hash
 from torch import Tensor, nn
 
+from mobileone_ext.data.check import prepare_data
 from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy.compare import Difference, top_accuracies
 from mobileone_ext.deploy.export import load_fused
@@ -63,6 +64,7 @@ class TestSet:
     def __init__(self, config: Config, model: nn.Module):
         preprocessing = Preprocessing(config)
         self.normalize = preprocessing.normalize
+        prepare_data(config, 'test_dataloader', classes=model.classes)
         pixels, labels = [], []
         for batch in Runner.build_dataloader(config.test_dataloader):
             images = torch.stack(list(batch['inputs']))

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, data_options, only_line
 from PIL import Image
 
+from research.int8 import study
 from research.int8.study import SETS, ZOOM, Calibration, draw
+from research.training import read_rows
 
 
 @pytest.fixture
@@ -37,18 +40,51 @@ def test_draws(photos, tmp_path):
         assert pixels.shape == (256, 256, 3) and pixels.max() < 20 and ZOOM == 8
 
 
+def test_changes_are_told_apart():
+    labels = torch.tensor([0, 1, 2, 0])
+    expected, actual = torch.eye(4)[[0, 1, 1, 2]], torch.eye(4)[[0, 2, 2, 3]]
+    row = dict(num_images='4', changes=study.changes(expected, actual, labels))
+    assert row['changes'] == '1- 2+ 3~'
+    np.testing.assert_array_equal(study.losses(row), [0, 1, -1, 0])
+
+
+def test_an_interval_counts_a_photo_once():
+    """Sets that agree about every photo are no more than one of them."""
+    rng = np.random.default_rng(0)
+    values = rng.choice([-1.0, 0.0, 1.0], 500, p=[0.02, 0.93, 0.05])
+    changes = ' '.join(f'{number}{"-" if value > 0 else "+"}' for number, value in enumerate(values) if value)
+    shared = dict(num_images='500', top1='80.00', flips='35', changes=changes)
+    rows = [dict(shared, calibration='', form='float', changes='')]
+    rows += [dict(shared, calibration=name, form=form) for name in list(SETS)[:6] for form in ('default', '8 bits')]
+    one = study.estimate(values)
+    assert one.mean == pytest.approx(100 * values.mean())
+    resampled = [100 * rng.choice(values, 500).mean() for _ in range(4000)]  # the bootstrap
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    assert one.mean - one.half == pytest.approx(low, abs=0.25) and one.mean + one.half == pytest.approx(high, abs=0.25)
+    lines = study.table(rows).splitlines()
+    assert 'Mean of 6 sets' in lines[-6]
+    assert lines[-2].startswith(f'| default | {one} | 7.00 |') and '| 0.00 (0.00 to 0.00) |' in lines[-1]
+
+
 def test_tool(run_tool, tiny_run, digits, tmp_path):
-    """On digits: files are written once, and measured."""
+    """On digits: each file is a row, and rows are kept."""
     own = digits / 'train'
-    arguments = TINY, tiny_run / 'epoch_4.pth', own, own, tmp_path, '--weight-bits', '8', '--sets', '3', '5'
+    arguments = TINY, tiny_run / 'epoch_4.pth', own, own, tmp_path, '--sets', '3'
     options = '--cfg-options', *data_options(digits)
     code, printed = run_tool('research.int8', *arguments, *options)
-    assert code == 0 and printed.count(': written') == 2, printed
-    code, printed = run_tool('research.int8', *arguments, *options)
-    assert code == 0 and ': written' not in printed
-    lines = (tmp_path / 'table.md').read_text().splitlines()
-    assert (tmp_path / 'rows.csv').read_text().splitlines()[1].startswith('8 bits a channel,float,')
-    assert [line.split('|')[1].strip() for line in lines[2:]] == ['float', 'all classes, 32', 'half of the classes, 32']
+    assert code == 0, printed
+    rows = read_rows(tmp_path / 'rows.csv')
+    assert [row['form'] for row in rows] == ['float', 'default', '8 bits', 'per tensor', 'raw']
+    reference, *others = rows
+    for row in others:
+        assert row['num_photos'] == '32' and int(row['flips']) == len(row['changes'].split())
+        lost = float(reference['top1']) - float(row['top1'])
+        assert study.losses(row).mean() * 100 == pytest.approx(lost, abs=0.01)
+    assert (tmp_path / 'table.md').read_text().count('(') > 8
+    (tmp_path / 'rows.csv').write_text((tmp_path / 'rows.csv').read_text().rpartition('all classes, 32')[0][:-1])
+    assert len(read_rows(tmp_path / 'rows.csv')) == 4
+    assert run_tool('research.int8', *arguments, *options)[0] == 0
+    assert [row['form'] for row in read_rows(tmp_path / 'rows.csv')] == [row['form'] for row in rows]
 
 
 @pytest.mark.slow
