@@ -26,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +43,7 @@ from mobileone_ext.deploy.quantization.calibrate import quantize
 from mobileone_ext.deploy.quantization.quantize import Job, write
 from mobileone_ext.provenance import processor
 from mobileone_ext.text import markdown_table
+from research.paired import changes, estimate, losses
 from research.sessions import in_exact_integers
 from research.toolchains.quantizers import Predict, onnxruntime_static
 from research.toolchains.study import TestSet
@@ -125,17 +125,6 @@ def build(config: Config, weights: str, model: nn.Module, images: Tensor, form: 
     return lambda photos: torch.from_numpy(network(photos.numpy()))
 
 
-def changes(expected: Tensor, actual: Tensor, labels: Tensor) -> str:
-    """Predictions of ``actual`` unlike those of ``expected``: a photo's number, and ``-`` where only ``expected`` is
-    right, ``+`` where only ``actual`` is, ``~`` where neither is. Outputs are (N, classes)."""
-    before, after = expected.argmax(1), actual.argmax(1)
-    signs = {(True, False): '-', (False, True): '+', (False, False): '~'}
-    return ' '.join(
-        f'{number}{signs[bool(before[number] == labels[number]), bool(after[number] == labels[number])]}'
-        for number in (before != after).nonzero().flatten().tolist()
-    )
-
-
 def run_all(config: Config, weights: str, own: Path, outside: Path, path: Path, sets: Sequence[str]) -> None:
     """Add the rows that the CSV file ``path`` lacks, each as it is measured."""
     done = {(row['calibration'], row['form']) for row in read_rows(path)}
@@ -171,30 +160,6 @@ def run_all(config: Config, weights: str, own: Path, outside: Path, path: Path, 
             images = calibration_images(config, draw(SETS[name], own, outside, Path(scratch)))
             for form in left:
                 add(name, form, len(images), lambda: build(config, weights, model, images, form, Path(scratch)))  # noqa: B023  called at once
-
-
-class Estimate(NamedTuple):
-    """A mean over photos and half of its interval, in percent."""
-
-    mean: float
-    half: float
-
-    def __str__(self) -> str:
-        return f'{self.mean:.2f} ({self.mean - self.half:.2f} to {self.mean + self.half:.2f})'
-
-
-def estimate(values: np.ndarray, confidence: float = 0.95) -> Estimate:
-    """Of a value for each photo."""
-    width = NormalDist().inv_cdf((1 + confidence) / 2)
-    return Estimate(100 * float(values.mean()), 100 * width * float(values.std(ddof=1)) / len(values) ** 0.5)
-
-
-def losses(row: dict) -> np.ndarray:
-    """For each photo 1 where only float is right, -1 where only int8 is, else 0."""
-    values = np.zeros(int(row['num_images']))
-    for change in row['changes'].split():
-        values[int(change[:-1])] = {'-': 1, '+': -1, '~': 0}[change[-1]]
-    return values
 
 
 def table(rows: list[dict]) -> str:

@@ -27,12 +27,14 @@ Predict = Callable[[Tensor], Tensor]
 BATCH = 10
 
 
-def _run(path: Path) -> Predict:
+def run_file(path: Path) -> Predict:
+    """A file of any format, in its own runtime."""
     network = open_network(path, threads=1)
     return lambda images: torch.from_numpy(network(images.numpy()).copy())
 
 
-def _save_onnx(model: nn.Module, photos: Tensor, folder: Path) -> Path:
+def save_onnx(model: nn.Module, photos: Tensor, folder: Path) -> Path:
+    """The network as ``float.onnx`` in ``folder``, for any number of images."""
     import onnx
 
     path = folder / 'float.onnx'
@@ -42,23 +44,40 @@ def _save_onnx(model: nn.Module, photos: Tensor, folder: Path) -> Path:
 
 def onnxruntime_static(model: nn.Module, photos: Tensor, per_channel: bool, folder: Path) -> Predict:
     """Min-max, int8 activations and weights, QDQ; run in exact integers on any processor."""
+    network = in_exact_integers(static_int8(model, photos, per_channel, folder))
+    return lambda images: torch.from_numpy(network(images.numpy()))
+
+
+def static_int8(model: nn.Module, photos: Tensor, per_channel: bool, folder: Path, **options) -> bytes:
+    """What ``quantize_static`` makes with these options."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Reader(CalibrationDataReader):
-        chunks = iter(photos.split(BATCH))
+        def __init__(self):
+            self.chunks = iter(photos.split(BATCH))
 
         def get_next(self):
             chunk = next(self.chunks, None)
             return None if chunk is None else {'image': chunk.numpy()}
 
+        def __deepcopy__(self, memo):  # SmoothQuant's; iterators of tensors cannot be copied
+            return Reader()
+
     logging.getLogger().setLevel(logging.ERROR)
-    quantize_static(_save_onnx(model, photos, folder), folder / 'int8.onnx', Reader(), per_channel=per_channel)
-    network = in_exact_integers((folder / 'int8.onnx').read_bytes())
-    return lambda images: torch.from_numpy(network(images.numpy()))
+    source, out = save_onnx(model, photos, folder), folder / 'int8.onnx'
+    quantize_static(str(source), out, Reader(), per_channel=per_channel, **options)
+    return out.read_bytes()
 
 
 def openvino_nncf(model: nn.Module, photos: Tensor, per_channel: bool, folder: Path) -> Predict:
     """Symmetric activations, those of depthwise layers by channel; fast bias correction. Exact with VNNI alone."""
+    return nncf_quantized(model, photos, per_channel, folder, {})
+
+
+def nncf_quantized(
+    model: nn.Module, photos: Tensor, per_channel: bool, folder: Path, advanced: dict, **options
+) -> Predict:
+    """The network as NNCF makes it with ``advanced`` parameters and other ``options``; runs in OpenVINO."""
     import nncf
     import openvino
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
@@ -67,13 +86,14 @@ def openvino_nncf(model: nn.Module, photos: Tensor, per_channel: bool, folder: P
     weights = QuantizationParameters() if per_channel else QuantizationParameters(per_channel=False)
     with quiet():
         quantized = nncf.quantize(
-            openvino.convert_model(_save_onnx(model, photos, folder)),
+            openvino.convert_model(save_onnx(model, photos, folder)),
             nncf.Dataset([photo[None].numpy() for photo in photos]),
             subset_size=len(photos),
-            advanced_parameters=AdvancedQuantizationParameters(weights_quantization_params=weights),
+            advanced_parameters=AdvancedQuantizationParameters(weights_quantization_params=weights, **advanced),
+            **options,
         )
     openvino.save_model(quantized, folder / 'int8.xml', compress_to_fp16=False)
-    return _run(folder / 'int8.xml')
+    return run_file(folder / 'int8.xml')
 
 
 def _pt2e(model: nn.Module, photos: Tensor, quantizer, batch: int | None):
@@ -105,7 +125,7 @@ def executorch_xnnpack(model: nn.Module, photos: Tensor, per_channel: bool, fold
 
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=per_channel))
     executorch.write(_pt2e(model, photos, quantizer, 1), photos[:1], folder / 'int8.pte', Request('executorch'))
-    return _run(folder / 'int8.pte')
+    return run_file(folder / 'int8.pte')
 
 
 def litert_ai_edge(model: nn.Module, photos: Tensor, per_channel: bool, folder: Path) -> Predict:
@@ -125,7 +145,7 @@ def litert_ai_edge(model: nn.Module, photos: Tensor, per_channel: bool, folder: 
         samples = [{name[1]: photo[None].permute(0, 2, 3, 1).contiguous().numpy()} for photo in photos]
         ranges = quantizing.calibrate({name[0]: samples}, num_threads=1)
         out.write_bytes(bytes(quantizing.quantize(ranges).quantized_model))
-    return _run(out)
+    return run_file(out)
 
 
 def quantizing_signature(path: Path) -> tuple[str, str]:

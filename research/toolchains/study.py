@@ -1,7 +1,10 @@
 """Which toolchains does a network survive, raw, prepared, snapped? The study behind ``python -m research.toolchains``.
 
 A network is prepared as ``tools/quantize.py --prepare`` does it, snapped as ``--preround`` does (with ``--per-tensor``
-for quantizers of one scale), and then given to a quantizer that knows nothing of it, with that one's own defaults.
+for quantizers of one scale), and then given to a quantizer that knows nothing of it: with that one's own defaults
+(quantizers.py), or with what it offers networks that lose by them (advanced.py).
+
+Losses are paired: the interval of 95 % comes from the photos on which only one of the two networks is right.
 """
 
 import importlib.metadata
@@ -24,14 +27,19 @@ from mobileone_ext.deploy.quantization import photos as calibration
 from mobileone_ext.deploy.quantization.prepare import prepare
 from mobileone_ext.deploy.quantization.rounding import LEVELS
 from mobileone_ext.files import csv_text, write_text
+from mobileone_ext.provenance import processor
 from mobileone_ext.text import markdown_table
+from research.paired import changes, estimate, losses
 from research.training import read_rows
 
-from . import layers
-from .quantizers import QUANTIZERS, Predict, Quantizer
+from . import advanced, layers, quantizers
+from .quantizers import Predict, Quantizer
+
+QUANTIZERS = {**quantizers.QUANTIZERS, **advanced.QUANTIZERS}
 
 NETWORKS = ('raw', 'prepared', 'snapped')
-COLUMNS = ('network', 'quantizer', 'scales', 'top1', 'top5', 'flips', 'num_images', 'num_photos', 'version', 'commit')
+FIGURES = ('top1', 'top5', 'flips', 'num_images', 'num_photos', 'version', 'processor', 'changes', 'commit')
+COLUMNS = ('network', 'quantizer', 'scales', *FIGURES)
 BATCH = 50
 
 Arm = tuple[str, str, str]  # network, quantizer, scales
@@ -78,13 +86,15 @@ class TestSet:
         return torch.cat([predict(self.normalize(chunk.float())) for chunk in self.pixels.split(BATCH)])
 
     def measure(self, predict: Predict) -> dict:
-        """``top1``, ``top5`` (percent), ``flips`` (predictions unlike the float network's), ``num_images``."""
+        """``top1``, ``top5`` (percent), ``flips`` (predictions unlike the float network's), ``num_images``,
+        and ``changes``, see paired.py."""
         result = self.outputs(predict)
         difference = Difference()
         difference.add(self.expected, result, ('the float network', 'the quantized one'))
         top1, top5 = top_accuracies(result, self.labels)
         flips = difference.changed_predictions
-        return dict(top1=f'{top1:.2f}', top5=f'{top5:.2f}', flips=flips, num_images=len(result))
+        changed = changes(self.expected, result, self.labels)
+        return dict(top1=f'{top1:.2f}', top5=f'{top5:.2f}', flips=flips, num_images=len(result), changes=changed)
 
 
 def build(quantizer: Quantizer, name: str, model: nn.Module, photos: Tensor, scales: str, folder: Path) -> Predict:
@@ -117,10 +127,10 @@ def run(config: Config, weights: str, folder: str, count: int, todo: Iterable[Ar
     test = TestSet(config, model)
 
     def add(arm: Arm, predict: Predict, version: str) -> None:
-        ran = dict(num_photos=len(photos), version=version, commit=get_git_hash(digits=7))
+        ran = dict(num_photos=len(photos), version=version, processor=processor(), commit=get_git_hash(digits=7))
         rows.append({**dict(zip(COLUMNS, arm)), **test.measure(predict), **ran})
         write_text(csv_text(rows, COLUMNS), path)
-        print(*rows[-1].values(), flush=True)
+        print(*(rows[-1][key] for key in COLUMNS if key != 'changes'), sep='; ', flush=True)
 
     if ('float', '', '') not in done:
         add(('float', '', ''), model, f'torch {torch.__version__}')
@@ -156,13 +166,19 @@ def show_layers(config: Config, weights: str, folder: str, count: int, networks:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Markdown: a line a quantizer and kind of scales; top-1 and flips of each network."""
+    """Markdown: a line a quantizer and kind of scales; top-1, flips and the loss with its interval of each network."""
     result = {(row['network'], row['quantizer'], row['scales']): row for row in rows}
     reference = result['float', '', '']
     lines = []
     for name, scales in dict.fromkeys((name, scales) for _, name, scales in result if name):
         cells = [result.get((network, name, scales)) for network in NETWORKS]
-        lines.append((name, scales, *(f'{cell["top1"]} ({cell["flips"]})' if cell else '' for cell in cells)))
-    return f'Float: {reference["top1"]} of {reference["num_images"]} images. Top-1 (flips).\n\n' + markdown_table(
+        lines.append(
+            (
+                name,
+                scales,
+                *(f'{cell["top1"]} ({cell["flips"]}); {estimate(losses(cell))}' if cell else '' for cell in cells),
+            )
+        )
+    return f'Float: {reference["top1"]} of {reference["num_images"]} images. Top-1 (flips); loss.\n\n' + markdown_table(
         ('quantizer', 'weights: a scale for each', *NETWORKS), lines
     )

@@ -8,6 +8,7 @@ from PIL import Image
 
 from research.int8 import study
 from research.int8.study import SETS, ZOOM, Calibration, draw
+from research.paired import changes, estimate, losses
 from research.training import read_rows
 
 
@@ -43,9 +44,9 @@ def test_draws(photos, tmp_path):
 def test_changes_are_told_apart():
     labels = torch.tensor([0, 1, 2, 0])
     expected, actual = torch.eye(4)[[0, 1, 1, 2]], torch.eye(4)[[0, 2, 2, 3]]
-    row = dict(num_images='4', changes=study.changes(expected, actual, labels))
+    row = dict(num_images='4', changes=changes(expected, actual, labels))
     assert row['changes'] == '1- 2+ 3~'
-    np.testing.assert_array_equal(study.losses(row), [0, 1, -1, 0])
+    np.testing.assert_array_equal(losses(row), [0, 1, -1, 0])
 
 
 def test_an_interval_counts_a_photo_once():
@@ -56,7 +57,7 @@ def test_an_interval_counts_a_photo_once():
     shared = dict(num_images='500', top1='80.00', flips='35', changes=changes)
     rows = [dict(shared, calibration='', form='float', changes='')]
     rows += [dict(shared, calibration=name, form=form) for name in list(SETS)[:6] for form in ('default', '8 bits')]
-    one = study.estimate(values)
+    one = estimate(values)
     assert one.mean == pytest.approx(100 * values.mean())
     resampled = [100 * rng.choice(values, 500).mean() for _ in range(4000)]  # the bootstrap
     low, high = np.percentile(resampled, [2.5, 97.5])
@@ -79,7 +80,7 @@ def test_tool(run_tool, tiny_run, digits, tmp_path):
     for row in others:
         assert row['num_photos'] == '32' and int(row['flips']) == len(row['changes'].split())
         lost = float(reference['top1']) - float(row['top1'])
-        assert study.losses(row).mean() * 100 == pytest.approx(lost, abs=0.01)
+        assert losses(row).mean() * 100 == pytest.approx(lost, abs=0.01)
     assert (tmp_path / 'table.md').read_text().count('(') > 8
     (tmp_path / 'rows.csv').write_text((tmp_path / 'rows.csv').read_text().rpartition('all classes, 32')[0][:-1])
     assert len(read_rows(tmp_path / 'rows.csv')) == 4

@@ -4,27 +4,32 @@ import copy
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import ROOT, TINY, data_options, only_line
 from onnx import numpy_helper
+from PIL import Image
 
 sys.path.insert(0, str(ROOT / 'tests' / 'deploy'))
 
 from test_prepare import tiny_checkpoint
 from test_quantization import images, small_classifier
 
+from mobileone_ext.data.pixels import Normalize
 from mobileone_ext.deploy.quantization.chain import layers_of
 from mobileone_ext.deploy.quantization.qdq import insert_qdq
+from mobileone_ext.metadata import IMAGENET_MEAN, IMAGENET_STD
 from research.integers import study as integers
-from research.toolchains import layers, quantizers, study
+from research.paired import estimate, losses
+from research.toolchains import advanced, layers, quantizers, study
 from research.training import read_rows
 
 
 def test_every_network_meets_every_quantizer():
     arms = study.arms()
-    assert len(set(arms)) == len(arms) == 3 * sum(len(item.scales) for item in quantizers.QUANTIZERS.values())
-    assert study.arms(['raw'], ['nncf']) == [('raw', 'OpenVINO NNCF', 'channel'), ('raw', 'OpenVINO NNCF', 'tensor')]
+    assert len(set(arms)) == len(arms) == 3 * sum(len(item.scales) for item in study.QUANTIZERS.values())
+    assert study.arms(['raw'], ['openvino']) == [('raw', 'OpenVINO NNCF', scales) for scales in ('channel', 'tensor')]
     with pytest.raises(ValueError, match='--quantizers tensorrt: part of none of these names'):
         study.arms(None, ['tensorrt'])
     with pytest.raises(ValueError, match='--networks cooked: allowed are raw, prepared, snapped'):
@@ -54,6 +59,51 @@ def test_activations_alone_leave_the_weights(tmp_path):
         torch.testing.assert_close(ours.linear.weight, theirs.linear.weight, rtol=0, atol=0)
     assert len(simulated.qparams) == len(layers_of(model)) + 1  # the image, each map, the pooled one
     assert 0 < (simulated(images(4)) - model(images(4))).abs().max() < 0.3 * model(images(4)).abs().max()
+
+
+def test_other_ranges_of_onnxruntime(tmp_path):
+    """Percentiles leave out the one value that is far beyond all others, which min-max takes for the end."""
+    model, photos = small_classifier(), images(20)
+    photos[7, 0, 3, 3] = 200
+    scales = []
+    for build in (quantizers.onnxruntime_static, advanced.onnxruntime_options('Percentile')):
+        build(model, photos, True, tmp_path)
+        stored = {item.name: item for item in onnx.load(tmp_path / 'int8.onnx').graph.initializer}
+        scales.append(float(numpy_helper.to_array(stored['image_scale'])))
+    assert scales[0] == pytest.approx(float(photos.max() - photos.min()) / 255, rel=0.01)
+    assert scales[1] < 0.5 * scales[0]
+
+
+def test_onnxruntime_equalizes_with_another_package(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'neural_compressor', None)
+    name = 'onnxruntime: SmoothQuant 0.5'
+    with pytest.raises(ValueError, match='not installed .*: pip install onnxruntime neural-compressor$'):
+        study.build(study.QUANTIZERS[name], name, small_classifier(), images(2), 'channel', tmp_path)
+
+
+def test_pixels_are_written_as_they_were_read(tmp_path):
+    pixels = torch.randint(0, 256, (3, 3, 8, 6)).float()
+    normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    advanced.write_pixels(normalize(pixels), tmp_path / 'photos')
+    files = sorted((tmp_path / 'photos').iterdir())
+    found = np.stack([np.asarray(Image.open(file)) for file in files])
+    np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), pixels.numpy())
+
+
+@pytest.mark.apps
+@pytest.mark.parametrize('name', advanced.QUANTIZERS)
+@torch.no_grad()
+def test_each_comes_close(name, monkeypatch, tmp_path):
+    """Where it is installed."""
+    monkeypatch.setattr(advanced, 'ADAROUND_STEPS', 20)
+    model, photos = small_classifier(), images(8)
+    try:
+        predict = study.build(advanced.QUANTIZERS[name], name, model, photos, 'channel', tmp_path)
+    except ValueError as error:
+        pytest.skip(str(error))
+    expected = model(photos)
+    error = float((predict(photos) - expected).abs().max() / expected.abs().max())
+    assert 0 < error < 0.2, error
 
 
 @torch.no_grad()
@@ -97,7 +147,8 @@ def test_rows_are_kept_and_the_table_has_them(digits, run_tool, tmp_path):
         *((network, scales) for scales in ('channel', 'tensor') for network in ('raw', 'snapped')),
     ]
     assert rows[0]['flips'] == '0' and rows[0]['num_images'] == rows[-1]['num_images']
-    assert f'| CoreML weights (simulated) | channel | {rows[1]["top1"]} ({rows[1]["flips"]}) | |' in text
+    cell = f'{rows[1]["top1"]} ({rows[1]["flips"]}); {estimate(losses(rows[1]))}'
+    assert f'| CoreML weights (simulated) | channel | {cell} | |' in text
     (tmp_path / 'net.pth').unlink()  # nothing is computed again
     assert run_tool(*arguments, '--quantizers', 'coreml', '--networks', 'raw', *options)[0] == 0
     code, text = run_tool(*arguments, '--quantizers', 'tensorrt', *options)
