@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 # Before torch is imported, here and in child processes: maps of tests are small, and threads that wait for each other
 # take many times as long wherever anything else runs on the machine.
@@ -127,6 +128,27 @@ def run_tool(monkeypatch, capsys):
         return exit_.value.code, captured.out + captured.err
 
     return run
+
+
+@pytest.fixture
+def story(run_tool, tmp_path, monkeypatch):
+    """``story(page, heading)`` runs the blocks of a page, or those below a heading, and returns what each leaves.
+
+    In a folder of its own, with stand-ins (``printed.py``).
+    """
+    from printed import Story, blocks
+
+    from mobileone_ext.branches import BRANCH_TYPES
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def tell(page: str, heading: str = '') -> list[dict]:
+        story = Story(run_tool)
+        return [story.run(block) for block in blocks(page) if block.runs and block.heading.startswith(heading)]
+
+    with patch.dict(BRANCH_TYPES):
+        yield tell
 
 
 def data_options(root: Path) -> list[str]:

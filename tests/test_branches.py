@@ -1,14 +1,14 @@
 """Branch types: what each computes, fused and by moments, where it stands, and types and blocks of one's own."""
 
 import copy
-import re
 from functools import partial
 from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, randomize_norms
+from conftest import randomize_norms
+from printed import blocks
 from torch import nn
 
 from mobileone_ext.backbone import MobileOne
@@ -387,15 +387,10 @@ def test_other_norms_fuse(norm):
     assert_close(block(x), expected)
 
 
-def page_code():
-    """The Python block of docs/branches.md."""
-    (code,) = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/branches.md').read_text(encoding='utf-8'), re.DOTALL)
-    return code
-
-
 @pytest.mark.parametrize('groups', [5, 1], ids=['depthwise', 'dense'])
 def test_the_type_of_the_page_trains_and_fuses(registered, groups):
-    exec(compile(page_code(), 'docs/branches.md', 'exec'), {})
+    (code,) = [block.text for block in blocks('docs/branches.md') if block.word == 'my_branches.py']
+    exec(code, {})
     torch.manual_seed(0)
     shape = dict(in_channels=5, out_channels=5, kernel_size=5, groups=groups)
     block = MobileOneBlock(**shape, branches=[dict(type='ConvBN'), dict(type='DilatedBN', scale=0.5)])

@@ -9,14 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from printed import PAGES
 
 from mobileone_ext import __version__
-
-TOOLS = {path.stem for path in (ROOT / 'tools').glob('*.py')}
-PAGES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for path in (*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md'), *(ROOT / 'research').rglob('*.md'))
-)
 
 
 def requirements(name='requirements-common.txt'):
@@ -51,38 +46,6 @@ def test_files_that_pages_name_are_there(page):
     text = (ROOT / page).read_text()
     named = re.findall(r'(?<![\w./-])((?:configs|tools|tests|research|docs|mobileone_ext)/[\w./-]+\.\w+)', text)
     assert not [name for name in named if not (ROOT / name).exists()]
-
-
-@pytest.mark.parametrize('page', PAGES)
-def test_commands_in_pages_have_those_options(page, run_tool):
-    """Every ``--option`` that stands behind a tool's name in a line of code."""
-    text = (ROOT / page).read_text().replace('\\\n', ' ')
-    code = re.findall(r'^ {4}(.+)$', text, re.M) + re.findall(r'`([^`\n]+)`', text)
-    unknown = []
-    for line in code:
-        found = re.match(r'(?:\$ )?(?:python tools/(\w+)\.py|mobileone (\w+))\b(.*)', line)
-        if not found:
-            continue
-        tool, words = found[1] or found[2], found[3].split('#')[0]
-        if tool not in TOOLS:
-            unknown.append(line)
-            continue
-        options = re.findall(r'(?<![\w-])(--[a-z][\w-]*)', words)
-        command = re.match(r'\s+([a-z]+)\b', words) if tool == 'benchmark' else None
-        known = help_of(run_tool, tool, command[1] if command else '')
-        unknown += [f'{tool} {option}' for option in options if option not in known]
-    assert not unknown
-
-
-_HELP = {}
-
-
-def help_of(run_tool, tool, command):
-    if (tool, command) not in _HELP:
-        code, printed = run_tool(tool, *([command] if command else []), '--help')
-        assert code == 0
-        _HELP[tool, command] = set(re.findall(r'--[a-z][\w-]*', printed))
-    return _HELP[tool, command]
 
 
 def test_rows_of_results_name_their_commit():
