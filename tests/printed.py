@@ -61,7 +61,7 @@ MORE = {
     'train': ['--epochs', '1', '--batch-size', '4', '--cfg-options', *_ALONE],
     'test': ['--cfg-options', *_ALONE[4:]],
     'reparam': ['--cfg-options', *_ALONE[4:]],
-    'quantize': ['--num-images', '8', '--cfg-options', *_ALONE[4:]],
+    'quantize': ['--num-images', '4', '--cfg-options', *_ALONE[4:]],
     'ablate': ['--epochs', '1', '--seeds', '0'],
 }
 # What a synopsis leaves open.
@@ -195,15 +195,19 @@ def write_digits(root: str) -> None:
     write_photos(*folders, names=('0.png', '1.png'))
 
 
-def save(path: str, state: dict) -> None:
+def save(path: str, state: dict, **meta: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=state, meta={}), path)
+    torch.save(dict(state_dict=state, meta=meta), path)
 
 
-def save_s0(path: str, form: str = 'branched') -> None:
+def save_s0(path: str, form: str = 'branched', says: bool = False) -> None:
+    """A random S0, which ``says`` what it takes as those that were trained here do."""
     from networks import random_state
 
-    save(path, random_state('s0', form))
+    from mobileone_ext import cli
+
+    config = cli.load_config(str(ROOT / 'configs/mobileone_s0_8xb32.py'))
+    save(path, random_state('s0', form), **(dict(cfg=config.pretty_text) if says else {}))
 
 
 def save_tiny(path: str) -> None:
@@ -214,7 +218,7 @@ def save_tiny(path: str) -> None:
 
 
 def finetune(path: str) -> None:
-    """A run of fine-tuning, made once for all pages, with the checkpoint of its epoch beside it."""
+    """A run of fine-tuning, made once for all pages."""
     import mobileone_ext as m1
 
     once = Path.cwd().parent / 'finetuned'
@@ -225,7 +229,6 @@ def finetune(path: str) -> None:
             save_s0('s0.pth')
             m1.finetune('photos', 'run', epochs=1, size=32, weights='s0.pth')
     shutil.copytree(once / 'run', path)
-    shutil.copy(Path(path, 'run/epoch_1.pth'), path)
 
 
 STAND_INS = {
@@ -238,12 +241,13 @@ STAND_INS = {
     'folder': write_photos,
     'animals/learn': lambda path: write_photos(f'{path}/cat', f'{path}/dog'),
     'animals/exam': lambda path: write_photos(f'{path}/cat', f'{path}/dog'),
-    'work_dirs/my_run': finetune,
+    'work_dirs/my_run': lambda path: save_s0(f'{path}/epoch_1.pth', says=True),
     'work_dirs/finetune_photos': finetune,
     'photo.jpg': lambda path: write_photo(Path(path)),
     'a.jpg': lambda path: write_photo(Path(path)),
     'flowers': lambda path: write_photos(f'{path}/rose', f'{path}/tulip'),
     's0.pth': save_s0,
+    'apple_s0.pth': save_s0,
     's0_fused.pth': lambda path: save_s0(path, 'fused'),
     'work_dirs/mobileone_s0_8xb32/epoch_1.pth': save_s0,
     'tiny.pth': save_tiny,
@@ -265,7 +269,7 @@ class Story:
             Path(name).symlink_to(ROOT / name)
 
     def run(self, block: Block) -> dict:
-        """Run a block; what Python leaves in its names, ``printed`` for a shell."""
+        """Run a block; what Python leaves in its names."""
         text = block.text
         for pattern, other in {**SHORT, **{rf'\b{name}\b': value for name, value in PLACEHOLDERS.items()}}.items():
             text = re.sub(pattern, other, text)
@@ -282,10 +286,12 @@ class Story:
             exec(compile('\n' * (block.line - 1) + text, str(ROOT / block.page), 'exec'), names)
             return names
         lines = list(commands(text))
-        if not all(map(tool_of, lines)):
+        if all(map(tool_of, lines)):
+            for line in lines:
+                self.call(block, line)
+        else:
             self.bash(block, text)
-            return {}
-        return dict(printed=''.join(self.call(block, line) for line in lines))
+        return {}
 
     def give(self, text: str) -> None:
         """Make what ``text`` names and is not there."""
@@ -294,11 +300,10 @@ class Story:
             if re.search(rf'(?<![\w./]){re.escape(name)}(?![\w.])', named) and not Path(name).exists():
                 write(name)
 
-    def call(self, block: Block, line: str) -> str:
+    def call(self, block: Block, line: str) -> None:
         name, arguments = tool_of(line)
         code, printed = self.run_tool(name, *arguments, *MORE.get(name, ()))
         assert code == 0, f'{block}: {line}\n{printed}'
-        return printed
 
     def bash(self, block: Block, text: str) -> None:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])

@@ -2,9 +2,9 @@
 
 import copy
 import re
-import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, randomize_norms
 from networks import random_state
-from PIL import Image
+from printed import blocks
 from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,13 +25,11 @@ from mobileone_ext.metadata import IMAGENET_MEAN, IMAGENET_STD
 
 
 @pytest.fixture
-def run(run_tool, tmp_path, monkeypatch):
-    """``run('inside', 'torchvision')`` runs the code under that heading; what it has left in its names.
+def run(story, monkeypatch):
+    """``run('inside', 'torchvision')`` runs the blocks under that heading; what each has left in its names.
 
-    ``before`` is a copy of each network that it fuses.
+    With them a copy of each network that they fuse.
     """
-    monkeypatch.chdir(tmp_path)
-    torch.save(dict(state_dict=random_state('s0', 'branched'), meta={}), 's0.pth')
     copies = []
 
     def fuse(model, images=None):
@@ -39,18 +37,13 @@ def run(run_tool, tmp_path, monkeypatch):
         return anywhere.fuse(model, images)
 
     monkeypatch.setattr(m1, 'fuse', fuse, raising=False)
+    return lambda page, heading: (story(f'docs/{page}.md', heading), copies)
 
-    def under(page, heading, number=0):
-        text = (
-            (ROOT / 'docs' / f'{page}.md')
-            .read_text()
-            .split(f'\n# {heading}' if page == 'python' else f'\n## {heading}')[-1]
-        )
-        names = dict(__name__='__main__')
-        exec(compile(re.findall(r'```python\n(.*?)```', text, re.S)[number], f'{page}.md', 'exec'), names)
-        return names, copies
 
-    return under
+def test_every_section_runs_here():
+    tested = re.findall(r"run\('inside', (['\"])(.+?)\1\)", Path(__file__).read_text())
+    headings = {block.heading for block in blocks('docs/inside.md') if block.runs}
+    assert {heading for heading in headings if heading.startswith(tuple(name for _, name in tested))} == headings
 
 
 def onnx_outputs(path, images):
@@ -63,51 +56,33 @@ def agree(expected, found, tolerance=1e-4):
         assert relative_difference(expected, found) < tolerance
 
 
-def write_photos(folder, numbers=range(8)):
-    folder.mkdir(parents=True)
-    for number in numbers:
-        pixels = np.random.default_rng(number).integers(0, 256, (120, 110, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f'{number}.png')
-
-
 @pytest.mark.slow
-def test_the_page_on_python(run, capsys, tmp_path):
-    write_photos(tmp_path / 'photos')
-    shutil.copy(tmp_path / 'photos' / '0.png', tmp_path / 'a.jpg')
-    names, (before,) = run('python', 'MobileOne from Python')
+def test_the_page_on_python(run, capsys):
+    (names, finetuned), (before, *_) = run('python', 'MobileOne from Python')
     printed = capsys.readouterr().out
-    assert '43 fused: ' in printed and names['logits'].shape == (2, 10) and printed.count('kind ') == 9
+    assert '43 fused: ' in printed and names['logits'].shape == (2, 10) and printed.count('kind ') == 17
     pixels = torch.randint(256, (2, 3, 96, 96)).float()
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     agree(before((pixels - mean) / std), onnx_outputs('s0.onnx', pixels))
-    assert names['report']['num_images'] == 8 and names['report']['max_abs_diff'] > 0
-
-
-@pytest.mark.slow
-def test_finetuning_on_the_page_on_python(run, capsys, tmp_path):
-    for first, kind in enumerate(('rose', 'tulip')):
-        write_photos(tmp_path / 'flowers' / kind, range(first, 20, 2))
-    names, _ = run('python', 'MobileOne from Python', 1)
-    assert names['report']['num_images'] == 4 and '% of 4 photos' in capsys.readouterr().out
-    assert (tmp_path / 'work_dirs' / 'flowers' / 'fused.pth').is_file()
+    assert names['report']['num_images'] == 16 and names['report']['max_abs_diff'] > 0
+    assert finetuned['report']['num_images'] == 4 and '% of 4 photos' in printed
+    assert Path('work_dirs/flowers/fused.pth').is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [0, 1])
 def test_a_type_checker_passes_over_the_page_on_python(number, tmp_path):
-    code = re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'python.md').read_text(), re.S)[number]
-    (tmp_path / 'page.py').write_text(code)
+    code = [block.text for block in blocks('docs/python.md') if block.language == 'python']
+    (tmp_path / 'page.py').write_text(code[number])
     mypy = [sys.executable, '-m', 'mypy', '--follow-imports=silent', '--ignore-missing-imports', tmp_path / 'page.py']
     done = subprocess.run(mypy, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.apps
-def test_unet_of_segmentation_models(run, run_tool):
+def test_unet_of_segmentation_models(run):
     smp = pytest.importorskip('segmentation_models_pytorch', reason='segmentation_models_pytorch is not installed')
-    code, printed = run_tool('convert_checkpoint', 's0.pth', 'apple.pth', '--to', 'apple')
-    assert code == 0, printed
-    names, (before,) = run('inside', 'segmentation_models')
+    (_, names), (before,) = run('inside', 'segmentation_models')
     assert len(names['report'].fused) == 43 and not any(
         isinstance(m, _BatchNorm) for m in names['unet'].encoder.modules()
     )
@@ -146,7 +121,7 @@ def test_the_encoder_of_segmentation_models_computes_our_maps(run_tool, tmp_path
 
 @pytest.mark.apps
 def test_faster_rcnn_of_torchvision(run):
-    names, (before,) = run('inside', 'torchvision')
+    (names,), (before,) = run('inside', 'torchvision')
     detector = names['detector']
     assert len(names['report'].fused) == 43
     assert all(p.grad is not None for p in detector.rpn.parameters())
@@ -159,7 +134,7 @@ def test_faster_rcnn_of_torchvision(run):
 
 @pytest.mark.apps
 def test_fastvit_of_timm(run):
-    names, (before,) = run('inside', 'timm')
+    (names,), (before,) = run('inside', 'timm')
     images = torch.randn(1, 3, 128, 128)
     reference = reparameterize_model(before)
     assert names['fastvit'].state_dict().keys() == reference.state_dict().keys()
@@ -170,7 +145,7 @@ def test_fastvit_of_timm(run):
 
 @pytest.mark.apps
 def test_an_embedding_with_its_norm_inside(run):
-    names, (before,) = run('inside', 'An embedding')
+    (names,), (before,) = run('inside', 'An embedding')
     images = names['images']
     found = onnx_outputs('embedding.onnx', images)
     agree(before(images), found)
@@ -180,7 +155,7 @@ def test_an_embedding_with_its_norm_inside(run):
 
 @pytest.mark.apps
 def test_two_heads_and_maps(run):
-    names, (before,) = run('inside', 'Two heads')
+    (names,), (before,) = run('inside', 'Two heads')
     images = names['images']
     with torch.no_grad():
         expected, maps = before(images), before.encoder(images)
@@ -194,7 +169,7 @@ def test_two_heads_and_maps(run):
 
 @pytest.mark.apps
 def test_equalized_for_another_quantizer(run):
-    names, (before,) = run('inside', "For another toolchain's quantizer")
+    (names,), (before,) = run('inside', "For another toolchain's quantizer")
     report = names['report']
     # 43 convolutions, of whose maps two leave the encoder.
     assert len(report['pairs']) == 41 and report['difference'] < 1e-5
@@ -221,7 +196,7 @@ def test_the_encoder_of_a_unet_is_equalized_but_for_its_skip_connections():
 @pytest.mark.apps
 def test_mmsegmentation(run):
     pytest.importorskip('mmseg', reason='needs onedl-mmsegmentation: make test REQUIREMENTS=requirements-onedl.txt')
-    names, (before,) = run('inside', 'mmsegmentation')
+    (names,), (before,) = run('inside', 'mmsegmentation')
     assert len(names['report'].fused) == 43
     agree(before(names['images']), onnx_outputs('segmentor.onnx', names['images']))
 
@@ -229,6 +204,6 @@ def test_mmsegmentation(run):
 @pytest.mark.apps
 def test_lightning(run):
     pytest.importorskip('lightning', reason='lightning is not installed')
-    names, (before,) = run('inside', 'Lightning')
+    (names,), (before,) = run('inside', 'Lightning')
     assert len(names['report'].fused) == 43
     agree(before(names['images']), onnx_outputs('classifier.onnx', names['images']))
