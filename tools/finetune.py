@@ -50,7 +50,12 @@ def parse_args():
         help='0 keeps the stem as it is, 3 also stages 1 .. 3, -1 nothing (-1)',
     )
     parser.add_argument('--work-dir', metavar='DIR', help='where all goes (work_dirs/finetune_NAME)')
-    parser.add_argument('--branches', action='store_true', help='give fused weights their branches back first')
+    parser.add_argument(
+        '--unfuse',
+        choices=CHOICES['unfuse'],
+        help='what fused weights get before training: nothing, batch norms, or these and branches (none)',
+    )
+    parser.add_argument('--branches', dest='unfuse', action='store_const', const='branches', help=argparse.SUPPRESS)
     parser.add_argument('--balance', action='store_true', help='show photos of rare classes more often')
     parser.add_argument(
         '--early-stop',

@@ -43,6 +43,7 @@ from .test import evaluate
 CONFIG, OPTIONS, FUSED, RECIPE, HUB = 'config.py', 'options.json', 'fused.pth', 'recipe.png', 'hub'
 _OWN = License('they are yours: trained from random numbers')
 VAL_FRACTION = 0.2
+FORMS = dict(none='fused', norm='norm', branches='branched')  # of :attr:`Plan.form`, by :attr:`Options.unfuse`
 _BATCH_OF_PHOTOS = 32  # for the statistics of branches that nobody trains on
 
 
@@ -109,6 +110,8 @@ def make_plan(options: Options, command: str = 'tools/finetune.py') -> Plan:
     if threshold:
         shown = numbers.balanced_count([counts[name] for name in photos.classes], threshold)
     recipe = numbers.make_recipe(shown, options.epochs, options.batch_size, options.lr, weights == RANDOM)
+    if form == 'fused':
+        form = FORMS[options.unfuse]
     options = replace(options, arch=arch, weights=weights, batch_size=recipe.batch_size, lr=recipe.lr)
     threshold = threshold and float(f'{threshold:.3g}')
     return Plan(photos, recipe, options, form, threshold, fitting_workers(shown), command)
@@ -126,7 +129,7 @@ def check_folder(options: Options) -> None:
 
 
 def choose_weights(options: Options) -> tuple[str, str, str]:
-    """The arch, what to start from and the form to train in.
+    """The arch, what to start from and the form that this has.
 
     Raises:
         OSError, ValueError: for weights that cannot be read or are of another arch.
@@ -144,7 +147,7 @@ def choose_weights(options: Options) -> tuple[str, str, str]:
             'leave --arch out, or name other weights'
         )
     path = Path(source)
-    return arch, str(path.absolute()) if path.is_file() else source, 'branched' if options.branches else weights.form
+    return arch, str(path.absolute()) if path.is_file() else source, weights.form
 
 
 def choose_photos(options: Options) -> Photos:
@@ -357,13 +360,16 @@ def calibrate(config: Config, fused: str, precision: float, strangers: list[Path
 
 def write_hub(folder: Path, config: Config, checkpoint: str, scores: Scores, terms: License) -> list[str]:
     """Write the folder for timm and transformers; why there is none, if timm cannot build the network."""
-    said = load_weights(folder / FUSED).said
-    weights = original = replace(load_weights(checkpoint), said=said)
+    fused = load_weights(folder / FUSED)
+    weights = original = replace(load_weights(checkpoint), said=fused.said)
     right = {f'right of {len(scores.paths)} photos': (scores.truth == scores.predicted).all(1).mean() * 100}
     try:
-        if weights.form == 'fused':
+        if weights.form == 'fused' or not weights.structure.use_skip:  # timm has networks with all branches alone
+            config = copy.deepcopy(config)
+            for name in writing.NORM_ALONE:
+                config.model.backbone.pop(name, None)
             branched, photos = fuse.build_model(config, 'branched'), DATASETS.build(config.train_dataloader.dataset)
-            weights, _ = give_branches(config.model, branched, weights, photos, _BATCH_OF_PHOTOS)
+            weights, _ = give_branches(config.model, branched, fused, photos, _BATCH_OF_PHOTOS)
         hub.write_folder(folder / HUB, config, weights, original, checkpoint, terms, right)
     except ValueError as error:
         return [f'no folder {HUB} for timm and transformers: {error}']

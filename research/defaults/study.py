@@ -39,26 +39,18 @@ import numpy as np
 from scipy import stats
 
 from mobileone_ext import cli
-from mobileone_ext.ablation.ablate import config_text
-from mobileone_ext.config import override
 from mobileone_ext.data.images import find_images
 from mobileone_ext.engine import finetune
 from mobileone_ext.engine import train as training
 from mobileone_ext.engine.finetune import CONFIG, Options
 from mobileone_ext.engine.finetuning.scores import score_photos
 from mobileone_ext.engine.finetuning.split import stratified_split
-from mobileone_ext.files import write_text
 from mobileone_ext.provenance import processor
 from mobileone_ext.text import markdown_table
 from research.training import append_row, mean_and_std, read_rows
 
 ROWS = 'rows.csv'
-NORM_ALONE = {
-    'model.backbone.num_conv_branches': 1,
-    'model.backbone.use_skip': False,
-    'model.backbone.use_scale': False,
-}
-FORMS = {'fused': None, 'norm alone': NORM_ALONE, 'branches': {}}
+FORMS = {'fused': 'none', 'norm alone': 'norm', 'branches': 'branches'}  # finetune's --unfuse
 RATES, SEEDS = (5e-5, 1e-4, 3e-4), (0, 1, 2)
 TEST, CHOOSE = 0.35, 0.15  # of TrashNet's photos
 PER_CLASS, CHOOSING = 100, 30  # of Imagenette's
@@ -180,18 +172,16 @@ def prepare(run: Run, photos: Path, weights: str, folder: Path, left_out: frozen
         return path
     if not (folder / 'photos').exists():
         lay_out(photos, run, folder / 'photos', left_out)
-    overrides = FORMS[run.cell.form]
     options = Options(
         str(folder / 'photos'),
         weights=weights,
         lr=run.cell.lr,
         size=run.size,
         seed=run.seed,
-        branches=overrides is not None,
+        unfuse=FORMS[run.cell.form],
         work_dir=str(folder / 'run'),
     )
     finetune.write_plan(replace(finetune.make_plan(options), workers=0))
-    write_text(config_text(override(cli.load_config(str(path)), overrides or {})), path)
     return path
 
 

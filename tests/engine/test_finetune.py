@@ -475,12 +475,11 @@ def test_the_commands_of_the_report_run_and_calibrate_with_what_was_trained(run_
     assert (work / 'model_int8.onnx').exists()
 
 
-def test_timm_opens_the_hubs_folder_and_gives_what_the_fused_file_gives(finished):
-    photos, work = finished
+def timm_agrees(work: Path, photo: Path) -> None:
+    """Hold the hub's folder in timm against ``work``/fused.pth."""
     config = cli.load_config(str(work / 'config.py'))
     model = timm.create_model(f'local-dir:{work / "hub"}', pretrained=True).eval()
     settings = timm.data.resolve_model_data_config(model)
-    photo = next((photos / 'green').iterdir())
     images = timm.data.create_transform(**settings, is_training=False)(Image.open(photo))[None]
     fused = fuse.load_model(config, load_weights(work / 'fused.pth'))
     preprocessing = Preprocessing(config)
@@ -488,6 +487,12 @@ def test_timm_opens_the_hubs_folder_and_gives_what_the_fused_file_gives(finished
     with torch.no_grad():
         logits = fused(preprocessing.normalize(pixels[None]))
         torch.testing.assert_close(model(images), logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max()))
+
+
+def test_timm_opens_the_hubs_folder_and_gives_what_the_fused_file_gives(finished):
+    photos, work = finished
+    timm_agrees(work, next((photos / 'green').iterdir()))
+    model = timm.create_model(f'local-dir:{work / "hub"}')
     assert model.pretrained_cfg['label_names'] == ['blue', 'green', 'red']
     card, report = ((work / name).read_text() for name in ('hub/README.md', 'report.md'))
     terms = r'the weights keep the license of s0_fused.pth'
@@ -531,10 +536,16 @@ def test_a_run_and_its_photos_may_be_moved_together(run_tool, finished, weights,
 
 
 @pytest.mark.slow
-def test_branches_are_given_back_and_fused(run_tool, weights, tmp_path):
+@pytest.mark.parametrize(
+    'given, branches', [(['--branches'], 4), (['--unfuse', 'branches'], 4), (['--unfuse', 'norm'], 1)]
+)
+def test_norms_and_branches_are_given_back_and_fused(given, branches, run_tool, weights, tmp_path):
     photos = write_photos(tmp_path / 'p', blue=6, red=6)
-    code, printed = run(run_tool, photos, weights, tmp_path / 'w', '--branches')
+    code, printed = run(run_tool, photos, weights, tmp_path / 'w', *given)
     assert code == 0, printed
+    trained = load_weights(tmp_path / 'w' / 'run' / 'epoch_1.pth')
+    assert trained.structure.num_conv_branches[-1] == branches and trained.structure.use_skip == (branches > 1)
+    timm_agrees(tmp_path / 'w', next(photos.glob('*/*')))
     assert 'eta:' in printed and 'report.md' in printed and 'config.py' in printed
     report = json.loads((tmp_path / 'w' / 'report.json').read_text())
     assert not report['trained_fused'] and report['deployed']['params_before'] > report['deployed']['params_after']

@@ -17,6 +17,7 @@ BASES = ('models/mobileone_{arch}.py', 'datasets/photos.py', 'schedules/finetune
 WIDTH = 110  # characters of a line
 _HEAD = '_base_ = []  # all of it is here\n\nimport os\n\n'  # mmengine takes an import before _base_ for its other kind
 SIZE, CROPS = 224, (0.35, 1.0)  # of the bases: pixels, and the share of a photo that is seen
+NORM_ALONE = dict(num_conv_branches=1, use_skip=False, use_scale=False)  # of a backbone
 SPARE = 1.5  # times the size, out of which a training crop of a padded or squashed photo is cut
 
 
@@ -144,9 +145,12 @@ def _names_of_roots(photos: Photos) -> dict[Path, str]:
 
 
 def _model(plan: Plan) -> dict:
-    count, backbone = len(plan.photos.classes), {}
+    count = len(plan.photos.classes)
+    backbone: dict = {}
     if plan.form == 'fused':
         backbone['deploy'] = True
+    if plan.form == 'norm':
+        backbone.update(NORM_ALONE)
     if plan.options.freeze >= 0:
         backbone['frozen_stages'] = plan.options.freeze
     model = dict(backbone=backbone) if backbone else {}

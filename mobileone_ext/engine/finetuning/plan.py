@@ -25,7 +25,11 @@ TAKES = dict(
     early_stop=cli.positive,
     precision=cli.fraction,
 )
-CHOICES = dict(arch=[name for name in ARCHS if name.startswith('s')], fit=['crop', 'pad', 'squash'])
+CHOICES = dict(
+    arch=[name for name in ARCHS if name.startswith('s')],
+    fit=['crop', 'pad', 'squash'],
+    unfuse=['none', 'norm', 'branches'],
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Options:
         seed: of the split, the head and the order.
         freeze: stages that stay as they are: 0 the stem, i also stages 1 .. i; -1 none.
         work_dir: None is work_dirs/finetune_NAME.
-        branches: give fused weights their branches before training.
+        unfuse: what fused weights get before training: none, norm (batch norms) or branches (both).
         balance: show photos of rare classes more often.
         early_stop: epochs without a better one before the run ends; None goes to the end.
         fit: how a photo gets its size, see :class:`mobileone_ext.metadata.Metadata`.
@@ -64,7 +68,7 @@ class Options:
     seed: int = 0
     freeze: int = -1
     work_dir: str | None = None
-    branches: bool = False
+    unfuse: str = 'none'
     balance: bool = False
     early_stop: int | None = None
     fit: str = 'crop'
@@ -98,7 +102,8 @@ class Plan:
 
     Attributes:
         options: with the values that those came to that were not given.
-        form: ``'fused'`` or ``'branched'``: the network that is trained.
+        form: of the network that is trained: ``'fused'``, ``'norm'`` (one convolution and its batch norm a block) or
+            ``'branched'``.
         threshold: of ``ClassBalancedDataset``; None without it.
         workers: processes that load photos.
         command: the line that wrote it, for the config's reader.
