@@ -55,6 +55,7 @@ def without_images(dataset: dict, length: int) -> None:
     if isinstance(kind, type) and issubclass(kind, BaseDataset):
         listed = dict(img_path=photograph(), gt_label=0)
         dataset['type'] = type(kind.__name__, (kind,), dict(load_data_list=lambda self: [dict(listed)] * length))
+        dataset.pop('indices', None)  # of images that are not there
         return
     metainfo = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
     dataset.clear()

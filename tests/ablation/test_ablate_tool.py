@@ -84,6 +84,12 @@ def test_a_dry_run_reads_no_photo(arguments, digits, monkeypatch):
     dry_run(config, 'x', data=True)
 
 
+def test_a_dry_run_needs_no_images_that_a_subset_counts(arguments):
+    config = cli.load_config(str(arguments[2]))
+    config.train_dataloader.dataset.indices = [0, 9000]
+    dry_run(config, 'x')
+
+
 @pytest.mark.parametrize('kind', ['mobileone_ext.DistilledClassifier', 'ImageClassifier'])
 def test_a_step_on_a_made_up_photo_trains(arguments, monkeypatch, kind):
     config = override(cli.load_config(str(arguments[2])), {'model.type': kind})
