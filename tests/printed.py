@@ -24,9 +24,12 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+
+from mobileone_ext.deploy.web import runtime
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -302,6 +305,11 @@ class Story:
 
     def call(self, block: Block, line: str) -> None:
         name, arguments = tool_of(line)
+        if '--format web' in line:
+            try:
+                runtime.load()
+            except OSError as error:
+                pytest.skip(str(error))
         code, printed = self.run_tool(name, *arguments, *MORE.get(name, ()))
         assert code == 0, f'{block}: {line}\n{printed}'
 
