@@ -49,30 +49,30 @@ def fit(
     lr: float,
     steps: int,
     image_size: int,
-    memory_format: torch.memory_format = torch.channels_last,
     drop_last: bool = False,
+    transform: v2.Transform | None = None,
 ) -> list[float]:
     """Train ``backbone`` and ``head`` in place; the loss of every step.
 
-    SGD with momentum, :func:`lr_factor`, random resized crops and flips, from torch's generator.
+    SGD with momentum, :func:`lr_factor`, and what is random from torch's generator.
 
     Args:
         drop_last: leave out an epoch's last, smaller batch.
+        transform: of a training image; None: random resized crops and flips.
 
     Raises:
         ValueError: if the loss is no longer finite.
     """
-    backbone.train().to(memory_format=memory_format)
+    backbone.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD([*backbone.parameters(), *head], lr, momentum=0.9, weight_decay=WEIGHT_DECAY)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
-    transform = v2.Compose([v2.RandomResizedCrop(image_size, (0.25, 1)), v2.RandomHorizontalFlip()])
+    transform = transform or v2.Compose([v2.RandomResizedCrop(image_size, (0.25, 1)), v2.RandomHorizontalFlip()])
     losses = []
     while len(losses) < steps:
         for part in torch.randperm(len(train.images)).split(BATCH_SIZE)[: steps - len(losses)]:
             if drop_last and len(part) < BATCH_SIZE:
                 continue
-            images = train.batch(part, transform).contiguous(memory_format=memory_format)
-            loss = F.cross_entropy(classify(backbone, head, images), train.labels[part])
+            loss = F.cross_entropy(classify(backbone, head, train.batch(part, transform)), train.labels[part])
             if not loss.isfinite():
                 raise ValueError(f'the loss is {loss.item()} at step {len(losses) + 1} with lr {lr:g}; a smaller one?')
             optimizer.zero_grad()

@@ -1,9 +1,8 @@
-"""Train S0 from branches and from moments on the same images, and compare losses and accuracy.
+"""Does S0 learn the same by moments as by its branches? ``python -m research.train_impl DATA OUT``.
 
-    python -m research.train_impl DATA OUT
-
-DATA holds train/CLASS/* and val/CLASS/*. Every finished run is a line of OUT/runs.csv
-and is not repeated; OUT/table.md and OUT/losses.png are made of them.
+DATA holds Imagenette's train/CLASS/* and val/CLASS/*, for the runs from weights. OUT gets a CSV for each start (a row
+as a run finishes) and table.md. Stop it whenever you like and call it again; with --starts, a process for each start
+may run at the same time. What is run and tested, and why so much, was fixed beforehand: research/train_impl/study.py.
 """
 
 from pathlib import Path
@@ -13,38 +12,26 @@ from mobileone_ext import cli
 
 def parse_args():
     parser = cli.Parser(description=__doc__)
-    parser.add_argument('data', type=Path, help='folder with train/ and val/')
-    parser.add_argument('out', type=Path, help='folder for runs.csv, table.md and losses.png')
-    parser.add_argument('--weights', help='fused weights of S0 to start from, un-fused; from scratch without them')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--lr', type=float, default=0.0125, help='peak learning rate (%(default)s)')
-    parser.add_argument('--steps', type=int, default=200, help='optimizer steps of a run (%(default)s)')
-    parser.add_argument('--image-size', type=int, default=96, help='pixels (%(default)s)')
+    parser.add_argument('data', type=Path, help='train/CLASS/* and val/CLASS/*')
+    parser.add_argument('out', type=Path)
+    parser.add_argument('--starts', nargs='+', choices=('weights', 'scratch'), default=('weights', 'scratch'))
+    parser.add_argument('--weights', default='apple/mobileone_s0-fused', help='fused weights of S0 (%(default)s)')
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    from mobileone_ext.checkpoints.load import load_weights
+    import torch
+
     from mobileone_ext.files import write_text
     from research.train_impl import study
-    from research.training import Images
-    from research.unfuse.study import starting_points
 
-    if args.steps < 1:
-        raise ValueError(f'--steps {args.steps}: at least 1')
+    torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    short_edge = round(args.image_size * 256 / 224)
-    train, val = (Images(args.data / split, short_edge) for split in ('train', 'val'))
-    start = None
-    if args.weights:
-        start = starting_points(load_weights(args.weights), train, args.image_size)['branches']
-    runs = args.out / 'runs.csv'
-    study.run_all(study.Training(start, train, val, args.lr, args.steps, args.image_size), runs, args.seeds)
-    finished = study.read_runs(runs)
-    table = study.table(finished)
+    starts = dict(weights=lambda: study.from_weights(args.data, args.weights), scratch=study.from_scratch)
+    study.run_all({start: starts[start] for start in args.starts}, args.out)
+    table = study.table(args.out)
     write_text(table + '\n', args.out / 'table.md')
-    study.draw(finished, args.out / 'losses.png')
     print(table)
 
 
