@@ -4,12 +4,9 @@ A config that stands on this one names the folder (``data_root``), the lists (``
 classes (``metainfo``); tools/finetune.py writes such a config.
 """
 
+_base_ = './crop_224.py'
+
 train_dataloader = dict(
-    batch_size=32,
-    num_workers=2,
-    persistent_workers=True,
-    collate_fn=dict(type='default_collate'),
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='CustomDataset',
         pipeline=[
@@ -20,22 +17,5 @@ train_dataloader = dict(
         ],
     ),
 )
-val_dataloader = dict(
-    batch_size=32,
-    num_workers=2,
-    persistent_workers=True,
-    collate_fn=dict(type='default_collate'),
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='CustomDataset',
-        pipeline=[
-            dict(type='mobileone_ext.LoadImageFromFile'),
-            dict(type='ResizeEdge', scale=256, edge='short', backend='pillow'),
-            dict(type='CenterCrop', crop_size=224),
-            dict(type='PackInputs'),
-        ],
-    ),
-)
-val_evaluator = dict(type='Accuracy', topk=(1, 5))
+val_dataloader = dict(dataset=dict(type='CustomDataset'))
 test_dataloader = val_dataloader
-test_evaluator = val_evaluator
