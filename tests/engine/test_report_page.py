@@ -262,6 +262,30 @@ def set_value(browser, name: str, value: str) -> None:
 
 
 @pytest.mark.apps
+@pytest.mark.parametrize('width', [390, 1280])
+def test_words_of_a_table_are_whole(width, browser, four, tmp_path):
+    """On a phone as well; a word that is longer than that breaks, and the page is no wider than the screen."""
+    names = ['cardboard', 'plastic bottles', 'hand-made', 'cat' * 30]
+    result = scores_of(four[0].paths, [0, 1, 2, 3], np.eye(4) * 0.9 + 0.025, names)
+    write_photo_page(tmp_path / 'page.html', result, TEXTS, Looks())
+    size = dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
+    open_page(browser, tmp_path / 'page.html')
+    lines = """return [...document.querySelectorAll('[data-part=classes] td:first-child')].map((cell) => {
+        const [text, range] = [cell.firstChild, document.createRange()];
+        return [...text.data.matchAll(/[^\\s-]+/g)].map((word) => {
+          range.setStart(text, word.index);
+          range.setEnd(text, word.index + word[0].length);
+          return range.getClientRects().length;
+        });
+      })"""
+    *words, long = browser.execute_script(lines)
+    assert words == [[1], [1, 1], [1, 1]] and long[0] > 1
+    assert browser.execute_script('return document.documentElement.scrollWidth') <= width
+    browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
+
+
+@pytest.mark.apps
 def test_what_a_person_clicks(browser, four, tmp_path):
     result, looks = four
     commands = [('Look', "mobileone predict 'a photo.jpg'")]
