@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..files import temporary_folder
 
-NUM_TRAIN, NUM_TEST = 1437, 360
+NUM_TRAIN = 1437  # of 1,797
 
 
 def write_digits(root: str | Path) -> None:

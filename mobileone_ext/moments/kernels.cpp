@@ -141,9 +141,14 @@ struct Tasks {
   int64_t to(int64_t task) const { return std::min(N, from(task) + group); }
 };
 
-template <typename T>
-inline void add_lanes(double* totals, int64_t stride, V<T> v, int lanes) {
-  for (int l = 0; l < lanes; l++) totals[l * stride] += static_cast<double>(v[l]);
+// Moves sums (SIZE) of some channels to their totals (channels, SIZE); how many pixels wait since: none.
+template <typename T, int SIZE>
+inline int64_t flush(V<T>* sums, double* totals, int lanes) {
+  for (int i = 0; i < SIZE; i++) {
+    for (int l = 0; l < lanes; l++) totals[l * SIZE + i] += static_cast<double>(sums[i][l]);
+    sums[i] = V<T>{};
+  }
+  return 0;
 }
 
 // Stride 1. out (C, 42): autocorrelations of the plane at lags (0..2, -2..2), of the top and bottom row at lags 0..2,
@@ -163,13 +168,6 @@ void plane_sums(const T* x, const Steps& steps, int64_t N, int64_t C, int64_t H,
       const V<T> center = load(shift + channel, lanes);
       V<T> sums[PLANE_SUMS] = {};
       int64_t pending = 0;
-      const auto flush = [&] {
-        for (int i = 0; i < PLANE_SUMS; i++) {
-          add_lanes<T>(totals + channel * PLANE_SUMS + i, PLANE_SUMS, sums[i], lanes);
-          sums[i] = V<T>{};
-        }
-        pending = 0;
-      };
       for (int64_t index = tasks.from(task); index < tasks.to(task); index++) {
         const T* image = x + index * steps.image + channel * steps.channel;
         V<T>* rows[3] = {memory[0] + 2, memory[1] + 2, memory[2] + 2};
@@ -211,12 +209,12 @@ void plane_sums(const T* x, const Steps& steps, int64_t N, int64_t C, int64_t H,
             }
           }
           pending += W;
-          if (pending >= FLUSH) flush();
+          if (pending >= FLUSH) pending = flush<T, PLANE_SUMS>(sums, totals + channel * PLANE_SUMS, lanes);
           std::swap(rows[0], rows[1]);
           std::swap(rows[1], rows[2]);
         }
       }
-      flush();
+      flush<T, PLANE_SUMS>(sums, totals + channel * PLANE_SUMS, lanes);
     }
   });
 }
@@ -327,13 +325,6 @@ void strided_sums(const T* x, const Steps& steps, int64_t N, int64_t C, int64_t 
       const V<T> center = load(shift + channel, lanes);
       V<T> sums[STRIDED_SUMS] = {};
       int64_t pending = 0;
-      const auto flush = [&] {
-        for (int i = 0; i < STRIDED_SUMS; i++) {
-          add_lanes<T>(totals + channel * STRIDED_SUMS + i, STRIDED_SUMS, sums[i], lanes);
-          sums[i] = V<T>{};
-        }
-        pending = 0;
-      };
       for (int64_t index = tasks.from(task); index < tasks.to(task); index++) {
         const T* image = x + index * steps.image + channel * steps.channel;
         V<T>* rows[3] = {memory[0] + 1, memory[1] + 1, memory[2] + 1};
@@ -361,10 +352,10 @@ void strided_sums(const T* x, const Steps& steps, int64_t N, int64_t C, int64_t 
           for (int i = 0; i < 9; i++) sums[45 + i] += s[i];
           sums[54] += d, sums[55] += q;
           pending += patches;
-          if (pending >= FLUSH) flush();
+          if (pending >= FLUSH) pending = flush<T, STRIDED_SUMS>(sums, totals + channel * STRIDED_SUMS, lanes);
         }
       }
-      flush();
+      flush<T, STRIDED_SUMS>(sums, totals + channel * STRIDED_SUMS, lanes);
     }
   });
 }

@@ -6,6 +6,7 @@ PHOTOS are class folders; OUT gets runs.csv, table.md and a folder for each run.
 from pathlib import Path
 
 from mobileone_ext import cli
+from research import tuning
 
 ARMS = ['default', 'frozen stages', 'from scratch', 'logistic regression']
 
@@ -13,16 +14,12 @@ ARMS = ['default', 'frozen stages', 'from scratch', 'logistic regression']
 def parse_args():
     parser = cli.Parser(description=__doc__)
     parser.add_argument('photos')
-    parser.add_argument('out', type=Path)
-    parser.add_argument('--weights', required=True, help='fused weights to start from')
+    tuning.add_arguments(parser, seeds=[0, 1, 2], size=128, epochs=20)
     parser.add_argument('--test-photos', type=Path, metavar='LIST', help='photos to measure on (a fifth, by the tool)')
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=ARMS, help='which of them (all)')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument(
         '--choose-lr', type=float, nargs='+', metavar='LR', help='try these inside the training part, and no arm'
     )
-    parser.add_argument('--image-size', '--size', dest='size', type=int, default=128)
-    parser.add_argument('--epochs', type=int, default=20)
     return parser.parse_args()
 
 

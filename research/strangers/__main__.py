@@ -6,29 +6,22 @@ PHOTOS are class folders; OUT gets rows.csv and a folder for each seed. Finished
 from pathlib import Path
 
 from mobileone_ext import cli
+from research import tuning
 
 
 def parse_args():
     parser = cli.Parser(description=__doc__)
     parser.add_argument('photos', type=Path)
-    parser.add_argument('out', type=Path)
-    parser.add_argument('--weights', required=True, help='fused weights to start from')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    tuning.add_arguments(parser, seeds=[0, 1, 2], size=96, epochs=8)
     parser.add_argument('--precision', type=cli.fraction, default=0.95)
-    parser.add_argument('--image-size', '--size', dest='size', type=int, default=96)
-    parser.add_argument('--epochs', type=int, default=8)
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    from mobileone_ext.text import markdown_table
     from research.strangers import study
 
-    args.out.mkdir(parents=True, exist_ok=True)
-    options = dict(weights=args.weights, size=args.size, epochs=args.epochs)
-    rows = study.run_all(args.photos, args.out, args.seeds, args.precision, **options)
-    print(markdown_table(study.COLUMNS, ([row[name] for name in study.COLUMNS] for row in rows)))
+    tuning.run_all(study, args, [args.photos], args.precision)
 
 
 if __name__ == '__main__':

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import data_options, only_line
-from test_quantization import SE_BLOCKS, images, small_classifier
+from test_quantization import SE_BLOCKS, images, save_digits_network, small_classifier
 
-from mobileone_ext import cli
-from mobileone_ext.deploy import fuse
 from mobileone_ext.deploy.formats import FORMATS, base
 from mobileone_ext.deploy.formats.base import Request, load_format
 from mobileone_ext.deploy.quantization import Options
@@ -148,12 +146,7 @@ def test_executorch_holds_our_integers_and_grids(per_channel, tmp_path):
 @pytest.mark.parametrize('form', PACKAGES)
 def test_tool_writes_it(form, digits, run_tool, tmp_path):
     pytest.importorskip(PACKAGES[form], reason=f'format {form} is not installed')
-    config = cli.load_config('tests/configs/tiny_digits.py')
-    torch.manual_seed(0)
-    model = fuse.build_model(config, 'fused')
-    for layer in layers_of(model):
-        torch.nn.init.kaiming_normal_(layer.linear.weight)
-    torch.save(model.state_dict(), tmp_path / 'net.pth')
+    save_digits_network(tmp_path / 'net.pth')
     out = tmp_path / f'int8{FORMATS[form].suffixes[0]}'
     calibration = next(path for path in digits.rglob('*') if path.is_dir() and list(path.glob('*/*.png')))
     code, text = run_tool(

@@ -430,14 +430,17 @@ def test_switches_of_the_tool(flags, expected, run_tool, monkeypatch):
     assert (code, seen) == (0, [Options(**expected)]), text
 
 
-def test_tool_on_digits(digits, run_tool, tmp_path):
-    """The table of steps, the file, the report; calibration images are the test set's, for want of others."""
-    config = cli.load_config('tests/configs/tiny_digits.py')
-    torch.manual_seed(0)
-    model = fuse.build_model(config, 'fused')
+def save_digits_network(path):
+    """Of tests/configs/tiny_digits.py, fused, not trained, and no map of it is all zeros."""
+    model = fuse.build_model(cli.load_config('tests/configs/tiny_digits.py'), 'fused')
     for layer in layers_of(model):
         torch.nn.init.kaiming_normal_(layer.linear.weight)
-    torch.save(model.state_dict(), tmp_path / 'net.pth')
+    torch.save(model.state_dict(), path)
+
+
+def test_tool_on_digits(digits, run_tool, tmp_path):
+    """The table of steps, the file, the report; calibration images are the test set's, for want of others."""
+    save_digits_network(tmp_path / 'net.pth')
     arguments = ('tests/configs/tiny_digits.py', tmp_path / 'net.pth', tmp_path / 'int8.onnx', '--size', 32)
     options = ('--cfg-options', *data_options(digits))
     calibration = next(path for path in digits.rglob('*') if path.is_dir() and list(path.glob('*/*.png')))
