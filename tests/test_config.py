@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, only_line
 from mmengine.runner import EpochBasedTrainLoop
+from mmpretrain.registry import HOOKS, MODELS, OPTIMIZERS
+from torch.utils.data import DataLoader
 
 from mobileone_ext.config import building, find_file, load_config, override, require_data
 from mobileone_ext.engine.dry_run import dry_run
@@ -358,6 +360,30 @@ def test_what_is_wrong_while_building_is_one_line():
     assert '\n' not in str(caught.value)
     with pytest.raises(OSError, match='as it is'), building('x.py'):
         raise OSError('as it is')
+
+
+@pytest.mark.parametrize(
+    ('build', 'message'),
+    [
+        (lambda: OPTIMIZERS.build(dict(type='SGD', params=[{}], lrr=0.1)), "'lrr'; did you mean 'lr'?"),
+        (
+            lambda: OPTIMIZERS.build(dict(type='Adam', params=[{}], learning_rate=0.1)),
+            "'learning_rate'; known are amsgrad, betas, ",
+        ),
+        (lambda: MODELS.build(dict(type='mobileone_ext.MobileOne', archh='s0')), "'archh'; did you mean 'arch'?"),
+        (
+            lambda: MODELS.build(dict(type='mmpretrain.ResNet', depth=18, initcfg=1)),
+            "'initcfg'; did you mean 'init_cfg'?",
+        ),
+        (lambda: HOOKS.build(dict(type='LoggerHook', intervall=1)), "'intervall'; did you mean 'interval'?"),
+        (lambda: DataLoader([], shuffel=True), "'shuffel'; did you mean 'shuffle'?"),
+    ],
+)
+def test_a_key_that_a_part_does_not_take_has_a_hint(build, message):
+    """Of any part, by what it takes itself and what its bases take."""
+    with pytest.raises(ValueError, match='x.py: does not build: ') as caught, building('x.py'):
+        build()
+    assert message in str(caught.value)
 
 
 def test_a_config_without_a_test_set_says_so(tiny):

@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from itertools import chain
 from numbers import Real
@@ -137,8 +137,11 @@ def building(name: str, what: str = 'does not build') -> Iterator[None]:
         if isinstance(error, KeyError) and unknown:
             raise ValueError(f'{name}: {what}: {unknown_part(*unknown.groups())}') from error
         where = '' if os.environ.get(TRACEBACK_VARIABLE) else f' ({TRACEBACK_VARIABLE}=1 shows where)'
-        kind = f'{_part_of(error)}{type(error).__name__}'
-        raise ValueError(f'{name}: {what}: {kind}: {one_line(error)[:400]}{where}') from error
+        part = _part_of(error)
+        label = getattr(part, '__name__', '')
+        whose = f'{label}: ' if label not in str(error) else ''
+        said = f'{whose}{type(error).__name__}: {one_line(error)[:400]}{_slip(error, part)}'
+        raise ValueError(f'{name}: {what}: {said}{where}') from error
 
 
 def unknown_part(name: str, kind: str) -> str:
@@ -157,12 +160,32 @@ def _names_in(part: Registry) -> Iterator[str]:
     yield from (name if plain else f'{part.scope}.{name}' for name in part.module_dict)
 
 
-def _part_of(error: Exception) -> str:
-    """``SGD: `` where ``error`` came up while mmengine built a part of that type, the innermost one."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == 'build_from_cfg']
-    part = frames[-1].f_locals.get('obj_cls') if frames else None
-    name = getattr(part, '__name__', '')
-    return f'{name}: ' if name and name not in str(error) else ''
+def _part_of(error: Exception) -> Any:
+    """The class or function that mmengine called when ``error`` came up, the innermost one; None if there is none."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    built = [frame.f_locals.get('obj_cls') for frame in frames if frame.f_code.co_name == 'build_from_cfg']
+    named = re.match(r'(\w+)\.__init__\(\)', str(error))  # the loader, which no registry has
+    return built[-1] if built else frames[-1].f_globals.get(named[1]) if named else None
+
+
+def _slip(error: Exception, part: Any) -> str:
+    """What may have been meant by a key that ``part`` does not take, as ``error`` says; empty for any other error."""
+    key = re.search(r"unexpected keyword argument '(\w+)'$", str(error))  # newer Pythons say it themselves
+    if not (key and callable(part)):
+        return ''
+    return hint(key[1], _taken_by(part))
+
+
+def _taken_by(part: Callable) -> set[str]:
+    """The keys that a class or function takes, and of a class that passes others on, those of its bases."""
+    kinds = map(vars, inspect.getmro(part) if inspect.isclass(part) else ())
+    names: set[str] = set()
+    for function in [kind['__init__'] for kind in kinds if '__init__' in kind] or [part]:
+        given = inspect.signature(function).parameters.values()
+        names |= {one.name for one in given if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+        if all(one.kind != one.VAR_KEYWORD for one in given):
+            break
+    return names - {'self'}
 
 
 def require_data(config: Config, loader: str) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from ..backbone import MobileOne
 from ..checkpoints.load import CLASSES, Weights, load_weights, read_checkpoint
 from ..checkpoints.structure import read_structure, shapes_of
+from ..config import building
 from ..data.classes import class_names
 from ..data.pixels import Preprocessing
 from ..files import write_atomically
@@ -55,7 +56,8 @@ def build_model(config: Config, form: str) -> nn.Module:
     model = copy.deepcopy(config.model)
     if is_mobileone(config):
         model.backbone.deploy = form == 'fused'
-    return MODELS.build(model).eval()
+    with building(config.filename or 'the config'):
+        return MODELS.build(model).eval()
 
 
 def load_model(config: Config, weights: Weights) -> nn.Module:
