@@ -1,9 +1,10 @@
 """The cost of ImageNet: known figures, shares against the config, arithmetic."""
 
 import pytest
-from benchmarks import imagenet
+from benchmarks import imagenet, traffic
 from conftest import ROOT, only_line
 
+from mobileone_ext.backbone import MobileOne
 from mobileone_ext.cli import load_config
 from mobileone_ext.recipe.curriculum import read_stages
 
@@ -38,9 +39,12 @@ def test_published_figures_check_the_counting():
     assert imagenet.correction() == pytest.approx(1.473, abs=0.001)
 
 
-@pytest.mark.slow
-def test_the_page_holds_what_the_command_prints(run_tool):
+def test_the_page_holds_what_the_command_prints(run_tool, monkeypatch):
+    """In seconds: each network is built once for each image size."""
+    built = []
+    monkeypatch.setattr(traffic, 'MobileOne', lambda arch: built.append(arch) or MobileOne(arch))
     code, printed = run_tool('benchmark', 'imagenet')
+    assert len(built) <= len(imagenet.VARIANTS) * len(imagenet.STAGES)
     page = (ROOT / 'docs/imagenet.md').read_text()
     lines = [line for line in printed.splitlines() if line]
     assert code == 0 and len(lines) > 20

@@ -45,12 +45,15 @@ PUBLISHED = {'s0': (3552, 18891), 's1': (4717, 11177), 's2': (3860, 8980), 's3':
 PUBLISHED_BANDWIDTH = 0.8 * 1.008e12
 
 
+blocks_of = cache(blocks)  # each builds a network
+
+
 def checked() -> dict[str, tuple[float, float]]:
     """Published images a second over calculated ones, of a branched and of a fused network."""
     return {
         arch: tuple(
             rate
-            * sum(forward_bytes(block, 1, impl, BYTES_A_VALUE) for block in blocks(arch, 224))
+            * sum(forward_bytes(block, 1, impl, BYTES_A_VALUE) for block in blocks_of(arch, 224))
             / PUBLISHED_BANDWIDTH
             for rate, impl in zip(rates, ('branches', 'fused'))
         )
@@ -62,9 +65,6 @@ def checked() -> dict[str, tuple[float, float]]:
 def correction() -> float:
     """By how much networks of one convolution a block are slower than their traffic says: the median of five."""
     return median(1 / fused for _, fused in checked().values())
-
-
-blocks_of = cache(blocks)
 
 
 @cache
@@ -95,7 +95,7 @@ class Step(NamedTuple):
 def step(arch: str, method: str, size: int, batch: int, bandwidth: float) -> Step:
     """Of one GPU that moves ``bandwidth`` bytes a second."""
     factor = 1 if method == 'branches' else correction()
-    multiplied = sum(products(block, batch, METHODS[method]) for block in blocks(arch, size))
+    multiplied = sum(products(block, batch, METHODS[method]) for block in blocks_of(arch, size))
     memory = factor * batch * bytes_of_an_image(arch, method, size) / bandwidth
     return Step(1e3 * memory, 1e3 * multiplied / PRODUCTS, HOST[arch][method])
 
