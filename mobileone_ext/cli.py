@@ -141,6 +141,12 @@ def silence_imports() -> None:
     logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)
 
 
+def say_written(*paths: str | Path | None) -> None:
+    """Tell which files and folders a tool has written; None is none."""
+    for path in filter(None, paths):
+        print(f'{printable(path)}: written')
+
+
 def tool_command(tool: str, *arguments: object) -> str:
     """The line for a shell that calls ``tool`` from any folder: by ``mobileone``, where this process was called so."""
     start = ['python', '-m', 'mobileone_ext'] if sys.argv[0].endswith('.py') else ['mobileone']

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import difflib
 import errno
 import io
 import json
@@ -15,6 +16,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from .text import abbreviate
 
 # Names of what is being written: .NAME.HOST.PROCESS.part
 _UNFINISHED = re.compile(r'\..+\.(?P<host>[^.]+)\.(?P<process>\d+)\.part')
@@ -37,6 +40,13 @@ def home() -> Path:
     return package / '.mim' if (package / '.mim').is_dir() else package.parent
 
 
+def in_work_dirs(name: str) -> Path:
+    """Where a tool writes ``name`` if it is not told: in the folder of runs, which is made."""
+    folder = Path('work_dirs')
+    folder.mkdir(exist_ok=True)
+    return folder / name
+
+
 def suffix_of(path: str | Path) -> str:
     """What tells the format of a file, as the tables of formats have it: ``.onnx`` of ``BIG.ONNX`` as well."""
     return Path(path).suffix.lower()
@@ -45,6 +55,20 @@ def suffix_of(path: str | Path) -> str:
 def installed(path: str) -> str:
     """``path``, or where no such file is, the one of that name in :func:`home`: ``configs/...`` works anywhere."""
     return str(home() / path) if not os.path.exists(path) and (home() / path).is_file() else path
+
+
+def near(path: str | Path) -> str:
+    """What to say of a ``path`` where nothing is: the names most like it in the last of its folders that is there, or
+    else what that holds; empty where that is the folder that the user is in, or no folder."""
+    path = Path(path)
+    missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), path)
+    folder, names = missing.parent, []
+    with contextlib.suppress(OSError):
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith('.'))
+    close = difflib.get_close_matches(missing.name, names, 3)
+    if close:
+        return f'; did you mean {" or ".join(str(folder / name) for name in close)}?'
+    return f'; {folder} holds {abbreviate(names, 8)}' if names and folder != Path() else ''
 
 
 @contextmanager

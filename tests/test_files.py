@@ -49,6 +49,28 @@ def test_leftovers_of_processes_that_are_gone_are_removed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {name for name, kept in names.items() if kept} | {'new'}
 
 
+@pytest.mark.parametrize(
+    ('path', 'hint'),
+    [
+        ('runs/flowres', '; did you mean runs/flowers?'),
+        ('runs/flowres/fused.pth', '; did you mean runs/flowers?'),
+        ('runs/flowers/fuse.pth', '; did you mean runs/flowers/fused.pth?'),
+        ('runs/x', '; runs holds digits, flowers'),
+        ('run', '; did you mean runs?'),
+        ('x', ''),
+        ('runs/empty/x', '; runs holds digits, flowers'),
+        ('runs/digits/x', ''),
+        ('runs/flowers/fused.pth/x', ''),
+    ],
+)
+def test_what_lies_near(path, hint, tmp_path, monkeypatch):
+    for folder in ('runs/flowers', 'runs/digits', 'runs/.hidden'):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / 'runs/flowers/fused.pth').touch()
+    monkeypatch.chdir(tmp_path)
+    assert files.near(path) == hint
+
+
 def test_a_temporary_folder_goes(tmp_path):
     with temporary_folder(tmp_path / 'out.xml') as folder:
         (folder / 'out.xml').write_text('whole')

@@ -94,7 +94,7 @@ def test_what_is_saved_is_a_checkpoint_of_ours(tmp_path):
         (dict(name='s0'), "'s0': unknown"),
         (dict(name='mobileone_s1', weights='S0'), 'another network: it holds MobileOne-s0.*builds MobileOne-s1'),
         (dict(name='mobileone_s0', weights='S0', in_chans=1), 'wrong shape: backbone.stage0'),
-        (dict(name='mobileone_s0', weights='absent.pth'), 'absent.pth: no such checkpoint file'),
+        (dict(name='mobileone_s0', weights='absent.pth'), 'absent.pth: no such run or file'),
         (dict(name='mobileone_s0', num_classes=-1), 'num_classes=-1: allowed is an integer, 0 or more'),
         (dict(name='mobileone_s0', features_only=True, out_indices=(5,)), 'out_indices=5: allowed'),
     ],

@@ -42,6 +42,7 @@ def main():
     print(compare_files.describe(report))
     if args.out:
         files.write_json(report, args.out)
+    cli.say_written(args.out)
 
 
 if __name__ == '__main__':

@@ -72,13 +72,17 @@ def main():
         original, weights = hub.convert(args.source, args.destination, args.config, **options)
         layout, card = 'timm', args.destination / hub.CARD
     else:
-        from mobileone_ext.checkpoints.convert import card_path, convert
+        from mobileone_ext.checkpoints.convert import card_path, convert, is_bare
 
         layout, card = 'mmpretrain' if args.to == OWN_NAME else args.to, card_path(args.destination)
         original, weights = convert(args.source, args.destination, layout, backbone_only=args.backbone_only, **options)
     print(f'{args.source}: {original.structure}, {original.layout} layout, from {original.source}')
     print(f'{args.destination}: {weights.structure}, {layout} layout, {len(weights.state):,} tensors')
     print(f'{card}: its model card')
+    if args.to != 'hub' and is_bare(args.destination, layout) and original.said.values():
+        print(
+            f'tensors alone, as in files of {layout}: a .safetensors file also says what the network takes and answers'
+        )
 
 
 if __name__ == '__main__':

@@ -48,7 +48,7 @@ def main():
         raise ValueError('--single-file: is of --format web')
     if is_page and web.is_exported(args.checkpoint):
         web.page_of(args.checkpoint, args.out, args.single_file)
-        return print(f'{args.out}: written')
+        return cli.say_written(args.out)
     preprocessing, form = Preprocessing(config), 'onnx' if is_page else args.format
     size = args.size or preprocessing.side()
     if not is_page:
@@ -74,7 +74,7 @@ def main():
             dynamic_batch=not args.fixed_batch,
             input_name=args.input_name,
         )
-    print(f'{args.out}: written')
+    cli.say_written(args.out)
     print(cost.describe(model, size, args.flops))
     if args.layers:
         rows = [(*row[:3], *map('{:,}'.format, row[3:5]), f'{row[5]:.3f}') for row in cost.layers(model, size)]

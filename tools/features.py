@@ -17,7 +17,7 @@ def parse_args():
         '--network', default=NETWORK, help=f"a checkpoint, a run's folder, or published weights by name ({NETWORK})"
     )
     parser.add_argument('--config', help='of a network that does not say which images it takes')
-    parser.add_argument('--out', default='features.npz', metavar='FILE', help='(features.npz)')
+    parser.add_argument('--out', metavar='FILE', help='(work_dirs/features_PHOTOS.npz)')
     parser.add_argument('--like', metavar='PHOTO', help='show the photos that are most like this one')
     parser.add_argument('--top', type=cli.positive, default=10, metavar='K', help='how many of them (10)')
     parser.add_argument('--projector', metavar='DIR', help="also for TensorBoard's projector: tensorboard --logdir DIR")
@@ -31,19 +31,20 @@ def main():
     from mobileone_ext.engine import features
     from mobileone_ext.text import printable, with_progress
 
-    if files.suffix_of(args.out) != '.npz':
-        raise ValueError(f'{args.out}: features are written to *.npz')
     paths = find_images(args.photos)
     like = find_images([args.like]) if args.like else []
-    files.check_outputs([args.out], args.config, *paths, *like)
+    out = args.out or files.in_work_dirs(f'features_{Path(args.photos[0]).resolve().name}.npz')
+    if files.suffix_of(out) != '.npz':
+        raise ValueError(f'{out}: features are written to *.npz')
+    files.check_outputs([out], args.config, *paths, *like)
     skipped: list[str] = []
     shown = with_progress([*like, *paths], 'photos', len(like) + len(paths))
     found, values = features.features_of_photos(args.network, args.config, shown, skipped)
     if like and found[0] != like[0]:
         raise ValueError(skipped[0])
     own, others = slice(len(like)), slice(len(like), None)
-    features.write_features(args.out, found[others], values[others])
-    print(f'{args.out}: {values.shape[1]} features of {len(found[others])} photos')
+    features.write_features(out, found[others], values[others])
+    print(f'{printable(out)}: {values.shape[1]} features of {len(found[others])} photos')
     if args.projector:
         features.write_projector(Path(args.projector), found[others], values[others])
         print(f'tensorboard --logdir {args.projector}')

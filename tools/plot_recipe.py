@@ -22,9 +22,9 @@ def main():
     args = parse_args()
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext.engine.plot_recipe import draw, preview, summary
-    from mobileone_ext.files import check_distinct, check_writable
+    from mobileone_ext.files import check_distinct, check_writable, in_work_dirs
 
-    out = args.out or Path('work_dirs', f'{Path(args.config).stem}_recipe.png')
+    out = args.out or in_work_dirs(f'{Path(args.config).stem}_recipe.png')
     check_writable(out)
     check_distinct(out, args.config)
     recipe = preview(config)
@@ -32,7 +32,7 @@ def main():
         print(f'{recipe.stand_in}: a photograph stands in for the training images')
     print('\n'.join(summary(recipe)))
     draw(recipe, args.config, out)
-    print(out)
+    cli.say_written(out)
 
 
 if __name__ == '__main__':

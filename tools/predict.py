@@ -40,6 +40,7 @@ def main():
     network, *images = args.images if config else [args.network, *args.images]
     if not images:
         raise ValueError(f'{config}: is a config; name the network and then images behind it')
+    network = runtime.file_of(network)
     missing: list[str] = []
     paths = find_images(images, missing)
     classify = classifier.open_classifier(
@@ -78,6 +79,7 @@ def main():
         print(f'{len(skipped)} of {len(paths)} files are not readable images')
     if paths.note:
         print(paths.note)
+    cli.say_written(args.out, args.draw, args.explain)
     if missing:
         raise ValueError('; '.join(missing))
 

@@ -96,6 +96,7 @@ def main():
         prepare=args.prepare,
         preround=args.preround_steps or (quantization.PREROUND_STEPS[0] if args.preround else None),
     )
+    cli.say_written(args.report)
 
 
 if __name__ == '__main__':

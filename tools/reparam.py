@@ -29,9 +29,15 @@ def parse_args():
         metavar='PACKAGE.MODULE:FUNCTION',
         help='with --model: gives what a network takes that takes no images: a tuple or a dict of arguments',
     )
+    parser.add_argument(
+        '--prepare', action='store_true', help='with --model: even out channels too, for the quantizers of others'
+    )
     args = parser.parse_intermixed_args()  # options may stand between the files
     if bool(args.config) == bool(args.model):
         parser.error('CONFIG CHECKPOINT OUT, or --model PACKAGE.MODULE:FUNCTION CHECKPOINT OUT')
+    alien = [name for name in ('images', 'inputs', 'prepare') if args.config and getattr(args, name)]
+    if alien:
+        parser.error(f'--{alien[0]} belongs to --model')
     return args
 
 
@@ -55,10 +61,9 @@ def main():
         from mobileone_ext.deploy.reparam import called, convert_any
 
         images = called(args.inputs) if args.inputs else photos(args) if args.images else None
-        report = convert_any(
-            args.model, args.checkpoint, args.out, images, args.ema, args.trust_checkpoint, args.report
-        )
-        print(f'{report}\nwritten: {args.out}')
+        files = args.checkpoint, args.out
+        print(convert_any(args.model, *files, images, args.ema, args.trust_checkpoint, args.report, args.prepare))
+        cli.say_written(args.out, args.report)
         return 0
     config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext.deploy import reparam as conversion
@@ -74,6 +79,7 @@ def main():
         max_flips=args.max_flips,
     )
     conversion.show(report)
+    cli.say_written(args.out, args.report)
     return 0
 
 

@@ -63,6 +63,7 @@ def main():
         )
     if args.out:
         files.write_json({**results, **({'classes': classes} if classes else {})}, args.out)
+        cli.say_written(args.out)
         pictures = metrics.draw_matrices(results, classes, args.out)
         for picture in pictures:
             print(f'{picture}: confusion matrix')

@@ -11,6 +11,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..files import check_distinct, check_writable, suffix_of, write_atomically, write_text
+from ..metadata import Metadata
+from ..provenance import origin
 from .layouts import BACKBONE, OWN
 from .load import CLASSES, Weights, load_weights, to_layout, without_head
 from .model_card import model_card
@@ -60,10 +62,16 @@ def convert(
         weights = with_branches_by(weights, images, num_images, image_size)
         note = f'un-fused, calibrated with {num_images} images of {image_size} px'
     file = resolve(source)
+    weights = replace(weights, said=replace(weights.said, **origin(file, 'torch'), others=_config_of(weights.said)))
     write_weights(destination, weights, layout)
     card = model_card(destination, layout, weights, file, original, note, license_of(str(source)).text)
     write_text(card, card_path(destination))
     return original, weights
+
+
+def _config_of(said: Metadata) -> dict[str, str]:
+    """The config of its run, which a checkpoint has beside what it says of its network."""
+    return {key: text for key, text in said.others.items() if key in ('config', 'cfg')}
 
 
 def card_path(checkpoint: Path) -> Path:
@@ -75,11 +83,12 @@ def backbone_alone(weights: Weights) -> Weights:
     """``weights`` without a classifier."""
     state = without_head(weights.state)
     structure = read_structure(shapes_of(state))
-    return replace(weights, state=state, structure=structure, classes=None, extra=without_head(weights.extra))
+    extra = without_head(weights.extra)
+    return replace(weights, state=state, structure=structure, classes=None, extra=extra, said=Metadata())
 
 
-def with_branches_by(weights: Weights, images: Path, num_images: int, image_size: int) -> Weights:
-    """:func:`with_branches` by images of ``image_size`` pixels from below the folder ``images``."""
+def with_branches_by(weights: Weights, images: Path, num_images: int = 128, image_size: int = 224) -> Weights:
+    """:func:`with_branches` by ``num_images`` of ``image_size`` pixels from below the folder ``images``."""
     from ..data.calibration import calibration_batches
 
     channels = weights.structure.in_channels if weights.structure else 3
@@ -123,9 +132,9 @@ def check_suffix(path: Path) -> None:
 def write_weights(path: Path, weights: Weights, layout: str) -> None:
     """Write ``weights`` under the names of ``layout``, whole or not at all.
 
-    ``.safetensors`` holds the tensors, and names of classes in its metadata. A torch file of
-    Apple's and timm's layout holds the tensors alone, as theirs do; one of the own layout
-    has them in ``state_dict``, and names where mmengine writes them.
+    ``.safetensors`` holds the tensors, and in its metadata what the network says of itself and the names of classes.
+    A torch file of Apple's and timm's layout holds the tensors alone, as theirs do; one of the own layout
+    has them in ``state_dict``, the rest in ``meta``, and names where mmengine writes them.
 
     Raises:
         ValueError: for another suffix or layout; OSError if it can't be written.
@@ -137,7 +146,14 @@ def write_weights(path: Path, weights: Weights, layout: str) -> None:
             # Two names for one tensor, or strides, are more than the format knows.
             plain = {key: tensor.contiguous().clone() for key, tensor in state.items()}
             named = {CLASSES: json.dumps(weights.classes)} if weights.classes else {}
-            part.write_bytes(save(plain, metadata=dict(format='pt', layout=layout, **named)))
+            said = dict(weights.said.write(), format='pt', key_layout=layout, **named)
+            part.write_bytes(save(plain, metadata=said))
         else:
             meta = dict(dataset_meta={CLASSES: weights.classes}) if weights.classes else {}
-            torch.save(dict(meta=meta, state_dict=state) if layout == OWN else state, part)
+            meta |= weights.said.values()
+            torch.save(state if is_bare(path, layout) else dict(meta=meta, state_dict=state), part)
+
+
+def is_bare(path: Path, layout: str) -> bool:
+    """Whether a file of this name and layout holds tensors and says nothing of its network."""
+    return layout != OWN and suffix_of(path) != '.safetensors'

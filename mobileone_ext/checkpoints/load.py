@@ -195,16 +195,16 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict:
-    """Its tensors; with class names as mmengine writes them, if it has some."""
+    """Its tensors; with what else it says where a torch file has that, and class names as mmengine writes them."""
     from safetensors import safe_open
 
     with safe_open(path, 'pt') as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no dict
-        names = (file.metadata() or {}).get(CLASSES)
-    if names:
-        with suppress(ValueError):
-            return dict(state_dict=tensors, meta=dict(dataset_meta={CLASSES: json.loads(names)}))
-    return tensors
+        meta: dict[str, Any] = dict(file.metadata() or {})
+    meta.pop('format', None)  # which all of these files have
+    with suppress(KeyError, ValueError):
+        meta['dataset_meta'] = {CLASSES: json.loads(meta.pop(CLASSES))}
+    return dict(state_dict=tensors, meta=meta) if meta else tensors
 
 
 def class_names_in(checkpoint: Any) -> tuple[str, ...] | None:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from ..files import near
 from ..text import code, markdown_table
 from .download import cache_folder, fetch, fetch_from_hub
 
@@ -137,7 +138,9 @@ def resolve(source: str | PurePath) -> Path:
         return fetch(name, entry.url, path, entry.sha256)
     if name.startswith(('http://', 'https://')):
         return _fetch_address(name)
-    raise FileNotFoundError(f'{source}: no such checkpoint file{_hint(name)}')
+    if os.path.isdir(source):
+        raise IsADirectoryError(f'{source}: is a folder; name the checkpoint in it')
+    raise FileNotFoundError(f'{source}: no such run or file{_hint(name)}')
 
 
 def _fetch_address(address: str) -> Path:
@@ -163,4 +166,4 @@ def _hint(name: str) -> str:
         return f', and no published weights have that name; did you mean {known[close[0]]}?'
     if name.startswith(('apple/', 'mmpretrain/', 'timm/')):
         return '; tools/convert_checkpoint.py --list shows the published weights that have names'
-    return ''
+    return near(name)

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from PIL import features
 
+from ..files import near
 from ..text import abbreviate, nfc, printable
 
 T = TypeVar('T')
@@ -162,7 +163,7 @@ def find_images(paths: str | Path | Iterable[str | Path], missing: list[str] | N
         elif path.exists() and not path.is_dir():
             photos.left_out['pipes, sockets or devices'] += 1
         else:
-            error: Exception = FileNotFoundError(f'{path}: no such file or folder')
+            error: Exception = FileNotFoundError(f'{path}: no such file or folder{near(path)}')
             if path.is_dir():
                 error = ValueError(f'{path}: no images in this folder ({inside.note or "it is empty"})')
             if missing is None or len(named) == 1:

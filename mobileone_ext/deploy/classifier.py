@@ -113,13 +113,9 @@ def open_classifier(
             classifier = by_metadata(path, found, replace(said, input=input_of(found, path, takes)[0]))
             classifier.note = f'{path}: {said.note}'
             return classifier
-    from ..config import load_config
-    from .described import Described, find_network
+    from .described import find_network
 
-    if config is None:
-        described = find_network(path, otherwise, options, trust)
-    else:
-        described = Described(load_config(config, options) if isinstance(config, str) else config, path)
+    described = find_network(path, config, otherwise, options, trust)
     return _by_config(described.config, path, described.note, ema, trust, takes, explain)
 
 

@@ -40,11 +40,18 @@ class Described(NamedTuple):
     note: str = ''
 
 
-def find_network(name: str, config: str | None = None, options: dict | None = None, trust: bool = False) -> Described:
+def find_network(
+    name: str | Path,
+    config: str | Config | None = None,
+    otherwise: str | None = None,
+    options: dict | None = None,
+    trust: bool = False,
+) -> Described:
     """The network that is called ``name``: a checkpoint, an exported file, a run's folder, or published weights.
 
     Args:
-        config: of a network that does not say what it takes; None asks for one that does.
+        config: of the network, or its path; None takes what the file says itself.
+        otherwise: path of the config of a file that says nothing; None asks for one that does.
         options: as of :func:`mobileone_ext.config.load_config`.
         trust: as of :func:`mobileone_ext.checkpoints.load.load_weights`.
 
@@ -52,7 +59,9 @@ def find_network(name: str, config: str | None = None, options: dict | None = No
         OSError: if there is no such file.
         ValueError: if nothing says which images it takes, or what says it is not to be read.
     """
-    path = file_of(name)
+    path = file_of(str(name))
+    if config is not None:
+        return Described(load_config(config, options) if isinstance(config, str) else config, path)
     try:
         if is_exported(path):
             said = Metadata.read(open_network(path).metadata)
@@ -60,14 +69,14 @@ def find_network(name: str, config: str | None = None, options: dict | None = No
         else:
             found = _config_of_checkpoint(path, options, trust)
     except ValueError:
-        if config is None:
+        if otherwise is None:
             raise
         found = None
     if found:
         return Described(found[0], path, f'{path}: {found[1]}')
-    if config is None:
+    if otherwise is None:
         raise ValueError(f'{path}: does not say which images it takes; name its config (--help says how)')
-    return Described(load_config(config, options), path)
+    return Described(load_config(otherwise, options), path)
 
 
 def _config_of_checkpoint(path: str, options: dict | None, trust: bool) -> tuple[Config, str] | None:

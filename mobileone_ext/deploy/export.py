@@ -21,7 +21,7 @@ from ..files import suffix_of
 from ..metadata import IMAGENET_MEAN, IMAGENET_STD, NORMALIZED, Metadata, as_lines, metadata_of
 from . import DEFAULT_SIZE, fuse
 from .compare import Difference, image_channels
-from .described import describe
+from .described import describe, find_network
 from .explain import is_pooled
 from .formats import FORMAT_OF_SUFFIX, FORMATS, OUTPUT_NAME
 from .formats.base import Request, load_format, using
@@ -109,9 +109,12 @@ def described(request: Request, said: Metadata) -> Request:
 
 
 def export(
-    model: nn.Module,
+    network: str | Path | nn.Module,
     out: str | Path,
     *,
+    config: str | Config | None = None,
+    ema: str = 'auto',
+    trust: bool = False,
     format: str | None = None,
     image_size: int | Sequence[int] | None = None,
     normalize: bool = False,
@@ -123,18 +126,22 @@ def export(
     skipped: list[str] | None = None,
     **request: Any,
 ) -> Difference | None:
-    """Write a copy of a fused network for a device, with its metadata, when it computes the same as ``model``.
+    """Write a network for a device, with its metadata, when the file computes the same as PyTorch.
 
     Args:
-        model: of images (N, C, H, W): logits (N, classes), or any tensor, or a tuple, list or dict of them.
+        network: a checkpoint, a run's folder or published weights by name, which are fused; or a fused network in
+            memory, of which a copy is written: of images (N, C, H, W) to logits (N, classes), or any tensor, or a
+            tuple, list or dict of them.
         out: whose suffix tells the format, unless ``format`` does: one of ``deploy.formats.FORMATS``.
+        config: of a checkpoint, or its path; None takes what the file says itself.
+        ema, trust: as of :func:`mobileone_ext.checkpoints.load.load_weights`.
         image_size: in pixels, of a square, or height and width; None takes what the metadata say, or 224.
         normalize: take pixels 0 .. 255, with mean and standard deviation of the metadata, or else of ImageNet, inside.
         softmax: return probabilities.
         labels: names of the classes, in the order of the logits.
         metadata: what is known of the network; None takes its attribute ``metadata``, which
             :func:`mobileone_ext.models.create_model` reads of a checkpoint. The file says nothing that nobody told.
-        photos: image files and folders, on which the file is held against ``model``, beside noise.
+        photos: image files and folders, on which the file is held against the network, beside noise.
         preprocessing: of these, where the metadata do not tell it.
         skipped: gets a message about each file that is not a readable image; None raises.
         request: ``opset``, ``half``, ``dynamic_batch`` and the others of :class:`Request`.
@@ -145,6 +152,10 @@ def export(
     Raises:
         OSError, ValueError: as of :func:`write` and :func:`prove`.
     """
+    model = network
+    if not isinstance(model, nn.Module):
+        config, checkpoint, _ = find_network(model, config, trust=trust)
+        model, preprocessing = load_fused(config, checkpoint, ema, trust), preprocessing or Preprocessing(config)
     told = metadata or getattr(model, 'metadata', None) or Metadata()
     told = replace(told, labels=labels or told.labels)
     if normalize and not told.mean:

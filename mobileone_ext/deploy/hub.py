@@ -7,6 +7,7 @@ transformers reads too (TimmWrapper); the card tells what it is.
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mmengine.config import Config
@@ -37,22 +38,22 @@ def convert(
     folder: Path,
     config: str | None = None,
     images: Path | None = None,
-    num_images: int = 128,
-    image_size: int = 224,
     ema: str = 'auto',
     trust: bool = False,
+    **calibration: int,
 ) -> tuple[Weights, Weights]:
     """Write the weights in ``source`` as a hub's folder; arguments and errors as of
     :func:`mobileone_ext.checkpoints.convert.convert`, and of :func:`write_folder`.
 
     Args:
         config: of a network that does not say which images it takes.
+        calibration: ``num_images`` and ``image_size`` of ``images``.
     """
     check_folder(folder)
-    network = find_network(source, config, trust=trust)
+    network = find_network(source, otherwise=config, trust=trust)
     original = weights = fuse.read_weights(network.config, network.path, ema, trust)
     if images:
-        weights = with_branches_by(weights, images, num_images, image_size)
+        weights = with_branches_by(weights, images, **calibration)
     top1 = {'top-1 on ImageNet': PUBLISHED[source].top1} if source in PUBLISHED else {}
     write_folder(folder, network.config, weights, original, network.path, license_of(source), top1)
     return original, weights
@@ -93,7 +94,7 @@ def write_folder(
     with files.staging_folder(folder) as stage:
         (stage / folder.name).mkdir()
         path = stage / folder.name / WEIGHTS
-        write_weights(path, weights, 'timm')
+        write_weights(path, replace(weights, said=replace(said, others={})), 'timm')
         files.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + '\n', path.with_name(CONFIG))
         note = None if weights is original else 'given branches that add nothing, see docs/checkpoints.md'
         table = model_card(path, 'timm', weights, resolve(source), original, note, terms.text)

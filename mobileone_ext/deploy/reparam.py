@@ -20,6 +20,7 @@ from ..files import check_outputs, write_atomically, write_json
 from ..provenance import origin
 from ..text import one_line, print_table, with_progress
 from . import DEFAULT_SIZE, anywhere, compare, cost, fuse, sides
+from .quantization.inside import prepare
 
 
 def convert(
@@ -136,7 +137,6 @@ def show(report: dict) -> None:
         )
     else:
         print('not compared on images (--no-evaluate); outputs on noise agree')
-    print(f'written: {report["out"]}')
 
 
 def convert_any(
@@ -147,7 +147,8 @@ def convert_any(
     ema: str = 'auto',
     trust: bool = False,
     report_path: str | None = None,
-) -> anywhere.Report:
+    even: bool = False,
+) -> str:
     """Fuse ``checkpoint`` of any network into the file ``out``: weights, for the network that is built and fused.
 
     Args:
@@ -155,6 +156,10 @@ def convert_any(
         images: what it takes, as of :func:`anywhere.fuse`.
         ema, trust: as in :func:`mobileone_ext.checkpoints.load.load_weights`.
         report_path: where to write the report as JSON.
+        even: bring channels to ranges that other quantizers can bear as well, see :func:`inside.prepare`.
+
+    Returns:
+        What was done, in lines.
 
     Raises:
         ValueError: if the weights are not of this network, and see :func:`anywhere.fuse`; nothing is written.
@@ -166,13 +171,15 @@ def convert_any(
     weights = load_weights(checkpoint, ema, trust, plain=True)
     weights.load_into(model)
     report = anywhere.fuse(model.requires_grad_(False), images)
+    evened = prepare(model, images) if even else {}
     meta = dict(origin(resolve(checkpoint), 'torch'), source_weights=weights.source, model=build)
     with write_atomically(out) as part:
         torch.save(dict(meta=meta, state_dict=model.state_dict()), part)
         load_weights(part, plain=True).load_into(model)
     if report_path:
-        write_json(vars(report), report_path)
-    return report
+        write_json(vars(report) | ({'prepared': evened} if even else {}), report_path)
+    lines = [f'{len(evened["pairs"])} maps evened out, outputs within {evened["difference"]:.1e}'] if even else []
+    return '\n'.join([str(report), *lines])
 
 
 def called(name: str) -> Any:

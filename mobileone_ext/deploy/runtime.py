@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import CONFIG_SUFFIXES, suffix_of
+from ..data.images import SUFFIXES, images_below
+from ..files import CONFIG_SUFFIXES, near, suffix_of
+from ..text import abbreviate
 from .formats import FORMAT_OF_SUFFIX
 from .formats.base import Network, load_format, using
 
@@ -17,6 +19,7 @@ _FUSED = 'fused.pth'  # what tools/finetune.py leaves for use
 _NEWEST = 'last_checkpoint'  # mmengine's file with the path of the newest one
 _STEP = re.compile(r'(?:epoch|iter)_(\d+)\.pth')
 _RUN = 'run'  # in the folder of a fine-tuning
+_PHOTOS_FIRST = 'the network is named first, and photos behind it'
 
 
 def is_exported(path: str | Path) -> bool:
@@ -46,7 +49,7 @@ def open_network(path: str | Path, threads: int | None = None, batch: int | None
         raise ValueError(f'{path}: cannot be run here; files of {", ".join(FORMAT_OF_SUFFIX)} can')
     name = FORMAT_OF_SUFFIX[suffix_of(path)]
     if not path.exists():
-        raise FileNotFoundError(f'{path}: no such file')
+        raise FileNotFoundError(f'{path}: no such file{near(path)}')
     with using(name, f'{path}: not a network that the runtime reads'):
         return load_format(name).open_file(path, threads, batch)
 
@@ -66,7 +69,13 @@ def names_config(name: str) -> bool:
 
 
 def file_of(name: str) -> str:
-    """``name``, or of a run's folder, its checkpoint."""
+    """``name``, or of a run's folder, its checkpoint.
+
+    Raises:
+        ValueError: for a folder that is no run's, and for a photo.
+    """
+    if suffix_of(name) in SUFFIXES:
+        raise ValueError(f'{name}: is a photo; {_PHOTOS_FIRST}')
     return checkpoint_of_run(Path(name)) if Path(name).is_dir() and not is_exported(name) else name
 
 
@@ -74,20 +83,28 @@ def checkpoint_of_run(folder: Path) -> str:
     """The checkpoint to use in a run's folder: the fused one of a fine-tuning, else the best one, else the newest.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none; it names the runs that are in the folder.
     """
+    if found := _checkpoint_in(folder):
+        return str(found)
+    runs = [str(inner) for inner in sorted(folder.iterdir()) if inner.is_dir() and _checkpoint_in(inner)]
+    hint = f'; there are {abbreviate(runs, 8)}' if runs else ''
+    if not runs and images_below(folder):
+        hint = f'; it holds photos: {_PHOTOS_FIRST}'
+    raise ValueError(f'{folder}: no checkpoint of a run in this folder{hint}')
+
+
+def _checkpoint_in(folder: Path) -> Path | None:
     if (folder / _FUSED).is_file():
-        return str(folder / _FUSED)
+        return folder / _FUSED
     best = sorted(folder.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
     steps = sorted((int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name)))
     if (folder / _NEWEST).is_file():  # the folder may have moved since
         newest = folder / Path((folder / _NEWEST).read_text(encoding='utf-8').strip()).name
         steps += [(0, newest)] if newest.is_file() else []
     if best or steps:
-        return str(best[-1] if best else steps[-1][1])
-    if (folder / _RUN).is_dir():
-        return checkpoint_of_run(folder / _RUN)
-    raise ValueError(f'{folder}: no checkpoint of a run in this folder')
+        return best[-1] if best else steps[-1][1]
+    return _checkpoint_in(folder / _RUN) if (folder / _RUN).is_dir() else None
 
 
 def check_finite(good: np.ndarray, name: str) -> None:

@@ -78,7 +78,7 @@ def features_of_photos(
     Raises:
         OSError, ValueError: for a network or photos that cannot be read.
     """
-    found = find_network(network, config)
+    found = find_network(network, otherwise=config)
     model = fuse.load_model(found.config, fuse.read_weights(found.config, found.path))
     preprocessing = Preprocessing(found.config)
     files, features = [], []

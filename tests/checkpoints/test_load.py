@@ -223,7 +223,7 @@ def test_no_checkpoint(tmp_path, content, message):
 
 def test_no_file(tmp_path):
     for path in (tmp_path, tmp_path / 'absent.pth'):
-        with pytest.raises(OSError, match=f'{path.name}: no such checkpoint file'):
+        with pytest.raises(OSError, match=f'{path.name}: (no such run or file|is a folder)'):
             load_weights(path)
 
 

@@ -115,13 +115,13 @@ def test_a_file_in_the_cache_needs_neither_network_nor_write_access(cache, publi
         ('mmpretrain/mobileone-s2_8xb32_in1', 'did you mean mmpretrain/mobileone-s2_8xb32_in1k?'),
         ('timm/resnet50', 'convert_checkpoint.py --list'),
         ('s3://bucket/file.pth', 'addresses begin with http:// or https://'),
-        ('work_dirs/run/epoch_300.pth', 'no such checkpoint file'),
+        ('nowhere/run/epoch_300.pth', 'no such run or file'),
     ],
 )
 def test_what_is_neither_file_nor_name(name, hint):
     with pytest.raises(FileNotFoundError) as error:
         load_weights(name)
-    assert str(error.value).startswith(f'{name}: no such checkpoint file') and hint in str(error.value)
+    assert str(error.value).startswith(f'{name}: no such run or file') and hint in str(error.value)
     assert ('did you mean' in str(error.value)) == ('did you mean' in hint)
 
 

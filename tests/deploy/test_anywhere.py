@@ -270,6 +270,18 @@ def test_the_tool_fuses_any_network(run_tool, digits, tmp_path):
     torch.testing.assert_close(fused(x), expected(x), rtol=1e-4, atol=1e-4)
     assert held['meta']['model'] == f'{__name__}:small' and len(held['meta']['source_sha256']) == 64
 
+    code, printed = run_tool(
+        'reparam', '--model', f'{__name__}:small', source, tmp_path / 'even.pth', '--prepare', '--report', report
+    )
+    assert code == 0 and '2 maps evened out, outputs within' in printed
+    assert json.loads(report.read_text())['prepared']['pairs'][1] == ['1.reparam_conv', '2']
+    even = torch.load(tmp_path / 'even.pth', weights_only=True)['state_dict']
+    assert even.keys() == held['state_dict'].keys() and not torch.equal(
+        even['2.weight'], held['state_dict']['2.weight']
+    )
+    fused.load_state_dict(even)
+    torch.testing.assert_close(fused(x), expected(x), rtol=1e-4, atol=1e-4)
+
     torch.save(Two().state_dict(), source)
     arguments = '--model', f'{__name__}:Two', source, tmp_path / 'two.pth'
     assert run_tool('reparam', *arguments, '--inputs', f'{__name__}:twice')[0] == 0
@@ -280,6 +292,7 @@ def test_the_tool_fuses_any_network(run_tool, digits, tmp_path):
         ((*arguments[:1], f'{__name__}:absent', *arguments[2:]), 'has no attribute'),
         ((*arguments[:1], 'small', *arguments[2:]), "error: small: No module named 'small'; PYTHONPATH"),
         (arguments[2:], 'CONFIG CHECKPOINT OUT, or --model'),
+        (('net.py', *arguments[2:], '--prepare'), '--prepare belongs to --model'),
     ):
         code, printed = run_tool('reparam', *options)
         assert code == 1 and message in only_line(printed)

@@ -173,7 +173,7 @@ def test_tools_mistakes_are_one_line(files, digits, run_tool, tmp_path):
     for arguments, message in (
         ((files / '32.onnx', files / '64.onnx', *images), '32.onnx: takes images of 32 x 32 pixels, '),
         ((files / '32.onnx', files / 'bare.pth', *images), 'bare.pth: does not say which images it takes'),
-        ((files / '32.onnx', files / 'none.pth', *images), 'none.pth: no such checkpoint file'),
+        ((files / '32.onnx', files / 'none.pth', *images), 'none.pth: no such run or file'),
         ((files / '32.onnx', files / 'run', '--images', tmp_path), 'no images in this folder'),
         (
             (files / 'run', files / 'run', *images, '--out', files / 'run' / 'best_accuracy_top1_epoch_4.pth'),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import TINY, data_options, only_line
 
+import mobileone_ext as m1
 from mobileone_ext import cli
 from mobileone_ext.config import resolved_config
 from mobileone_ext.data.pixels import Preprocessing
@@ -67,18 +68,52 @@ def test_predictions_are_those_with_the_config(name, said, files, photos, digits
             assert same['score'] == pytest.approx(best['score'], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize(('name', 'config'), [('run', None), ('run/epoch_4.pth', None), ('bare.pth', TINY)])
+def test_what_exports_a_network_takes_its_path(name, config, files, photos, tmp_path):
+    """The file needs no config and answers as the network does, sure of as much."""
+    m1.export(files / name, tmp_path / 'net.onnx', config=config, normalize=True, photos=photos)
+    expected, found = m1.predict(files / name, photos, config=config), m1.predict(tmp_path / 'net.onnx', photos)
+    assert len(found) == len(photos)
+    for one, other in zip(expected, found):
+        for best, same in zip(one['predictions'], other['predictions']):
+            assert same['label'] == best['label'] and same['score'] == pytest.approx(best['score'], rel=1e-3, abs=1e-5)
+
+
 def test_the_checkpoint_of_a_folder(tmp_path):
     with pytest.raises(ValueError, match='no checkpoint of a run in this folder'):
         runtime.checkpoint_of_run(tmp_path)
+    tmp_path = tmp_path / 'work_dirs' / 'tuned'
     run = tmp_path / 'run'
-    run.mkdir()
+    run.mkdir(parents=True)
     for name in ('epoch_9.pth', 'epoch_10.pth'):
         (run / name).touch()
+    with pytest.raises(ValueError, match=f'no checkpoint of a run in this folder; there are {tmp_path}$'):
+        runtime.checkpoint_of_run(tmp_path.parent)
     assert runtime.checkpoint_of_run(tmp_path) == str(run / 'epoch_10.pth')
     (run / 'best_accuracy_top1_epoch_9.pth').touch()
     assert runtime.checkpoint_of_run(run) == str(run / 'best_accuracy_top1_epoch_9.pth')
     (tmp_path / 'fused.pth').touch()
     assert runtime.checkpoint_of_run(tmp_path) == str(tmp_path / 'fused.pth')
+
+
+@pytest.mark.parametrize(
+    ('network', 'photos', 'message'),
+    [
+        ('tunde', 'photo.png', 'tunde: no such run or file; did you mean {}/tuned?'),
+        ('elsewhere', 'photo.png', 'elsewhere: no such run or file; {} holds bare.pth, '),
+        ('normalised.onnx', 'photo.png', 'normalised.onnx: no such file; did you mean {}/normalized.onnx'),
+        ('run/epoch_4.pht', 'photo.png', 'epoch_4.pht: no such run or file; did you mean {}/run/epoch_4.pth or '),
+        ('tuned', 'phto.png', 'phto.png: no such file or folder; did you mean {}/photo.png?'),
+        ('photo.png', 'tuned', 'photo.png: is a photo; the network is named first, and photos behind it'),
+        ('photos', 'tuned', 'photos: no checkpoint of a run in this folder; it holds photos: the network is named'),
+    ],
+)
+def test_what_is_not_there_or_in_the_others_place(network, photos, message, files, digits, run_tool):
+    if not (files / 'photos').exists():
+        shutil.copytree(digits / 'val' / '0', files / 'photos')
+        shutil.copy(next((files / 'photos').iterdir()), files / 'photo.png')
+    code, text = run_tool('predict', files / network, files / photos)
+    assert code == 1 and message.replace('{}', str(files)) in only_line(text)
 
 
 def test_what_says_nothing_is_one_line(files, photos, run_tool):
@@ -87,7 +122,7 @@ def test_what_says_nothing_is_one_line(files, photos, run_tool):
     code, text = run_tool('predict', TINY, files / 'bare.pth')
     assert code == 1 and 'is a config; name the network and then images behind it' in only_line(text)
     code, text = run_tool('predict', files / 'none.pth', photos[0])
-    assert code == 1 and 'none.pth: no such checkpoint file' in only_line(text)
+    assert code == 1 and 'none.pth: no such run or file' in only_line(text)
 
 
 def test_a_config_beside_a_checkpoint(files, photos, run_tool, tmp_path):

@@ -53,7 +53,12 @@ def test_every_file_answers_alike(tiny_run, digits, photos, logits, run_tool, tm
     ):
         code, text = run_tool(name, *arguments, *options)
         assert code == 0, text
+    converted = [('own.pth', 'mobileone_ext'), ('timm.safetensors', 'timm'), ('own.safetensors', 'mobileone_ext')]
+    for name, layout in converted:
+        code, text = run_tool('convert_checkpoint', fused, tmp_path / name, '--to', layout)
+        assert code == 0, text
     for network, tolerance in ((fused, 1e-5), (tmp_path / 'logits.onnx', 1e-4), (tmp_path / 'pixels.onnx', 1e-4),
+                               *((tmp_path / name, 1e-5) for name, _ in converted),
                                (tmp_path / 'int8.onnx', 0.1)):  # fmt: skip
         if network.suffix == '.onnx':
             said = Metadata.read(runtime.open_network(network).metadata)

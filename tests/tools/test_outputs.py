@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, data_options, only_line
@@ -78,6 +79,44 @@ def test_a_folder_that_is_no_coreml_package(run_tool, tmp_path, checkpoint, conf
     code, text = run_tool('export', config, checkpoint, folder, '--format', 'coreml')
     assert code == 1 and 'holds other things than a file of format coreml' in only_line(text)
     assert (folder / 'chapter1.txt').exists()
+
+
+SAYS = {
+    'predict': ['{x}', '{photo}', '--out', '{o}/out.csv', '--draw', '{o}/drawn', '--explain', '{o}/seen'],
+    'compare': ['{x}', '{x}', '--images', '{photo}', '--out', '{o}/difference.json'],
+    'features': ['{photo}', '--network', '{x}', '--projector', '{o}/board'],
+    'reparam': ['{c}', '{x}', '{o}/fused.pth', '--report', '{o}/fused.json', '--no-evaluate'],
+    'export': ['{c}', '{x}', '{o}/net.onnx'],
+    'quantize': [
+        '{c}',
+        '{x}',
+        '{o}/int8.onnx',
+        '--images',
+        '{photos}',
+        '--num-images',
+        '2',
+        '--report',
+        '{o}/int8.json',
+    ],
+    'convert_checkpoint': ['{x}', '{o}/s0.pth', '--to', 'timm'],
+    'plot_recipe': ['{c}'],
+}
+
+
+@pytest.mark.parametrize('tool', SAYS)
+def test_a_tool_says_what_it_has_written(tool, run_tool, tmp_path, checkpoint, digits, monkeypatch):
+    """And where, also where nobody told it: in the folder of runs, not among the user's own files."""
+    out, photos = tmp_path / 'out', digits / 'train' / '0'
+    out.mkdir()
+    monkeypatch.chdir(tmp_path)
+    names = dict(c=ROOT / TINY, x=checkpoint, o=out, photos=photos, photo=next(photos.iterdir()))
+    before = set(tmp_path.iterdir())
+    code, text = run_tool(tool, *(part.format(**names) for part in SAYS[tool]))
+    assert code == 0, text
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / 'work_dirs'}
+    places = [*out.iterdir(), *(Path('work_dirs', path.name) for path in tmp_path.glob('work_dirs/*'))]
+    named = [path for path in places if not path.name.endswith('.labels.txt')]  # goes with a file that is named
+    assert named and all(f'{path}:' in text or f'--logdir {path}' in text for path in named), text
 
 
 @contextmanager

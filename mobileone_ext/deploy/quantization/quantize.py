@@ -17,7 +17,6 @@ from mmpretrain.models.heads import MultiLabelClsHead
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ...config import load_config
 from ...data.check import check_loaders, prepare_data
 from ...data.images import Listing
 from ...data.pixels import Preprocessing
@@ -144,14 +143,11 @@ def quantize(
         network = copy.deepcopy(network).eval()
         network.metadata = metadata_of(network, metadata)
         config = config_of(network.metadata, type(network).__name__)
-    elif config is None:
-        config, network, _ = find_network(str(network))
-    elif isinstance(config, str):
-        config = load_config(config)
+    else:
+        config, network, _ = find_network(network, config)
     form = FORMAT_OF_SUFFIX.get(suffix_of(out or ''), 'onnx')
     request = Request(form, image_size or Preprocessing(config).side(), opset, normalize, softmax)
-    network, folder = (each if isinstance(each, nn.Module | None) else str(each) for each in (network, photos))
-    return run(Job(config, network, out and str(out), request, images=folder, **job))
+    return run(Job(config, network, out and str(out), request, images=photos and str(photos), **job))
 
 
 def run(job: Job) -> dict[str, Any]:
