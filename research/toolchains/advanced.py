@@ -7,15 +7,16 @@ defaults; the best of them on the photos that measure flatters it.
 
 import functools
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobileone_ext.deploy.export import DeployNet
-from mobileone_ext.deploy.formats import mnn
-from mobileone_ext.deploy.formats.base import Request, quiet
+from mobileone_ext.deploy.formats.base import quiet
+from mobileone_ext.files import write_json
 from mobileone_ext.metadata import IMAGENET_MEAN, IMAGENET_STD
 from research.sessions import in_exact_integers
 
@@ -74,8 +75,10 @@ def aimet(equalize: bool = False, round_steps: int = 0, ranges: str = 'min_max')
         import aimet_onnx
         import onnx
         from aimet_onnx.common.defs import QuantScheme
-        from aimet_onnx.common.quantsim_config.config_utils import get_path_for_per_channel_config
+        from aimet_onnx.common.quantsim_config.config_utils import get_path_for_target_config
         from aimet_onnx.cross_layer_equalization import equalize_model
+
+        config = 'default_config_per_channel' if per_channel else 'default_config'
 
         logging.disable(logging.INFO)
         with quiet():
@@ -86,7 +89,7 @@ def aimet(equalize: bool = False, round_steps: int = 0, ranges: str = 'min_max')
             sim = aimet_onnx.QuantizationSimModel(
                 network,
                 quant_scheme=getattr(QuantScheme, ranges),
-                config_file=get_path_for_per_channel_config() if per_channel else None,
+                config_file=get_path_for_target_config(config),
                 session_options_kwargs=dict(intra_op_num_threads=1),
             )
             if round_steps:
@@ -102,23 +105,28 @@ def mnn_offline(activations: str, weights: str = 'MAX_ABS'):
     """MNN's offline quantizer; its int8 file runs in MNN."""
 
     def build(model: nn.Module, photos: Tensor, per_channel: bool, folder: Path) -> Predict:
-        with quiet():
-            import _tools
-            import MNN  # noqa: F401  see formats/mnn.py
-        from mobileone_ext.files import write_json
+        import MNN  # noqa: F401
 
         source, out, config = folder / 'float.mnn', folder / 'int8.mnn', folder / 'config.json'
-        mnn.write(DeployNet(model), photos[:1], source, Request('mnn', photos.shape[-1]))
         write_pixels(photos, folder / 'photos')
         side = dict(width=photos.shape[3], height=photos.shape[2])
         methods = dict(feature_quantize_method=activations, weight_quantize_method=weights)
         files = dict(path=f'{folder}/photos/', used_sample_num=len(photos))
         write_json({**MNN_CONFIG, **side, **methods, **files}, config)
-        with quiet():
-            _tools.mnnquant(['mnnquant', str(source), str(out), str(config)])
+        # No file of this project's: MNN would pass on its digest.
+        onnx_file = str(save_onnx(model, photos, folder))
+        _mnn_tool('mnnconvert', '-f', 'ONNX', '--modelFile', onnx_file, '--MNNModel', str(source))
+        _mnn_tool('mnnquant', str(source), str(out), str(config))
         return run_file(out)
 
     return build
+
+
+def _mnn_tool(name: str, *arguments: str) -> None:
+    """Run one of MNN's tools in a process of its own, which it ends where it fails."""
+    # Not its command of that name, which reports to its makers and installs a package for it.
+    code = f'import sys, MNN, _tools; _tools.{name}(sys.argv)'
+    subprocess.run([sys.executable, '-c', code, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def write_pixels(photos: Tensor, folder: Path) -> None:
