@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .metadata import Metadata
     from .models import create_model
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 __all__ = [
     'Metadata', 'Report', 'compare', 'create_model', 'export', 'finetune', 'fuse', 'open_classifier', 'predict',
     'prepare', 'quantize',

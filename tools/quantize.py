@@ -25,7 +25,9 @@ def parse_args():
         'same on every processor; 8: for those that add in 32 bits (x86 with VNNI, Arm) (7)',
     )
     parser.add_argument('--per-tensor', action='store_true', help='one weight scale for each layer, not each channel')
-    parser.add_argument('--no-equalize', action='store_true', help='leave the ranges of channels as they are')
+    parser.add_argument(
+        '--no-equalize', '--no-equalise', action='store_true', help='leave the ranges of channels as they are'
+    )
     parser.add_argument(
         '--balance',
         type=cli.fraction,

@@ -29,7 +29,9 @@ def add_file_arguments(parser: argparse.ArgumentParser, first_opset: int = FIRST
         metavar='N|HxW',
         help="height and width of the images in pixels, one number for both (the test pipeline's)",
     )
-    parser.add_argument('--normalize', action='store_true', help='take pixels 0..255: normalization inside the file')
+    parser.add_argument(
+        '--normalize', '--normalise', action='store_true', help='take pixels 0..255: normalization inside the file'
+    )
     parser.add_argument('--softmax', action='store_true', help='return probabilities instead of logits')
 
 

@@ -38,6 +38,26 @@ def test_a_bad_option_is_one_line(run_tool, tool, arguments):
     assert len(text.strip().splitlines()) == 1, text
 
 
+OLD_NAMES = [
+    ('export', ('absent.py', 'x.pth', 'y.onnx', '--size', '96', '--normalise')),
+    ('quantize', ('absent.py', 'x.pth', 'y.onnx', '--calib', 'x', '--num-calib', '3', '--size', '96', '--normalise')),
+    ('quantize', ('absent.py', 'x.pth', 'y.onnx', '--no-equalise')),
+    ('reparam', ('absent.py', 'x.pth', 'y.pth', '--no-eval')),
+    ('benchmark', ('infer', '--turns', '0')),
+    ('benchmark', ('pipeline', 'absent', '--rounds', '0', '--sizes', '64')),
+    ('benchmark', ('train', '--batch', '0', '--size', '64')),
+]
+
+
+@pytest.mark.parametrize('tool, arguments', OLD_NAMES, ids=[' '.join((tool, *rest[2:])) for tool, rest in OLD_NAMES])
+def test_names_of_0_1_are_accepted(run_tool, tool, arguments):
+    """Those that the changelog lists: what is refused here is something else."""
+    code, text = run_tool(tool, *arguments)
+    assert code == 1 and '--help lists the options' not in only_line(text)
+    changelog = (ROOT / 'CHANGELOG.md').read_text()
+    assert all(f'`{word}`' in changelog for word in arguments if word.startswith('--'))
+
+
 @pytest.mark.parametrize('tool', sorted(path.stem for path in (ROOT / 'tools').glob('*.py')))
 def test_help_does_nothing_else(run_tool, tool, monkeypatch, tmp_path):
     monkeypatch.setattr(subprocess, 'run', lambda *args, **kwargs: pytest.fail('something was started'))
