@@ -218,6 +218,13 @@ def save_tiny(path: str) -> None:
     save(path, build_model(cli.load_config(str(ROOT / 'configs/mobileone_tiny_digits.py')), 'branched').state_dict())
 
 
+def write_module(name: str) -> None:
+    """What ``package.module:function`` names: S0, as ``net.pth`` has its weights."""
+    path = Path(name.partition(':')[0].replace('.', '/') + '.py')
+    path.parent.mkdir()
+    path.write_text("import mobileone_ext as m1\n\n\ndef function():\n    return m1.create_model('mobileone_s0')\n")
+
+
 def finetune(path: str) -> None:
     """A run of fine-tuning, made once for all pages."""
     import mobileone_ext as m1
@@ -247,6 +254,8 @@ STAND_INS = {
     'photo.jpg': lambda path: write_photo(Path(path)),
     'a.jpg': lambda path: write_photo(Path(path)),
     'flowers': lambda path: write_photos(f'{path}/rose', f'{path}/tulip'),
+    'package.module:function': write_module,
+    'net.pth': save_s0,
     's0.pth': save_s0,
     'apple_s0.pth': save_s0,
     's0_fused.pth': lambda path: save_s0(path, 'fused'),

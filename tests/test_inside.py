@@ -40,9 +40,10 @@ def run(story, monkeypatch):
     return lambda page, heading: (story(f'docs/{page}.md', heading), copies)
 
 
-def test_every_section_runs_here():
-    tested = re.findall(r"run\('inside', (['\"])(.+?)\1\)", Path(__file__).read_text())
-    headings = {block.heading for block in blocks('docs/inside.md') if block.runs}
+@pytest.mark.parametrize('page', ['inside', 'python'])
+def test_every_section_runs_here(page):
+    tested = re.findall(rf"run\('{page}', (['\"])(.+?)\1\)", Path(__file__).read_text())
+    headings = {block.heading for block in blocks(f'docs/{page}.md') if block.runs}
     assert {heading for heading in headings if heading.startswith(tuple(name for _, name in tested))} == headings
 
 
@@ -67,6 +68,12 @@ def test_the_page_on_python(run, capsys):
     assert names['report']['num_images'] == 16 and names['report']['max_abs_diff'] > 0
     assert finetuned['report']['num_images'] == 4 and '% of 4 photos' in printed
     assert Path('work_dirs/flowers/fused.pth').is_file()
+
+
+@pytest.mark.slow
+def test_any_network_on_the_page_on_python(run):
+    run('python', 'Fuse any network')
+    assert Path('fused.pth').is_file()
 
 
 @pytest.mark.slow
