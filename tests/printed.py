@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -296,7 +297,7 @@ class Story:
             exec(compile('\n' * (block.line - 1) + text, str(ROOT / block.page), 'exec'), names)
             return names
         lines = list(commands(text))
-        if all(map(tool_of, lines)):
+        if all(map(TOOL.match, lines)):
             for line in lines:
                 self.call(block, line)
         else:
@@ -322,6 +323,9 @@ class Story:
 
     def bash(self, block: Block, text: str) -> None:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
-        environment = dict(os.environ, PATH=path, PYTHONPATH=str(ROOT))
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        environment = dict(os.environ, PATH=path, PYTHONPATH=str(ROOT), MASTER_PORT=str(port))
         done = subprocess.run(['bash', '-euc', text], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f'{block}\n{text}\n{done.stdout}{done.stderr}'
