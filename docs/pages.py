@@ -2,10 +2,11 @@
 
 MkDocs with Material builds the site (`make docs`): the pages are Markdown that GitHub shows as well, and mkdocstrings
 reads docstrings without importing anything. Generated are the reference of commands, from the tools' parsers, and that
-of Python, for which build/source gets a copy of the package with roles (``:func:`x```) as plain names. Links to files
-beside docs/ become the file's name.
+of Python, for which build/source gets a copy of the package with roles (``:func:`x```) as plain names. A notebook
+becomes a page, links to files beside docs/ the file's name.
 """
 
+import json
 import os
 import re
 import shutil
@@ -42,6 +43,17 @@ MODULES = {
 SUBCOMMANDS = {'benchmark': ('infer', 'train', 'pipeline', 'loop', 'imagenet', 'device')}
 
 
+def text_of(page: Path) -> str:
+    """The text of a page, or of a notebook as one."""
+    text = page.read_text(encoding='utf-8')
+    if page.suffix == '.md':
+        return text
+    cells = ((cell['cell_type'], ''.join(cell['source'])) for cell in json.loads(text)['cells'])
+    parts = [source if kind == 'markdown' else f'```python\n{source}\n```' for kind, source in cells]
+    parts.insert(1, f'This page is [a notebook]({page.name}) without its pictures: open it in Jupyter.')
+    return '\n\n'.join(parts) + '\n'
+
+
 def inside(page: Path) -> str:
     """The text of ``page`` in docs/ with links to what is not in docs/ as code: the site doesn't have it."""
 
@@ -49,9 +61,11 @@ def inside(page: Path) -> str:
         text, target = found.groups()
         path = Path(os.path.normpath(page.parent / target.partition('#')[0]))
         is_outside = not re.match(r'[a-z]+:|#', target) and not path.is_relative_to(DOCS)
+        if page.suffix == '.md' and target.endswith('.ipynb'):
+            return f'[{text}]({target.removesuffix(".ipynb")}.md)'
         return f'{text} (`{path.relative_to(ROOT)}`)' if is_outside else found[0]
 
-    return re.sub(r'\[([^\]]*)\]\(([^)\s]+)\)', link, page.read_text(encoding='utf-8'))
+    return re.sub(r'\[([^\]]*)\]\(([^)\s]+)\)', link, text_of(page))
 
 
 def commands() -> str:
@@ -79,8 +93,8 @@ def main() -> None:
     for folder in (pages, source):
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(DOCS, pages, ignore=shutil.ignore_patterns('*.py', '__pycache__'))
-    for page in DOCS.rglob('*.md'):
-        (pages / page.relative_to(DOCS)).write_text(inside(page), encoding='utf-8')
+    for page in (*DOCS.rglob('*.md'), *DOCS.rglob('*.ipynb')):
+        (pages / page.relative_to(DOCS).with_suffix('.md')).write_text(inside(page), encoding='utf-8')
     (pages / 'reference').mkdir()
     (pages / 'reference/commands.md').write_text(commands(), encoding='utf-8')
     (pages / 'reference/python.md').write_text(python(), encoding='utf-8')

@@ -1,6 +1,7 @@
 """The sources of the site: what docs/pages.py generates; links and anchors are for MkDocs to check (`make docs`)."""
 
 import importlib.util
+import json
 
 import pytest
 from conftest import ROOT
@@ -27,3 +28,14 @@ def test_links_to_what_the_site_lacks_become_names(pages, monkeypatch, tmp_path)
     page.parent.mkdir(parents=True)
     page.write_text('[code](../../tools/x.py), [b](../b.md#c), [here](#d), [web](https://example.org)')
     assert pages.inside(page) == 'code (`tools/x.py`), [b](../b.md#c), [here](#d), [web](https://example.org)'
+
+
+def test_a_notebook_becomes_a_page(pages, monkeypatch, tmp_path):
+    monkeypatch.setattr(pages, 'DOCS', tmp_path)
+    cells = [
+        dict(cell_type='markdown', source=['# Title\n', 'text']),
+        dict(cell_type='code', source=['first = 1\n', 'first']),
+    ]
+    (tmp_path / 'a.ipynb').write_text(json.dumps(dict(cells=cells)))
+    title, note, code = pages.inside(tmp_path / 'a.ipynb').split('\n\n')
+    assert (title, code) == ('# Title\ntext', '```python\nfirst = 1\nfirst\n```\n') and '](a.ipynb)' in note
