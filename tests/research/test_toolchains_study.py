@@ -90,22 +90,6 @@ def test_pixels_are_written_as_they_were_read(tmp_path):
     np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), pixels.numpy())
 
 
-@pytest.mark.apps
-@pytest.mark.parametrize('name', advanced.QUANTIZERS)
-@torch.no_grad()
-def test_each_comes_close(name, monkeypatch, tmp_path):
-    """Where it is installed."""
-    monkeypatch.setattr(advanced, 'ADAROUND_STEPS', 20)
-    model, photos = small_classifier(), images(8)
-    try:
-        predict = study.build(advanced.QUANTIZERS[name], name, model, photos, 'channel', tmp_path)
-    except ValueError as error:
-        pytest.skip(str(error))
-    expected = model(photos)
-    error = float((predict(photos) - expected).abs().max() / expected.abs().max())
-    assert 0 < error < 0.2, error
-
-
 @torch.no_grad()
 def test_onnxruntime_saturates_on_no_processor(tmp_path):
     """Neighboring weights at the grid's end: without VNNI their products leave 16 bits."""
