@@ -5,6 +5,7 @@ tools/ablate.py does so for every variant, with its images found, and takes a st
 
 import copy
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,8 @@ def without_images(dataset: dict, length: int) -> None:
     if isinstance(kind, type) and issubclass(kind, BaseDataset):
         listed = dict(img_path=photograph(), gt_label=0)
         dataset['type'] = type(kind.__name__, (kind,), dict(load_data_list=lambda self: [dict(listed)] * length))
-        dataset.pop('indices', None)  # of images that are not there
+        if isinstance(dataset.get('indices'), Sequence):  # of images that are not there: as many
+            dataset['indices'] = len(dataset['indices'])
         return
     metainfo = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
     dataset.clear()
