@@ -5,7 +5,7 @@
 set -euo pipefail
 
 # PYTHON names the interpreter; else it is the one of the checkout's environment, or of the path.
-venv=$(dirname "$0")/../.venv/bin/python
+venv=$(cd -P "$(dirname "$0")/.." && pwd)/.venv/bin/python
 PYTHON=${PYTHON:-$([ -x "$venv" ] && echo "$venv" || command -v python3 || command -v python)}
 
 if [ $# -lt 2 ]; then
