@@ -242,7 +242,7 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
         '--ema',
         choices=['auto', 'on', 'off'],
         default='auto',
-        help='which weights of a training checkpoint: the averaged ones if there are (auto), or else',
+        help='which weights of a training checkpoint: the averaged ones if there are (auto), always or never',
     )
     parser.add_argument(
         '--trust-checkpoint', action='store_true', help='unpickle a file that holds code: it may do anything'

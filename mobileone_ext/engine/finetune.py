@@ -21,6 +21,7 @@ from mmpretrain.registry import DATASETS
 from .. import cli
 from ..checkpoints.load import load_weights
 from ..checkpoints.names import License, license_of
+from ..config.keys import hint
 from ..data.nested import datasets_of
 from ..data.reading import in_batches
 from ..deploy import fuse, hub, reparam
@@ -64,14 +65,20 @@ def finetune(
         resume: go on with the run in ``work_dir``, if there is one.
         dry_run: write the config and draw the recipe alone.
         command: the line that is being run, for the config's reader.
-        options: ``epochs``, ``weights`` and the others of :class:`Options`.
+        options: ``epochs``, ``weights`` and the others of :class:`Options`; ``image_size`` is its ``size``.
 
     Returns:
         The report, ``right_after`` in percent and others, or an empty one of a dry run.
 
     Raises:
         OSError, ValueError: for whatever would fail later, before the first step.
+        TypeError: for another keyword.
     """
+    if 'image_size' in options:  # as other functions and the tool have it
+        options['size'] = options.pop('image_size')
+    known = {field.name for field in dataclasses.fields(Options)}
+    for name in options.keys() - known:
+        raise TypeError(f'finetune takes no {name!r}{hint(name, known)}')
     asked = Options(str(photos), work_dir=None if work_dir is None else str(work_dir), **options)
     resume = resume and (asked.folder / OPTIONS).exists()
     if resume:

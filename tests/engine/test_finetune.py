@@ -875,6 +875,13 @@ def test_bad_keywords_name_the_option_and_what_it_takes(tmp_path, name, value, w
     assert not (tmp_path / 'w').exists()
 
 
+def test_a_keyword_that_there_is_not_has_the_nearest(tmp_path):
+    with pytest.raises(TypeError, match="finetune takes no 'epoch'; did you mean 'epochs'"):
+        finetune.finetune(tmp_path, epoch=3)
+    with pytest.raises(ValueError, match='size: .*9999'):
+        finetune.finetune(tmp_path, image_size=9999)
+
+
 def test_keywords_are_kept_as_the_tool_reads_them():
     """What JSON and configs hold: numbers of Python, and paths as text."""
     options = finetune.Options('p', epochs=np.int64(3), precision=1, val=Path('v'), lr=np.float32(0.5))
