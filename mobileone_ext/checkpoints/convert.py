@@ -146,7 +146,7 @@ def write_weights(path: Path, weights: Weights, layout: str) -> None:
             # Two names for one tensor, or strides, are more than the format knows.
             plain = {key: tensor.contiguous().clone() for key, tensor in state.items()}
             named = {CLASSES: json.dumps(weights.classes)} if weights.classes else {}
-            said = dict(weights.said.write(), format='pt', key_layout=layout, **named)
+            said = dict(weights.said.write(), format='pt', **named)
             part.write_bytes(save(plain, metadata=said))
         else:
             meta = dict(dataset_meta={CLASSES: weights.classes}) if weights.classes else {}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..metadata import Metadata
 from ..text import nfc, one_line, shorten
-from .layouts import HEAD, OWN, to_layout, to_own
+from .layouts import HEAD, LAYOUTS, OWN, to_layout, to_own
 from .names import resolve
 from .pickles import CostlyPickle, check_pickle
 from .structure import Structure, differences, other_head, read_structure, shapes_of
@@ -202,6 +202,8 @@ def _read_safetensors(path: Path) -> dict:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no dict
         meta: dict[str, Any] = dict(file.metadata() or {})
     meta.pop('format', None)  # which all of these files have
+    if meta.get('layout') in LAYOUTS:  # of keys, in files of version 0.1; else it is that of images
+        del meta['layout']
     with suppress(KeyError, ValueError):
         meta['dataset_meta'] = {CLASSES: json.loads(meta.pop(CLASSES))}
     return dict(state_dict=tensors, meta=meta) if meta else tensors

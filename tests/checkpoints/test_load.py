@@ -131,6 +131,12 @@ def test_safetensors(tmp_path, state, layout):
     assert equal(weights.state, state)
 
 
+@pytest.mark.parametrize('layout, read', [*((name, None) for name in LAYOUTS), ('NHWC', 'NHWC')])
+def test_a_layout_of_keys_is_not_taken_for_that_of_images(tmp_path, state, layout, read):
+    save_file(to_layout(state, LAYOUTS[0]), tmp_path / 'a.safetensors', dict(format='pt', layout=layout))
+    assert load_weights(tmp_path / 'a.safetensors').said.layout == read
+
+
 def test_backbone_alone(tmp_path, state):
     bare = {key[len('backbone.') :]: tensor for key, tensor in state.items() if key.startswith('backbone.')}
     for content in (bare, prefixed(bare, 'backbone.')):
