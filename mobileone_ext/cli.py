@@ -189,6 +189,13 @@ def positive_number(text: str) -> float:
     return value
 
 
+def folder(text: str) -> str:
+    """The type of an option that names a folder to write into, there or not."""
+    if Path(text).is_file():
+        raise argparse.ArgumentTypeError(f'{text!r}: is a file; a folder is needed')
+    return text
+
+
 def fraction(text: str) -> float:
     """The type of an option that is a number from 0 to 1."""
     value = 0.0 if text.strip() in ('0', '0.0') else positive_number(text)
@@ -226,12 +233,17 @@ class _KeysAndValues(argparse.Action):
         setattr(namespace, self.dest, options)
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the positional CHECKPOINT, ``--ema`` and ``--trust-checkpoint``."""
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the positionals [CONFIG] NETWORK, ``--cfg-options``, ``--ema`` and ``--trust-checkpoint``.
+
+    ``parse_intermixed_args`` reads them, whatever options stand between, and :func:`find_network` what they name.
+    """
+    parser.add_argument('config', nargs='?', help='a config file, for a network that does not say how it is used')
+    add_cfg_options(parser)
     parser.add_argument(
-        'checkpoint',
-        help='weights of any layout (ours, mmpretrain, Apple, timm), branched or fused, or published ones by name: '
-        'convert_checkpoint --list shows these and their licenses',
+        'network',
+        help="a run's folder, a checkpoint of any layout (ours, mmpretrain, Apple, timm), branched or fused, or "
+        'published weights by name: convert_checkpoint --list shows these and their licenses',
     )
     add_weights_arguments(parser)
 
@@ -292,3 +304,18 @@ def load_config(path: str, options: dict | None = None):
     from . import config
 
     return config.load_config(path, options)
+
+
+def find_network(args: argparse.Namespace, whole: bool = True):
+    """Config and file of the network that ``args`` name, of :func:`add_network_arguments`; says where they are from.
+
+    Args:
+        whole: as of :func:`mobileone_ext.deploy.described.find_network`.
+    """
+    from .deploy import described
+
+    how = dict(options=args.cfg_options, trust=args.trust_checkpoint, whole=whole)
+    config, path, note = described.find_network(args.network, args.config, **how)
+    if note:
+        print(printable(note))
+    return config, path

@@ -70,6 +70,7 @@ MORE = {
 PLACEHOLDERS = {
     'CONFIG': 'configs/mobileone_tiny_digits.py',
     'CHECKPOINT': 'tiny.pth',
+    'NETWORK': 's0.pth',
     'ROOT': 'data/digits',
     'NAME': 'plain',
     'PHOTOS': 'photos',
@@ -257,9 +258,8 @@ STAND_INS = {
     'flowers': lambda path: write_photos(f'{path}/rose', f'{path}/tulip'),
     'package.module:function': write_module,
     'net.pth': save_s0,
-    's0.pth': save_s0,
+    's0.pth': lambda path: save_s0(path, says=True),
     'apple_s0.pth': save_s0,
-    's0_fused.pth': lambda path: save_s0(path, 'fused'),
     'work_dirs/mobileone_s0_8xb32/epoch_1.pth': save_s0,
     'tiny.pth': save_tiny,
 }

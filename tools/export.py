@@ -1,21 +1,20 @@
-"""Write a trained network for a device: ``python tools/export.py CONFIG CHECKPOINT OUT --format onnx``."""
+"""Write a trained network for a device: ``python tools/export.py [CONFIG] NETWORK OUT``."""
 
 from contextlib import nullcontext
 
 from mobileone_ext import cli, deploy
-from mobileone_ext.deploy.formats import FORMAT_OF_SUFFIX, FORMATS
+from mobileone_ext.deploy.formats import FORMAT_OF_SUFFIX, FORMATS, format_of
 
 
 def parse_args():
     parser = cli.Parser(description=__doc__)
-    cli.add_config_arguments(parser)
-    cli.add_checkpoint_arguments(parser)
-    parser.add_argument('out', help=f'the file to write: {", ".join(f"*{suffix}" for suffix in FORMAT_OF_SUFFIX)}')
+    cli.add_network_arguments(parser)
+    suffixes = ', '.join(f'*{suffix}' for suffix in FORMAT_OF_SUFFIX)
+    parser.add_argument('out', help=f'the file to write, whose suffix says the format: {suffixes}')
     parser.add_argument(
         '--format',
         choices=[*FORMATS, 'web'],
-        default='onnx',
-        help=f'{", ".join(FORMATS)} (onnx), or web: OUT is a folder with a page for browsers',
+        help=f'web: OUT is a folder with a page for browsers; or {", ".join(FORMATS)} (that of the suffix)',
     )
     parser.add_argument('--single-file', action='store_true', help='a page in one HTML file, which needs no host')
     precision = parser.add_mutually_exclusive_group()
@@ -32,12 +31,11 @@ def parse_args():
     cli.add_images_arguments(parser, 'compare the written file with PyTorch on these images')
     parser.add_argument('--flops', action='store_true', help='print the column "FLOPs (G)" of vendors\' tables as well')
     parser.add_argument('--layers', action='store_true', help='print what each layer costs, with its time here')
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main():
     args = parse_args()
-    config = cli.load_config(args.config, args.cfg_options)
     from mobileone_ext.data.images import Listing, find_images, spread
     from mobileone_ext.data.pixels import Preprocessing
     from mobileone_ext.deploy import cost, export, web
@@ -46,17 +44,18 @@ def main():
     is_page = args.format == 'web'
     if args.single_file and not is_page:
         raise ValueError('--single-file: is of --format web')
-    if is_page and web.is_exported(args.checkpoint):
-        web.page_of(args.checkpoint, args.out, args.single_file)
+    if is_page and web.is_exported(args.network):
+        web.page_of(args.network, args.out, args.single_file)
         return cli.say_written(args.out)
-    preprocessing, form = Preprocessing(config), 'onnx' if is_page else args.format
+    config, network = cli.find_network(args, whole=False)
+    preprocessing, form = Preprocessing(config), 'onnx' if is_page else args.format or format_of(args.out)
     size = args.size or preprocessing.side()
     if not is_page:
-        export.check_place(args.out, form, args.config, args.checkpoint)
+        export.check_place(args.out, form, args.config, network)
     photos, skipped = find_images([args.images] if args.images else []), []
-    sources = args.config, args.checkpoint
+    sources = args.config, network
     with web.page(args.out, args.single_file, *sources) if is_page else nullcontext(args.out) as out:
-        model = export.load_fused(config, args.checkpoint, args.ema, args.trust_checkpoint)
+        model = export.load_fused(config, network, args.ema, args.trust_checkpoint)
         difference = export.export(
             model,
             out,
@@ -82,7 +81,7 @@ def main():
     if note := export.note(form, args.normalize, args.softmax):
         print(note)
     if not FORMATS[form].runs_here:
-        print(f'{args.format} runs on {FORMATS[args.format].platform} alone: compare it with PyTorch there')
+        print(f'{form} runs on {FORMATS[form].platform} alone: compare it with PyTorch there')
     for message in skipped:
         print(f'skipped {printable(message)}')
     if photos.note:

@@ -20,7 +20,9 @@ def parse_args():
     parser.add_argument('--out', metavar='FILE', help='(work_dirs/features_PHOTOS.npz)')
     parser.add_argument('--like', metavar='PHOTO', help='show the photos that are most like this one')
     parser.add_argument('--top', type=cli.positive, default=10, metavar='K', help='how many of them (10)')
-    parser.add_argument('--projector', metavar='DIR', help="also for TensorBoard's projector: tensorboard --logdir DIR")
+    parser.add_argument(
+        '--projector', type=cli.folder, metavar='DIR', help="also for TensorBoard's projector: tensorboard --logdir DIR"
+    )
     return parser.parse_args()
 
 
@@ -28,9 +30,14 @@ def main():
     args = parse_args()
     from mobileone_ext import files
     from mobileone_ext.data.images import find_images
+    from mobileone_ext.deploy import runtime
     from mobileone_ext.engine import features
     from mobileone_ext.text import printable, with_progress
 
+    if args.network == NETWORK and runtime.is_run(args.photos[0]):
+        raise ValueError(
+            f"{args.photos[0]}: is a run's folder, not photos; --network {args.photos[0]} takes its network"
+        )
     paths = find_images(args.photos)
     like = find_images([args.like]) if args.like else []
     out = args.out or files.in_work_dirs(f'features_{Path(args.photos[0]).resolve().name}.npz')

@@ -19,9 +19,12 @@ def parse_args():
     parser.add_argument('--top', type=cli.positive, default=5, metavar='K', help='classes to show for each image (5)')
     parser.add_argument('--all', action='store_true', help='show scores also where the best is below the threshold')
     parser.add_argument('--out', metavar='FILE', help='write all results to *.json or *.csv')
-    parser.add_argument('--draw', metavar='DIR', help='write annotated pictures to this folder')
+    parser.add_argument('--draw', type=cli.folder, metavar='DIR', help='write annotated pictures to this folder')
     parser.add_argument(
-        '--explain', metavar='DIR', help='the same, with where the network looked for its best class (a checkpoint)'
+        '--explain',
+        type=cli.folder,
+        metavar='DIR',
+        help='the same, with where the network looked for its best class (a checkpoint)',
     )
     return parser.parse_args()
 

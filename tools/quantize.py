@@ -1,13 +1,12 @@
-"""Static int8 of a trained network, without labels: ``python tools/quantize.py CONFIG CHECKPOINT OUT``."""
+"""Static int8 of a trained network, without labels: ``python tools/quantize.py [CONFIG] NETWORK OUT``."""
 
 from mobileone_ext import cli, deploy
-from mobileone_ext.deploy import quantization
+from mobileone_ext.deploy import quantization, runtime
 
 
 def parse_args():
     parser = cli.Parser(description=__doc__)
-    cli.add_config_arguments(parser)
-    cli.add_checkpoint_arguments(parser)
+    cli.add_network_arguments(parser)
     parser.add_argument(
         'out',
         nargs='?',
@@ -58,12 +57,15 @@ def parse_args():
     cli.add_evaluate_argument(parser, False, "measure float and int8 on the config's test set")
     parser.add_argument('--steps', action='store_true', help='measure what each step is worth as well')
     parser.add_argument('--report', metavar='JSON', help='write what was measured to this file')
-    return parser.parse_intermixed_args()  # OUT may follow options, or be left out
+    args = parser.parse_intermixed_args()
+    if args.config and not args.out and not runtime.names_config(args.config):  # two words: NETWORK OUT
+        args.config, args.network, args.out = None, args.config, args.network
+    return args
 
 
 def main():
     args = parse_args()
-    config = cli.load_config(args.config, args.cfg_options)
+    config, network = cli.find_network(args)
     from mobileone_ext.deploy.quantization import Options
     from mobileone_ext.deploy.quantization.quantize import quantize
 
@@ -79,7 +81,7 @@ def main():
         weight_bits=args.weight_bits,
     )
     quantize(
-        args.checkpoint,
+        network,
         args.out,
         config=config,
         photos=args.images,

@@ -1,4 +1,4 @@
-"""Fuse a trained network and prove it: ``python tools/reparam.py CONFIG CHECKPOINT OUT``.
+"""Fuse a trained network and prove it: ``python tools/reparam.py [CONFIG] NETWORK OUT``.
 
 A network without a config: ``python tools/reparam.py --model package.module:function CHECKPOINT OUT --images DIR``.
 """
@@ -8,11 +8,7 @@ from mobileone_ext import cli, deploy
 
 def parse_args():
     parser = cli.Parser(description=__doc__)
-    parser.add_argument(
-        'config', nargs='?', help='a config file, e.g. configs/mobileone_s0_8xb32.py; none with --model'
-    )
-    cli.add_cfg_options(parser)
-    cli.add_checkpoint_arguments(parser)
+    cli.add_network_arguments(parser)
     parser.add_argument('out', help='the fused checkpoint to write')
     parser.add_argument('--report', metavar='JSON', help='write the comparison to this file')
     cli.add_evaluate_argument(parser, True, 'compare before and after on the test set', '--no-eval')
@@ -33,9 +29,9 @@ def parse_args():
         '--prepare', action='store_true', help='with --model: even out channels too, for the quantizers of others'
     )
     args = parser.parse_intermixed_args()  # options may stand between the files
-    if bool(args.config) == bool(args.model):
-        parser.error('CONFIG CHECKPOINT OUT, or --model PACKAGE.MODULE:FUNCTION CHECKPOINT OUT')
-    alien = [name for name in ('images', 'inputs', 'prepare') if args.config and getattr(args, name)]
+    if args.config and args.model:
+        parser.error('--model PACKAGE.MODULE:FUNCTION CHECKPOINT OUT takes no config')
+    alien = [name for name in ('images', 'inputs', 'prepare') if not args.model and getattr(args, name)]
     if alien:
         parser.error(f'--{alien[0]} belongs to --model')
     return args
@@ -61,16 +57,16 @@ def main():
         from mobileone_ext.deploy.reparam import called, convert_any
 
         images = called(args.inputs) if args.inputs else photos(args) if args.images else None
-        files = args.checkpoint, args.out
+        files = args.network, args.out
         print(convert_any(args.model, *files, images, args.ema, args.trust_checkpoint, args.report, args.prepare))
         cli.say_written(args.out, args.report)
         return 0
-    config = cli.load_config(args.config, args.cfg_options)
+    config, network = cli.find_network(args)
     from mobileone_ext.deploy import reparam as conversion
 
     report = conversion.convert(
         config,
-        args.checkpoint,
+        network,
         args.out,
         ema=args.ema,
         trust=args.trust_checkpoint,

@@ -1,12 +1,11 @@
-"""Accuracy of a checkpoint or an exported file: ``python tools/test.py CONFIG CHECKPOINT|FILE``."""
+"""Accuracy of a checkpoint or an exported file: ``python tools/test.py [CONFIG] NETWORK``."""
 
 from mobileone_ext import cli
 
 
 def parse_args():
     parser = cli.Parser(description=__doc__)
-    cli.add_config_arguments(parser)
-    cli.add_checkpoint_arguments(parser)
+    cli.add_network_arguments(parser)
     cli.add_input_argument(parser)
     parser.add_argument(
         '--against', metavar='CHECKPOINT', help='with an exported file: how many predictions differ from these weights'
@@ -15,12 +14,12 @@ def parse_args():
     parser.add_argument('--html', metavar='FILE', help='write a page with every image, what it is and was taken for')
     parser.add_argument('--work-dir', help='where the log goes (work_dirs/CONFIG/test)')
     cli.add_launcher_argument(parser)
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main():
     args = parse_args()
-    config = cli.load_config(args.config, args.cfg_options)
+    config, network = cli.find_network(args)
     from mobileone_ext import files
     from mobileone_ext.deploy.export import load_fused
     from mobileone_ext.deploy.exported import ExportedClassifier
@@ -33,24 +32,24 @@ def main():
     from mobileone_ext.engine.train import use_work_dir
     from mobileone_ext.pictures import legend
 
-    files.check_outputs([args.out, args.html], args.config, args.checkpoint)
+    files.check_outputs([args.out, args.html], args.config, network)
     if args.html and args.launcher != 'none':
         raise ValueError(f'--html with --launcher {args.launcher}: a page is of one process')
     collect = CollectHook() if args.html else None
     use_work_dir(config, args.work_dir, 'test')
     config.launcher = args.launcher
-    if is_exported(args.checkpoint):
+    if is_exported(network):
         reference = args.against and load_fused(config, args.against, args.ema, args.trust_checkpoint)
-        classifier = ExportedClassifier(config, args.checkpoint, args.input, reference or None)
+        classifier = ExportedClassifier(config, network, args.input, reference or None)
         assumed = ' (assumed: the file does not say; --input tells)' if classifier.assumed else ''
-        print(f'{args.checkpoint}: takes {classifier.takes} images{assumed}')
+        print(f'{network}: takes {classifier.takes} images{assumed}')
         results = evaluate_file(config, classifier, collect)
     elif args.against or args.input:
-        raise ValueError(f'{args.checkpoint}: --against and --input are for exported files')
+        raise ValueError(f'{network}: --against and --input are for exported files')
     else:
-        weights = read_weights(config, args.checkpoint, args.ema, args.trust_checkpoint)
+        weights = read_weights(config, network, args.ema, args.trust_checkpoint)
         kind = f'{weights.structure}, {weights.layout} layout' if weights.structure else 'not a MobileOne'
-        print(f'{args.checkpoint}: {kind}, from {weights.source}')
+        print(f'{network}: {kind}, from {weights.source}')
         results = evaluate(config, weights, collect)
     if cli.rank():
         return  # the first process has the same results, and writes them
@@ -71,7 +70,7 @@ def main():
         if pictures and numbers:
             print(f'in pictures, numbers stand for names that no font here has: {numbers}')
     if args.html:
-        write_test_page(args.html, config, collect, args.checkpoint, results, classes)
+        write_test_page(args.html, config, collect, network, results, classes)
         print(f'{args.html}: every image')
 
 

@@ -4,8 +4,9 @@ An exported file says it in its metadata; a run's checkpoints and its folder hav
 data: nothing in it runs.
 """
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +17,17 @@ from mmengine.registry import init_default_scope
 from ..checkpoints.load import read_checkpoint
 from ..checkpoints.names import PUBLISHED, resolve
 from ..config import completed, load_config, resolved_config
-from ..data.classes import class_names, is_multi_label, labels, num_classes
+from ..config.keys import known_keys
+from ..data.classes import LOADERS, class_names, is_multi_label, labels, num_classes
+from ..data.nested import datasets_of
 from ..data.pixels import Preprocessing
 from ..metadata import Metadata, fit_of
 from ..provenance import origin
 from .runtime import file_of, is_exported, open_network
 
-# Of a run's config; the rest, and what became of it since, is nothing to a trained network.
-_KEYS = {'custom_imports', 'data_preprocessor', 'default_scope', 'model', 'test_dataloader', 'val_dataloader'}
+# Of a run's config; the rest, and what became of it since, is nothing to who has the network alone.
+_USE = {'custom_imports', 'data_preprocessor', 'default_scope', 'model', 'test_dataloader', 'val_dataloader'}
+_OF_THE_RUN = {'experiment_name', 'launcher', 'load_from', 'resume', 'work_dir'}  # which are of no other
 
 
 class Described(NamedTuple):
@@ -46,6 +50,7 @@ def find_network(
     otherwise: str | None = None,
     options: dict | None = None,
     trust: bool = False,
+    whole: bool = False,
 ) -> Described:
     """The network that is called ``name``: a checkpoint, an exported file, a run's folder, or published weights.
 
@@ -54,6 +59,7 @@ def find_network(
         otherwise: path of the config of a file that says nothing; None asks for one that does.
         options: as of :func:`mobileone_ext.config.load_config`.
         trust: as of :func:`mobileone_ext.checkpoints.load.load_weights`.
+        whole: the config of a run is to have all that it trained and was measured with, its photos among it.
 
     Raises:
         OSError: if there is no such file.
@@ -67,7 +73,7 @@ def find_network(
             said = Metadata.read(open_network(path).metadata)
             found = (config_of(said, path, options), said.note) if said.is_enough else None
         else:
-            found = _config_of_checkpoint(path, options, trust)
+            found = _config_of_checkpoint(path, options, trust, known_keys() - _OF_THE_RUN if whole else _USE)
     except ValueError:
         if otherwise is None:
             raise
@@ -79,7 +85,7 @@ def find_network(
     return Described(load_config(otherwise, options), path)
 
 
-def _config_of_checkpoint(path: str, options: dict | None, trust: bool) -> tuple[Config, str] | None:
+def _config_of_checkpoint(path: str, options: dict | None, trust: bool, keys: Set[str]) -> tuple[Config, str] | None:
     """The config of the run that wrote a checkpoint, in it or beside it; of published weights, the one that ships."""
     if path in PUBLISHED:
         variant = re.search(r'mobileone[_-](s\d)', path)[1]
@@ -89,23 +95,39 @@ def _config_of_checkpoint(path: str, options: dict | None, trust: bool) -> tuple
     meta = meta if isinstance(meta, dict) else {}
     text = meta.get('config') or meta.get('cfg')
     if isinstance(text, str):
-        return _of_a_run(text, path, options), "by its run's config, which is in it"
+        config = _of_a_run(text, path, options, keys)
+        _move_lists(config, Path(path).absolute().parent)
+        return config, "by its run's config, which is in it"
     beside = sorted(Path(path).parent.glob('*.py'))
     beside = [file for file in beside if file.name.startswith('resolved_')] or beside
     if len(beside) != 1:
         return None
     try:
-        config = _of_a_run(beside[0].read_text(encoding='utf-8'), str(beside[0]), options)
+        config = _of_a_run(beside[0].read_text(encoding='utf-8'), str(beside[0]), options, keys)
     except ValueError:  # some other program
         return None
     return config, f'by {beside[0].name}, which is beside it'
 
 
-def _of_a_run(text: str, name: str, options: dict | None) -> Config:
-    config = resolved_config(text, name, options, _KEYS)
+def _of_a_run(text: str, name: str, options: dict | None, keys: Set[str]) -> Config:
+    config = resolved_config(text, name, options, keys)
     if not config.get('test_dataloader'):
-        config.test_dataloader = config.get('val_dataloader')
+        for part in ('cfg', 'dataloader', 'evaluator'):
+            config[f'test_{part}'] = config.get(f'val_{part}')
     return config
+
+
+def _move_lists(config: Config, folder: Path) -> None:
+    """Photos' lists that are gone from where ``config`` has them and lie in ``folder``: the run has moved, maybe with
+    its photos."""
+    for dataset, _ in datasets_of(config, *LOADERS):
+        there = Path(dataset.get('ann_file') or '.')
+        here = folder / there.name
+        if there.is_absolute() and not there.exists() and here.is_file():
+            dataset['ann_file'] = str(here)
+            root = dataset.get('data_root') or ''
+            if root and not os.path.isdir(root):
+                dataset['data_root'] = os.path.normpath(folder / os.path.relpath(root, there.parent))
 
 
 def config_of(metadata: Metadata, path: str, options: dict | None = None) -> Config:

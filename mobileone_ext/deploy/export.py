@@ -23,7 +23,7 @@ from . import DEFAULT_SIZE, fuse
 from .compare import Difference, image_channels
 from .described import describe, find_network
 from .explain import is_pooled
-from .formats import FORMAT_OF_SUFFIX, FORMATS, OUTPUT_NAME
+from .formats import FORMAT_OF_SUFFIX, FORMATS, OUTPUT_NAME, format_of
 from .formats.base import Request, load_format, using
 from .runtime import open_network
 
@@ -165,7 +165,7 @@ def export(
     normalization = Normalize(full.mean, full.std)
     net = DeployNet(copy.deepcopy(model).cpu(), normalization if normalize else None, softmax)
     size = image_size or (preprocessing.side() if preprocessing else told.size or DEFAULT_SIZE)
-    form = format or FORMAT_OF_SUFFIX.get(suffix_of(out), 'onnx')
+    form = format or format_of(out)
     asked = Request(form, size, normalize=normalize, softmax=softmax, **request)
     with using(form, f'the network does not take images of {" x ".join(map(str, asked.sides))} pixels'):
         names, is_row = net.outputs_of(_images_of(asked, net))

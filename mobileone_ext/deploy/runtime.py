@@ -72,11 +72,18 @@ def file_of(name: str) -> str:
     """``name``, or of a run's folder, its checkpoint.
 
     Raises:
-        ValueError: for a folder that is no run's, and for a photo.
+        ValueError: for a folder that is no run's, for a photo, and for a config.
     """
+    if suffix_of(name) in CONFIG_SUFFIXES:
+        raise ValueError(f'{name}: is a config; the network is named behind it')
     if suffix_of(name) in SUFFIXES:
         raise ValueError(f'{name}: is a photo; {_PHOTOS_FIRST}')
     return checkpoint_of_run(Path(name)) if Path(name).is_dir() and not is_exported(name) else name
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether ``path`` is the folder of a run, with a checkpoint."""
+    return Path(path).is_dir() and _checkpoint_in(Path(path)) is not None
 
 
 def checkpoint_of_run(folder: Path) -> str:
@@ -87,7 +94,7 @@ def checkpoint_of_run(folder: Path) -> str:
     """
     if found := _checkpoint_in(folder):
         return str(found)
-    runs = [str(inner) for inner in sorted(folder.iterdir()) if inner.is_dir() and _checkpoint_in(inner)]
+    runs = [str(inner) for inner in sorted(folder.iterdir()) if is_run(inner)]
     hint = f'; there are {abbreviate(runs, 8)}' if runs else ''
     if not runs and images_below(folder):
         hint = f'; it holds photos: {_PHOTOS_FIRST}'

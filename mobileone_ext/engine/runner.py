@@ -26,6 +26,7 @@ from ..config import building, unknown_part
 from ..data.check import check_loaders, leave_out_last_of_one
 from ..data.classes import check_same
 from ..data.flip import check_flips
+from ..files import CONFIG_SUFFIXES, suffix_of
 from ..recipe.checkpointing import described_run
 from ..recipe.memory import Memory
 from ..recipe.resuming import changed_step, expected_checkpoint
@@ -298,11 +299,11 @@ class Runner(_Runner):
 
     @master_only
     def dump_config(self) -> None:
-        own = Path(self.cfg.filename or '')
-        if own.name and own.resolve() == Path(self.work_dir, own.name).resolve():
-            self.cfg.dump(Path(self.work_dir, f'resolved_{own.name}'))  # it lies in the work dir: keep it as written
-        else:
-            super().dump_config()
+        own = Path(self.cfg.filename or 'config.py')
+        name = own.name if suffix_of(own) in CONFIG_SUFFIXES else f'{own.stem}.py'  # a checkpoint had it
+        if own.resolve() == Path(self.work_dir, name).resolve():
+            name = f'resolved_{name}'  # it lies in the work dir: keep it as written
+        self.cfg.dump(Path(self.work_dir, name))
 
     def setup_env(self, env_cfg: dict) -> None:
         if self.distributed and not torch.cuda.is_available():

@@ -291,7 +291,8 @@ def test_the_tool_fuses_any_network(run_tool, digits, tmp_path):
         ((*arguments[:1], f'{__name__}:twice', *arguments[2:]), 'gives a dict, where a network is needed'),
         ((*arguments[:1], f'{__name__}:absent', *arguments[2:]), 'has no attribute'),
         ((*arguments[:1], 'small', *arguments[2:]), "error: small: No module named 'small'; PYTHONPATH"),
-        (arguments[2:], 'CONFIG CHECKPOINT OUT, or --model'),
+        (arguments[2:], 'does not say which images it takes; name its config'),
+        (('net.py', *arguments), '--model PACKAGE.MODULE:FUNCTION CHECKPOINT OUT takes no config'),
         (('net.py', *arguments[2:], '--prepare'), '--prepare belongs to --model'),
     ):
         code, printed = run_tool('reparam', *options)

@@ -166,8 +166,8 @@ def test_a_resolved_config_is_what_mmengine_wrote():
 
 
 def test_published_weights_have_the_config_that_ships():
-    found = described._config_of_checkpoint('timm/mobileone_s3.apple_in1k', None, False)
-    assert found[0].model.backbone.arch == 's3' and 'published' in found[1]
+    found = described.find_network('timm/mobileone_s3.apple_in1k')
+    assert found.config.model.backbone.arch == 's3' and 'published' in found.note
 
 
 @pytest.fixture

@@ -515,6 +515,32 @@ def test_a_run_may_be_moved(run_tool, finished, tmp_path):
         assert code == 0, printed
 
 
+def test_the_folder_of_a_run_is_a_network_with_its_config(run_tool, finished, tmp_path, monkeypatch):
+    """Its photos are those that it was trained on and measured with, also where both have moved."""
+    photos, work = finished
+    monkeypatch.chdir(tmp_path)  # where logs go
+    code, printed = run_tool('test', work, '--out', 'there.json')
+    assert code == 0, printed
+    work.parent.rename(tmp_path / 'elsewhere')
+    try:
+        code, printed = run_tool('test', tmp_path / 'elsewhere' / work.name, '--out', 'moved.json')
+    finally:
+        (tmp_path / 'elsewhere').rename(work.parent)
+    assert code == 0, printed
+    one, other = (json.loads(Path(name).read_text()) for name in ('there.json', 'moved.json'))
+    assert one == other and one['num_images'] == 6
+    code, printed = run_tool('quantize', work, '--num-images', 4, 'int8.onnx')
+    assert code == 0 and '4 calibration images from the training set' in printed
+    code, printed = run_tool('export', work, 'net.pt')
+    assert code == 0 and Path('net.pt').exists()
+    code, printed = run_tool('features', work, photos)
+    assert code == 1 and f"is a run's folder, not photos; --network {work}" in only_line(printed)
+    code, printed = run_tool('predict', work, photos, '--explain', 'net.pt')
+    assert code == 1 and "'net.pt': is a file; a folder is needed" in only_line(printed)
+    code, printed = run_tool('test', work / 'config.py')
+    assert code == 1 and 'config.py: is a config; the network is named behind it' in only_line(printed)
+
+
 def test_a_run_and_its_photos_may_be_moved_together(run_tool, finished, weights, tmp_path, monkeypatch):
     """To another machine, where nothing lies where it lay: it is found, and goes on."""
     photos, work = finished

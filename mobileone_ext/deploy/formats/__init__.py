@@ -6,6 +6,9 @@ Nothing heavy is imported here.
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...files import suffix_of
 
 OUTPUT_NAME, HEATMAP_NAME = 'output', 'heatmap'
 
@@ -91,3 +94,14 @@ FORMATS = {
     'ort': Format(('.ort',), 'onnx'),
 }
 FORMAT_OF_SUFFIX = {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
+
+
+def format_of(path: str | Path) -> str:
+    """The format of a file that is to be written, by its suffix.
+
+    Raises:
+        ValueError: for a suffix of none.
+    """
+    if suffix_of(path) not in FORMAT_OF_SUFFIX:
+        raise ValueError(f'{path}: the suffix says the format, one of {", ".join(FORMAT_OF_SUFFIX)}')
+    return FORMAT_OF_SUFFIX[suffix_of(path)]

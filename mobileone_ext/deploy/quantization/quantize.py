@@ -144,7 +144,7 @@ def quantize(
         network.metadata = metadata_of(network, metadata)
         config = config_of(network.metadata, type(network).__name__)
     else:
-        config, network, _ = find_network(network, config)
+        config, network, _ = find_network(network, config, whole=True)
     form = FORMAT_OF_SUFFIX.get(suffix_of(out or ''), 'onnx')
     request = Request(form, image_size or Preprocessing(config).side(), opset, normalize, softmax)
     return run(Job(config, network, out and str(out), request, images=photos and str(photos), **job))

@@ -81,7 +81,6 @@ def make_report(
 
 def next_commands(photo: str, size: int, num_photos: int, multi_label: bool) -> list[tuple[str, str]]:
     """What to do next, and the command line that does it in the run's folder, quoted for a shell."""
-    network = ('config.py', 'fused.pth')
     form = ('--image-size', size, '--normalize', *(() if multi_label else ('--softmax',)))
     evaluate, scores = ((), 'logits') if multi_label else (('--evaluate',), 'probabilities')
     calibration = ('--num-images', min(200, num_photos))
@@ -89,13 +88,13 @@ def next_commands(photo: str, size: int, num_photos: int, multi_label: bool) -> 
         ('Name what is on photos', cli.tool_command('predict', 'fused.pth', os.path.abspath(photo))),
         (
             f'A file for a phone or a server (ONNX): pixels 0..255 in, {scores} out',
-            cli.tool_command('export', *network, 'model.onnx', *form),
+            cli.tool_command('export', 'fused.pth', 'model.onnx', *form),
         ),
         (
             'The same in int8, calibrated with the photos that it was trained on',
-            cli.tool_command('quantize', *network, 'model_int8.onnx', *calibration, *form, *evaluate),
+            cli.tool_command('quantize', 'fused.pth', 'model_int8.onnx', *calibration, *form, *evaluate),
         ),
-        ('Measure again', cli.tool_command('test', *network, '--out', 'metrics.json')),
+        ('Measure again', cli.tool_command('test', 'fused.pth', '--out', 'metrics.json')),
     ]
 
 
