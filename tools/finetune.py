@@ -53,7 +53,7 @@ def parse_args():
     parser.add_argument(
         '--unfuse',
         choices=CHOICES['unfuse'],
-        help='what fused weights get before training: nothing, batch norms, or these and branches (none)',
+        help='what fused weights get before training: nothing, batch norms (for batches of 32), or these and branches',
     )
     parser.add_argument('--branches', dest='unfuse', action='store_const', const='branches', help=argparse.SUPPRESS)
     parser.add_argument('--balance', action='store_true', help='show photos of rare classes more often')

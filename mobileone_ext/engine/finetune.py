@@ -116,10 +116,13 @@ def make_plan(options: Options, command: str = 'tools/finetune.py') -> Plan:
     shown = len(photos.train.photos)
     if threshold:
         shown = numbers.balanced_count([counts[name] for name in photos.classes], threshold)
-    recipe = numbers.make_recipe(shown, options.epochs, options.batch_size, options.lr, weights == RANDOM)
+    batch_size = options.batch_size or numbers.fitting_batch_size(shown)
     if form == 'fused':
+        options = replace(options, unfuse=options.unfuse or numbers.fitting_unfuse(batch_size))
         form = FORMS[options.unfuse]
-    options = replace(options, arch=arch, weights=weights, batch_size=recipe.batch_size, lr=recipe.lr)
+    lr = options.lr or numbers.scaled_lr(numbers.LR_FROM_SCRATCH if weights == RANDOM else numbers.LR[form], batch_size)
+    recipe = numbers.make_recipe(shown, options.epochs, batch_size, lr)
+    options = replace(options, arch=arch, weights=weights, batch_size=batch_size, lr=lr)
     threshold = threshold and float(f'{threshold:.3g}')
     return Plan(photos, recipe, options, form, threshold, fitting_workers(shown), command)
 

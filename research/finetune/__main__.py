@@ -8,7 +8,7 @@ from pathlib import Path
 from mobileone_ext import cli
 from research import tuning
 
-ARMS = ['default', 'frozen stages', 'from scratch', 'logistic regression']
+ARMS = ['default', 'fused', 'frozen stages', 'from scratch', 'logistic regression']
 
 
 def parse_args():

@@ -2,7 +2,8 @@
 
 One split, several training seeds. Arms, all by ``mobileone_ext.engine.finetune``:
 
-    default        the fused network from its ImageNet weights, all of it trained
+    default        from fused ImageNet weights, with a batch norm in each block
+    fused          the fused network itself
     frozen stages  the same, stem and stages 1 .. 3 as they are
     from scratch   random weights, with branches, for about the same time
 
@@ -32,7 +33,8 @@ from research.training import append_row, read_rows
 
 ARMS = {
     'default': dict(),
-    'frozen stages': dict(freeze=3),
+    'fused': dict(unfuse='none'),
+    'frozen stages': dict(unfuse='none', freeze=3),
     'from scratch': dict(weights='none', epochs=0.3),  # of the epochs: a step with branches takes longer
 }
 REGRESSION = 'logistic regression'
@@ -49,7 +51,8 @@ def make_plan(options: Options, test_photos: Path | None) -> finetune.Plan:
     train = [photo for photo in result if photo.path not in listed]
     val = [photo for photo in result if photo.path in listed]
     photos = replace(plan.photos, train=PhotoList(root, train), val=PhotoList(root, val))
-    return replace(plan, photos=photos, recipe=make_recipe(len(train), options.epochs, lr=options.lr))
+    recipe = make_recipe(len(train), options.epochs, plan.recipe.batch_size, plan.recipe.lr)
+    return replace(plan, photos=photos, recipe=recipe)
 
 
 def run_arm(options: Options, arm: str, seed: int, out: Path, test_photos: Path | None) -> dict:
@@ -59,8 +62,6 @@ def run_arm(options: Options, arm: str, seed: int, out: Path, test_photos: Path 
         changed['epochs'] = max(1, round(changed['epochs'] * options.epochs))
     options = replace(options, **changed)
     plan = make_plan(options, test_photos)
-    if arm == 'from scratch':
-        plan = replace(plan, recipe=make_recipe(len(plan.photos.train.photos), options.epochs, from_scratch=True))
     finetune.write_plan(replace(plan, options=replace(plan.options, seed=seed), workers=0))
     wall, cpu = time.perf_counter(), time.process_time()
     report = finetune.run(options.folder)
@@ -75,14 +76,14 @@ def run_arm(options: Options, arm: str, seed: int, out: Path, test_photos: Path 
 
 
 def try_lr(options: Options, lr: float, out: Path, test_photos: Path | None) -> dict:
-    """One run at ``lr`` inside the training part, a fifth of which measures; as a row."""
-    options = replace(options, lr=lr, work_dir=str(out / f'lr_{lr:g}'))
+    """One run of the fused network at ``lr`` inside the training part, a fifth of which measures; as a row."""
+    options = replace(options, unfuse='none', lr=lr, work_dir=str(out / f'lr_{lr:g}'))
     plan = make_plan(options, test_photos)
     result = plan.photos.train
     classes = [photo.labels[0] for photo in result.photos]
     parts = stratified_split(classes, range(len(classes)), finetune.VAL_FRACTION, options.seed)
     train, val = (PhotoList(result.root, [result.photos[index] for index in part]) for part in parts)
-    recipe = make_recipe(len(train.photos), options.epochs, lr=lr)
+    recipe = make_recipe(len(train.photos), options.epochs, plan.recipe.batch_size, lr)
     photos = replace(plan.photos, train=train, val=val)
     finetune.write_plan(replace(plan, photos=photos, recipe=recipe))
     report = finetune.run(options.folder)

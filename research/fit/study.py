@@ -73,8 +73,8 @@ def run_all(photos: Path, val: Path, out: Path, seeds: list[int], **options) -> 
     for seed in seeds:
         for fit in FITS:
             if (fit, str(seed)) not in {(row['fit'], row['seed']) for row in read_rows(path)}:
-                work_dir = str(out / f'{fit}_{seed}')
-                chosen = Options(str(out / 'photos'), fit=fit, seed=seed, work_dir=work_dir, **options)
+                options = dict(options, unfuse='none', seed=seed, work_dir=str(out / f'{fit}_{seed}'))
+                chosen = Options(str(out / 'photos'), fit=fit, **options)
                 for row in run_fit(chosen):
                     append_row(path, row)
     return read_rows(path)

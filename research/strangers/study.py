@@ -75,7 +75,8 @@ def run_seed(photos: Path, out: Path, seed: int, precision: float, **options) ->
     folder = out / f'seed_{seed}'
     if not folder.exists():
         lay_out(photos, left_out, seed, folder)
-    chosen = Options(str(folder / 'photos'), seed=seed, work_dir=str(folder / 'run'), precision=precision, **options)
+    options = dict(unfuse='none', seed=seed, work_dir=str(folder / 'run'), precision=precision, **options)
+    chosen = Options(str(folder / 'photos'), **options)
     if not (chosen.folder / finetune.CONFIG).exists():
         finetune.write_plan(finetune.make_plan(chosen))
     finetune.run(chosen.folder, resume=True)

@@ -130,12 +130,28 @@ def test_batch_fits_the_photos(photos, batch):
 
 
 def test_recipe_by_hand():
-    recipe = numbers.make_recipe(2022, 20)
-    assert recipe == numbers.Recipe(20, 32, 64, numbers.LR, 2.0, 0.016, False)
-    short = numbers.make_recipe(33, 3, batch_size=32)
+    assert numbers.make_recipe(2022, 20, 32, 0.7) == numbers.Recipe(20, 32, 64, 0.7, 2.0, 0.016, False)
+    short = numbers.make_recipe(33, 3, 32, 0.7)
     assert (short.steps_per_epoch, short.drop_last, short.ema_momentum, short.warm_up) == (1, True, None, 0.0)
-    assert numbers.make_recipe(64, 3, batch_size=8).lr == pytest.approx(numbers.LR / 2)
-    assert numbers.make_recipe(64, 3, lr=0.7).lr == 0.7
+    assert numbers.scaled_lr(1e-4, 32) == 1e-4 and numbers.scaled_lr(1e-4, 8) == 5e-5
+
+
+@pytest.mark.parametrize(
+    'options, form, lr',
+    [
+        (dict(batch_size=32), 'norm', 3e-4),
+        (dict(batch_size=64), 'norm', 4.2e-4),
+        (dict(batch_size=16), 'fused', 7.1e-5),
+        (dict(batch_size=32, unfuse='none'), 'fused', 1e-4),
+        (dict(batch_size=32, unfuse='branches'), 'branched', 3e-4),
+        (dict(batch_size=32, weights='none'), 'branched', 2e-3),
+        (dict(batch_size=32, lr=0.5), 'norm', 0.5),
+    ],
+)
+def test_what_is_trained_follows_from_the_batch(options, form, lr, weights, finished):
+    photos, _ = finished
+    plan = finetune.make_plan(finetune.Options(str(photos), **{'weights': str(weights), **options}))
+    assert (plan.form, plan.recipe.lr, plan.options.lr) == (form, lr, lr)
 
 
 @pytest.mark.parametrize('epochs', [1, 2, 3, 7, 20, 100])
@@ -575,7 +591,7 @@ def test_norms_and_branches_are_given_back_and_fused(given, branches, run_tool, 
     assert 'eta:' in printed and 'report.md' in printed and 'config.py' in printed
     report = json.loads((tmp_path / 'w' / 'report.json').read_text())
     assert not report['trained_fused'] and report['deployed']['params_before'] > report['deployed']['params_after']
-    assert 'Fusing the branches changed 0 of 2' in (tmp_path / 'w' / 'report.md').read_text()
+    assert 'Fusing changed 0 of 2' in (tmp_path / 'w' / 'report.md').read_text()
 
 
 def test_a_dry_run_writes_the_config_and_draws_the_recipe_alone(run_tool, weights, tmp_path, without_scikit_learn):

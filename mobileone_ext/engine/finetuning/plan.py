@@ -41,12 +41,14 @@ class Options:
         weights: file, name or address to start from, or ``none``; None is Apple's fused network of ``arch``.
         arch: None is that of ``weights``, or s0.
         size: of the images in pixels.
-        batch_size, lr: None follows from the number of photos.
+        batch_size: None follows from the number of photos.
+        lr: None follows from what is trained and the batch.
         val: a folder or CSV file to measure on, or the fraction of ``photos`` to set aside.
         seed: of the split, the head and the order.
         freeze: stages that stay as they are: 0 the stem, i also stages 1 .. i; -1 none.
         work_dir: None is work_dirs/finetune_NAME.
-        unfuse: what fused weights get before training: none, norm (batch norms) or branches (both).
+        unfuse: what fused weights get before training: none, norm (batch norms) or branches (both); None is norm for
+            batches of 32 and more.
         balance: show photos of rare classes more often.
         early_stop: epochs without a better one before the run ends; None goes to the end.
         fit: how a photo gets its size, see :class:`mobileone_ext.metadata.Metadata`.
@@ -68,7 +70,7 @@ class Options:
     seed: int = 0
     freeze: int = -1
     work_dir: str | None = None
-    unfuse: str = 'none'
+    unfuse: str | None = None
     balance: bool = False
     early_stop: int | None = None
     fit: str = 'crop'

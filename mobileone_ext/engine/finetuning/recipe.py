@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BATCH_SIZE = 32  # the learning rates are for this one
-LR, LR_FROM_SCRATCH = 1e-4, 2e-3
+LR = dict(fused=1e-4, norm=3e-4, branched=3e-4)  # by ``Plan.form``
+LR_FROM_SCRATCH = 2e-3
 MIN_STEPS = 8  # an epoch should have so many
 WARM_UP = 0.1  # of the steps
 EMA_MIN_STEPS = 200
@@ -33,15 +34,10 @@ class Recipe:
     drop_last: bool
 
 
-def make_recipe(
-    num_photos: int, epochs: int, batch_size: int | None = None, lr: float | None = None, from_scratch: bool = False
-) -> Recipe:
-    """The recipe for ``num_photos`` photos an epoch; what is None follows from them."""
-    batch_size = batch_size or fitting_batch_size(num_photos)
+def make_recipe(num_photos: int, epochs: int, batch_size: int, lr: float) -> Recipe:
+    """The recipe for ``num_photos`` photos an epoch."""
     drop_last = num_photos > batch_size and num_photos % batch_size == 1
     steps = max(1, num_photos // batch_size if drop_last else math.ceil(num_photos / batch_size))
-    if lr is None:
-        lr = scaled_lr(LR_FROM_SCRATCH if from_scratch else LR, batch_size)
     return Recipe(
         epochs=epochs,
         batch_size=batch_size,
@@ -62,6 +58,11 @@ def warm_up_epochs(epochs: int, steps: int) -> float:
 def fitting_batch_size(num_photos: int) -> int:
     """32, or a smaller power of two (4 at least) that makes ``MIN_STEPS`` batches of ``num_photos``."""
     return min(BATCH_SIZE, max(4, 2 ** int(math.log2(max(num_photos / MIN_STEPS, 1)))))
+
+
+def fitting_unfuse(batch_size: int) -> str:
+    """``norm``, or ``none`` where the batch is smaller than those that norms were tried with."""
+    return 'norm' if batch_size >= BATCH_SIZE else 'none'
 
 
 def scaled_lr(lr: float, batch_size: int) -> float:

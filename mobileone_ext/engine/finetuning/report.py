@@ -139,7 +139,7 @@ def fusion(report: dict) -> str:
             'The network was trained in its fused form, so there was nothing to fuse; '
             f'the written file, read back, changes {changed} of {count} predictions.'
         )
-    return f'Fusing the branches changed {changed} of {count} predictions.'
+    return f'Fusing changed {changed} of {count} predictions.'
 
 
 def facts(report: dict) -> list[tuple[str, str]]:
