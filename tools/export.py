@@ -47,8 +47,9 @@ def main():
     if is_page and web.is_exported(args.network):
         web.page_of(args.network, args.out, args.single_file)
         return cli.say_written(args.out)
+    form = 'onnx' if is_page else args.format or format_of(args.out)
     config, network = cli.find_network(args, whole=False)
-    preprocessing, form = Preprocessing(config), 'onnx' if is_page else args.format or format_of(args.out)
+    preprocessing = Preprocessing(config)
     size = args.size or preprocessing.side()
     if not is_page:
         export.check_place(args.out, form, args.config, network)

@@ -19,7 +19,7 @@ _FUSED = 'fused.pth'  # what tools/finetune.py leaves for use
 _NEWEST = 'last_checkpoint'  # mmengine's file with the path of the newest one
 _STEP = re.compile(r'(?:epoch|iter)_(\d+)\.pth')
 _RUN = 'run'  # in the folder of a fine-tuning
-_PHOTOS_FIRST = 'the network is named first, and photos behind it'
+_NETWORK = "a network is needed here: a checkpoint, a run's folder or an exported file"
 
 
 def is_exported(path: str | Path) -> bool:
@@ -75,9 +75,9 @@ def file_of(name: str) -> str:
         ValueError: for a folder that is no run's, for a photo, and for a config.
     """
     if suffix_of(name) in CONFIG_SUFFIXES:
-        raise ValueError(f'{name}: is a config; the network is named behind it')
+        raise ValueError(f'{name}: is a config; {_NETWORK}, behind its config')
     if suffix_of(name) in SUFFIXES:
-        raise ValueError(f'{name}: is a photo; {_PHOTOS_FIRST}')
+        raise ValueError(f'{name}: is a photo; {_NETWORK}')
     return checkpoint_of_run(Path(name)) if Path(name).is_dir() and not is_exported(name) else name
 
 
@@ -97,7 +97,7 @@ def checkpoint_of_run(folder: Path) -> str:
     runs = [str(inner) for inner in sorted(folder.iterdir()) if is_run(inner)]
     hint = f'; there are {abbreviate(runs, 8)}' if runs else ''
     if not runs and images_below(folder):
-        hint = f'; it holds photos: {_PHOTOS_FIRST}'
+        hint = f'; it holds photos; {_NETWORK}'
     raise ValueError(f'{folder}: no checkpoint of a run in this folder{hint}')
 
 

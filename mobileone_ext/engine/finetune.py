@@ -26,6 +26,7 @@ from ..data.nested import datasets_of
 from ..data.reading import in_batches
 from ..deploy import fuse, hub, reparam
 from ..deploy.classifier import open_classifier
+from ..deploy.runtime import is_run
 from ..files import write_text
 from ..text import quoted
 from . import plot_recipe
@@ -129,6 +130,8 @@ def make_plan(options: Options, command: str = 'tools/finetune.py') -> Plan:
 
 def check_folder(options: Options) -> None:
     """Raise ValueError if the run's folder holds other things, or lies among the photos."""
+    if is_run(options.photos):
+        raise ValueError(f"{options.photos}: is a run's folder, not photos")
     folder, photos = options.folder, Path(options.photos).absolute()
     if photos == folder or (photos.is_dir() and photos in folder.parents):
         raise ValueError(f'{folder}: would lie among the photos and be taken for a class; --work-dir names another')

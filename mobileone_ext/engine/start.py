@@ -54,7 +54,7 @@ def start_from(
         line += f', {weights.layout} layout'
     if weights.form == 'fused' and not model.backbone.deploy:
         weights, num_images = give_branches(config, model, weights, dataset)
-        line += f'; given branches, with the statistics of {num_images} training images'
+        line += f'; un-fused, with the statistics of {num_images} training images'
     weights.load_into(model, new_head)
     if not new_head:
         return [line]

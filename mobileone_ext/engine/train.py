@@ -14,6 +14,7 @@ from ..config import building, require_data
 from ..data.check import prepare_data, read_by_files, say
 from ..data.classes import LOADERS, annotation_file, classes_in, scanned_folder
 from ..data.nested import datasets_of, innermost
+from ..files import CONFIG_SUFFIXES, suffix_of
 from ..recipe.progress import ProgressHook
 from ..recipe.run import keeps_average
 from ..text import abbreviate, printable
@@ -22,8 +23,13 @@ from .runner import Runner
 
 
 def use_work_dir(config: Config, work_dir: str | None, task: str = '') -> None:
-    """Set ``config.work_dir``: the option, else the config's, else ``work_dirs/CONFIG/task``."""
-    config.work_dir = work_dir or config.get('work_dir') or str(Path('work_dirs', Path(config.filename).stem, task))
+    """Set ``config.work_dir``: the option, else the config's, else ``work_dirs/CONFIG/task``.
+
+    Of a config that a checkpoint had, CONFIG is the folder of that.
+    """
+    source = Path(config.filename).absolute()
+    name = source.stem if suffix_of(source) in CONFIG_SUFFIXES else source.parent.name
+    config.work_dir = work_dir or config.get('work_dir') or str(Path('work_dirs', name, task))
 
 
 def use_amp(config: Config) -> None:

@@ -104,8 +104,8 @@ def test_the_checkpoint_of_a_folder(tmp_path):
         ('normalised.onnx', 'photo.png', 'normalised.onnx: no such file; did you mean {}/normalized.onnx'),
         ('run/epoch_4.pht', 'photo.png', 'epoch_4.pht: no such run or file; did you mean {}/run/epoch_4.pth or '),
         ('tuned', 'phto.png', 'phto.png: no such file or folder; did you mean {}/photo.png?'),
-        ('photo.png', 'tuned', 'photo.png: is a photo; the network is named first, and photos behind it'),
-        ('photos', 'tuned', 'photos: no checkpoint of a run in this folder; it holds photos: the network is named'),
+        ('photo.png', 'tuned', 'photo.png: is a photo; a network is needed here'),
+        ('photos', 'tuned', 'photos: no checkpoint of a run in this folder; it holds photos; a network is needed here'),
     ],
 )
 def test_what_is_not_there_or_in_the_others_place(network, photos, message, files, digits, run_tool):

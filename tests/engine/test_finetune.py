@@ -551,10 +551,15 @@ def test_the_folder_of_a_run_is_a_network_with_its_config(run_tool, finished, tm
     assert code == 0 and Path('net.pt').exists()
     code, printed = run_tool('features', work, photos)
     assert code == 1 and f"is a run's folder, not photos; --network {work}" in only_line(printed)
+    code, printed = run_tool('test', 'net.pt')
+    assert code == 1 and 'net.pt: does not say on which photos to measure it; name a config' in only_line(printed)
+    code, printed = run_tool('finetune', work, '--work-dir', 'new')
+    assert code == 1 and "is a run's folder, not photos" in only_line(printed) and not Path('new').exists()
+    assert Path('work_dirs', work.name, 'test').is_dir()
     code, printed = run_tool('predict', work, photos, '--explain', 'net.pt')
     assert code == 1 and "'net.pt': is a file; a folder is needed" in only_line(printed)
     code, printed = run_tool('test', work / 'config.py')
-    assert code == 1 and 'config.py: is a config; the network is named behind it' in only_line(printed)
+    assert code == 1 and 'config.py: is a config; a network is needed here' in only_line(printed)
 
 
 def test_a_run_and_its_photos_may_be_moved_together(run_tool, finished, weights, tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def test_fused_weights_get_branches(digits, fused, tmp_path):
     assert apart < 0.5
     (log,) = (tmp_path / 'a').glob('*/*.log')
     assert 'fused.pth: MobileOne of widths' in log.read_text()
-    assert 'given branches, with the statistics of 128 training images' in log.read_text()
+    assert 'un-fused, with the statistics of 128 training images' in log.read_text()
 
 
 def test_a_fused_network_takes_fused_weights_as_they_are(digits, fused, tmp_path):

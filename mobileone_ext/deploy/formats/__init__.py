@@ -103,5 +103,7 @@ def format_of(path: str | Path) -> str:
         ValueError: for a suffix of none.
     """
     if suffix_of(path) not in FORMAT_OF_SUFFIX:
-        raise ValueError(f'{path}: the suffix says the format, one of {", ".join(FORMAT_OF_SUFFIX)}')
+        raise ValueError(
+            f'{path}: the suffix says the format, one of {", ".join(FORMAT_OF_SUFFIX)}; --format web writes a page'
+        )
     return FORMAT_OF_SUFFIX[suffix_of(path)]

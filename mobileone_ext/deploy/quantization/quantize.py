@@ -183,7 +183,7 @@ def run(job: Job) -> dict[str, Any]:
 def check(job: Job) -> None:
     """Raise ValueError or OSError for what cannot be done, before the work."""
     if not job.out and (job.evaluate or not job.prepare):
-        raise ValueError('nothing to write: name the int8 file, which --evaluate measures, or --prepare a float one')
+        raise ValueError('nothing to write: name the int8 file behind the network, or a float one by --prepare')
     if job.preround and not job.prepare:
         raise ValueError('--preround belongs to --prepare')
     if job.out:
