@@ -236,7 +236,8 @@ class _KeysAndValues(argparse.Action):
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the positionals [CONFIG] NETWORK, ``--cfg-options``, ``--ema`` and ``--trust-checkpoint``.
 
-    ``parse_intermixed_args`` reads them, whatever options stand between, and :func:`find_network` what they name.
+    ``parse_intermixed_args`` reads them, whatever options stand between, and
+    :func:`mobileone_ext.deploy.described.named_network` what they name.
     """
     parser.add_argument('config', nargs='?', help='a config file, for a network that does not say how it is used')
     add_cfg_options(parser)
@@ -304,18 +305,3 @@ def load_config(path: str, options: dict | None = None):
     from . import config
 
     return config.load_config(path, options)
-
-
-def find_network(args: argparse.Namespace, whole: bool = True):
-    """Config and file of the network that ``args`` name, of :func:`add_network_arguments`; says where they are from.
-
-    Args:
-        whole: as of :func:`mobileone_ext.deploy.described.find_network`.
-    """
-    from .deploy import described
-
-    how = dict(options=args.cfg_options, trust=args.trust_checkpoint, whole=whole)
-    config, path, note = described.find_network(args.network, args.config, **how)
-    if note:
-        print(printable(note))
-    return config, path

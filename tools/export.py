@@ -39,6 +39,7 @@ def main():
     from mobileone_ext.data.images import Listing, find_images, spread
     from mobileone_ext.data.pixels import Preprocessing
     from mobileone_ext.deploy import cost, export, web
+    from mobileone_ext.deploy.described import named_network
     from mobileone_ext.text import print_table, printable
 
     is_page = args.format == 'web'
@@ -48,7 +49,7 @@ def main():
         web.page_of(args.network, args.out, args.single_file)
         return cli.say_written(args.out)
     form = 'onnx' if is_page else args.format or format_of(args.out)
-    config, network = cli.find_network(args, whole=False)
+    config, network = named_network(args, whole=False)
     preprocessing = Preprocessing(config)
     size = args.size or preprocessing.side()
     if not is_page:

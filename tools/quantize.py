@@ -65,10 +65,11 @@ def parse_args():
 
 def main():
     args = parse_args()
-    config, network = cli.find_network(args)
+    from mobileone_ext.deploy.described import named_network
     from mobileone_ext.deploy.quantization import Options
     from mobileone_ext.deploy.quantization.quantize import quantize
 
+    config, network = named_network(args)
     options = Options(
         per_channel=not args.per_tensor,
         equalize=not args.no_equalize,

@@ -61,8 +61,10 @@ def main():
         print(convert_any(args.model, *files, images, args.ema, args.trust_checkpoint, args.report, args.prepare))
         cli.say_written(args.out, args.report)
         return 0
-    config, network = cli.find_network(args)
     from mobileone_ext.deploy import reparam as conversion
+    from mobileone_ext.deploy.described import named_network
+
+    config, network = named_network(args)
 
     report = conversion.convert(
         config,

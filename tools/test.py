@@ -19,11 +19,12 @@ def parse_args():
 
 def main():
     args = parse_args()
+    from mobileone_ext.deploy.described import named_network
     from mobileone_ext.deploy.runtime import is_exported
 
     if not args.config and is_exported(args.network):
         raise ValueError(f'{args.network}: does not say on which photos to measure it; name a config before it')
-    config, network = cli.find_network(args)
+    config, network = named_network(args)
     from mobileone_ext import files
     from mobileone_ext.deploy.export import load_fused
     from mobileone_ext.deploy.exported import ExportedClassifier

@@ -6,6 +6,7 @@ data: nothing in it runs.
 
 import os
 import re
+from argparse import Namespace
 from collections.abc import Sequence, Set
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..data.nested import datasets_of
 from ..data.pixels import Preprocessing
 from ..metadata import Metadata, fit_of
 from ..provenance import origin
+from ..text import printable
 from .runtime import file_of, is_exported, open_network
 
 # Of a run's config; the rest, and what became of it since, is nothing to who has the network alone.
@@ -83,6 +85,19 @@ def find_network(
     if otherwise is None:
         raise ValueError(f'{path}: does not say which images it takes; name its config (--help says how)')
     return Described(load_config(otherwise, options), path)
+
+
+def named_network(args: Namespace, whole: bool = True) -> tuple[Config, str]:
+    """Config and file of what :func:`mobileone_ext.cli.add_network_arguments` read; where they were found is printed.
+
+    Args:
+        whole: as of :func:`find_network`.
+    """
+    how = dict(options=args.cfg_options, trust=args.trust_checkpoint, whole=whole)
+    config, path, note = find_network(args.network, args.config, **how)
+    if note:
+        print(printable(note))
+    return config, path
 
 
 def _config_of_checkpoint(path: str, options: dict | None, trust: bool, keys: Set[str]) -> tuple[Config, str] | None:

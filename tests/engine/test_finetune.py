@@ -986,7 +986,9 @@ def test_configs_names_need_no_care(tmp_path, name):
         reading.PhotoList(folder, [reading.Photo('x.png', (name,))]),
     )
     options = finetune.Options('photos', 'none', 's1', size=64, work_dir=str(folder))
-    plan = finetune.Plan(photos, numbers.make_recipe(6, 2), options, 'branched', command=f'a """ \\ \n {{x}} {name}')
+    plan = finetune.Plan(
+        photos, numbers.make_recipe(6, 2, 4, 0.1), options, 'branched', command=f'a """ \\ \n {{x}} {name}'
+    )
     path = finetune.write_plan(plan)
     config = cli.load_config(str(path))
     assert tuple(config.val_dataloader.dataset.metainfo.classes) == tuple(sorted(NAMES))
