@@ -268,6 +268,7 @@ READ = {
     'configs/mobileone_s0_8xb32.py': ('data/imagenet',),
     'configs/mobileone_tiny_digits.py': ('data/digits',),
     'tools/finetune.py': ('s0.pth',),
+    's0.pth': ('data/imagenet',),
 }
 
 
