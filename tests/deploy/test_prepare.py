@@ -130,7 +130,7 @@ def test_tool_writes_an_ordinary_checkpoint_and_onnx(digits, run_tool, tmp_path)
         ([], {}, 'nothing to write'),
         (['out.onnx', '--prepare', 'out.onnx'], {}, 'each file needs a name of its own'),
         (['out.onnx', '--snap'], {}, '--preround belongs to --prepare'),
-        (['--prepare', 'out.pth', '--evaluate'], {}, 'the int8 file, which --evaluate measures'),
+        (['--prepare', 'out.pth', '--evaluate'], {}, 'name the int8 file behind the network'),
         (['--prepare', 'out.pth', '--num-images', '100000'], {}, '--num-images asks for 100000'),
         (['--prepare', 'out.pth', '--size', '64'], {}, 'images of 32 x 32 pixels'),
         (['out.onnx', '--keep', 'stage9'], {}, "keep: no layer 'stage9'"),
