@@ -27,7 +27,7 @@ from ..provenance import origin
 from ..text import printable
 from .runtime import file_of, is_exported, open_network
 
-# Of a run's config; the rest, and what became of it since, is nothing to who has the network alone.
+# Of a run's config; the rest, and what became of it since, does not matter to those who have the network alone.
 _USE = {'custom_imports', 'data_preprocessor', 'default_scope', 'model', 'test_dataloader', 'val_dataloader'}
 _OF_THE_RUN = {'experiment_name', 'launcher', 'load_from', 'resume', 'work_dir'}  # which are of no other
 
