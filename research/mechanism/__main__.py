@@ -2,7 +2,7 @@
 
 DATA holds Imagenette's train/CLASS/* and val/CLASS/*. OUT gets a folder for each run, rows.csv (a row as a run
 finishes) and table.md. Stop it whenever you like: finished runs are kept, an unfinished one goes on from its last
-epoch. What is run and tested, and why so much, was fixed beforehand: research/mechanism/study.py.
+epoch; with --factors, two processes may run at the same time. What is run and tested, and why so much, was fixed beforehand: research/mechanism/study.py.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ def parse_args():
     parser = cli.Parser(description=__doc__)
     parser.add_argument('data', help='train/CLASS/* and val/CLASS/*')
     parser.add_argument('out', type=Path)
+    parser.add_argument('--factors', type=int, nargs='+', default=(1, 2, 4), help='of the learning rate (%(default)s)')
     parser.add_argument('--table', action='store_true', help='only write the table of the rows that are there')
     cli.add_cfg_options(parser)
     return parser.parse_args()
@@ -30,7 +31,8 @@ def main():
         base = cli.load_config(study.BASE, args.cfg_options)
         use_data(base, args.data)
         args.out.mkdir(parents=True, exist_ok=True)
-        study.run_all(study.plan(base, args.out), args.out / study.ROWS)
+        runs = (run for run in study.plan(base, args.out) if run[1] in args.factors)
+        study.run_all(runs, args.out / study.ROWS)
     table = study.table(read_rows(args.out / study.ROWS))
     write_text(table + '\n', args.out / 'table.md')
     print(table)
