@@ -2,7 +2,8 @@
 
 DATA holds Imagenette's train/CLASS/* and val/CLASS/*. OUT gets a folder for each run, rows.csv (a row as a run
 finishes) and table.md. Stop it whenever you like: finished runs are kept, an unfinished one goes on from its last
-epoch; with --factors, two processes may run at the same time. What is run and tested, and why so much, was fixed beforehand: research/mechanism/study.py.
+epoch; with --factors, two processes may run at the same time. What is run and tested, and why so much, was fixed
+beforehand: research/mechanism/study.py.
 """
 
 from pathlib import Path
