@@ -35,8 +35,8 @@ class Difference:
     max_abs_diff: float = 0.0
     max_rel_diff: float = 0.0
 
-    def add(self, expected: Tensor, actual: Tensor, names: tuple[str, str] = ('the first', 'the second')) -> None:
-        """Add a batch of outputs (N, classes) of the networks called ``names``.
+    def add(self, expected: Tensor, actual: Tensor, names: tuple[str, str] = ('the first', 'the second')) -> Tensor:
+        """Add a batch of outputs (N, classes) of the networks called ``names``; (N,), which predictions changed.
 
         Raises:
             ValueError: if an output is NaN or infinite.
@@ -52,6 +52,7 @@ class Difference:
         self.changed_predictions += int(changed.sum())
         self.max_abs_diff = max(self.max_abs_diff, float(difference.max()))
         self.max_rel_diff = max(self.max_rel_diff, float((difference / largest).max()))
+        return changed
 
     def check(self, max_flips: int | None = 0, tolerance: float | None = None) -> None:
         """Raise ValueError if more predictions changed, or outputs differ by more; None allows any."""

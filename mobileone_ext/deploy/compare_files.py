@@ -40,8 +40,9 @@ def compare_files(
     Returns:
         ``first``, ``second``; ``num_images``, ``changed_predictions``; ``outputs``, what is compared: logits, or
         probabilities where one of the two gives nothing else; ``max_abs_diff`` and ``mean_abs_diff`` of an output,
-        ``max_rel_diff`` of an image's largest; ``worst``, the photos with the largest difference: ``image``,
-        ``difference``, and each network's best ``label`` and ``score``.
+        ``max_rel_diff`` of an image's largest; ``worst``, five photos, those whose prediction changed before
+        others and then by difference: ``image``, ``changed``, ``difference``, and each network's best ``label`` and
+        ``score``.
 
     Raises:
         OSError, ValueError: for a network or photos that cannot be read, networks of other classes or another input,
@@ -61,13 +62,14 @@ def compare_files(
         scores = [classifier.scores(values) for classifier, values in zip(both, outputs)]
         logits = one.gives_logits and other.gives_logits
         expected, found = outputs if logits else scores
-        difference.add(torch.from_numpy(expected), torch.from_numpy(found), (one.path, other.path))
+        changed = difference.add(torch.from_numpy(expected), torch.from_numpy(found), (one.path, other.path))
         apart = np.abs(np.float64(found) - np.float64(expected))
         total, count = total + float(apart.sum()), count + apart.size
         for number, file in enumerate(files):
             best = [dict(label=as_text(known[int(s[number].argmax())]), score=float(s[number].max())) for s in scores]
-            entry = dict(image=as_text(file), difference=float(apart[number].max()), first=best[0], second=best[1])
-            worst = heapq.nlargest(WORST, [*worst, entry], key=lambda entry: entry['difference'])
+            what = dict(image=as_text(file), changed=bool(changed[number]), difference=float(apart[number].max()))
+            entry = dict(what, first=best[0], second=best[1])
+            worst = heapq.nlargest(WORST, [*worst, entry], key=lambda entry: (entry['changed'], entry['difference']))
     return dict(
         first=one.path,
         second=other.path,
@@ -127,5 +129,6 @@ def describe(report: dict) -> str:
     ]
     for entry in report['worst'] if report['max_abs_diff'] else ():
         one, other = (f'{best["score"]:.1%} {printable(best["label"])}' for best in (entry['first'], entry['second']))
-        lines.append(f'  {entry["difference"]:.1e}  {printable(entry["image"])}: {one}; {other}')
+        changed = ' (changed)' if entry['changed'] else ''
+        lines.append(f'  {entry["difference"]:.1e}  {printable(entry["image"])}: {one}; {other}{changed}')
     return '\n'.join(lines)

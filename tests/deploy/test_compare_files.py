@@ -15,6 +15,7 @@ from mobileone_ext.data.pixels import Preprocessing
 from mobileone_ext.deploy import export, fuse
 from mobileone_ext.deploy.classifier import Classifier
 from mobileone_ext.deploy.compare_files import compare_files
+from mobileone_ext.deploy.compare_files import describe as compare_lines
 from mobileone_ext.deploy.described import describe
 from mobileone_ext.deploy.predict import predict
 from mobileone_ext.metadata import Metadata
@@ -76,7 +77,9 @@ def test_numbers_are_literal(config, photos, kinds):
     assert report['changed_predictions'] == (one.argmax(1) != other.argmax(1)).sum() > 5
     assert report['max_abs_diff'] == pytest.approx(apart.max(), rel=1e-5)
     assert report['mean_abs_diff'] == pytest.approx(apart.mean(), rel=1e-5)
-    worst = np.argsort(-apart.max(1))[:5]
+    changed = one.argmax(1) != other.argmax(1)
+    worst = np.lexsort((-apart.max(1), ~changed))[:5]
+    assert all(entry['changed'] for entry in report['worst'])
     assert [entry['image'] for entry in report['worst']] == [str(photos / f'{number:02d}.png') for number in worst]
     entry, number = report['worst'][0], worst[0]
     assert entry['difference'] == pytest.approx(apart[number].max(), rel=1e-5)
@@ -118,8 +121,12 @@ def test_several_labels_change_one_by_one(config, photos):
     table = random_outputs()[0].abs()
     other = table.clone()
     other[3, 1] *= -1
+    other[5, 0] += 9  # differs more, and changes nothing
     report = compared(config, photos, [table, other], multi_label=True)
-    assert report['changed_predictions'] == 1 and report['worst'][0]['image'].endswith('03.png')
+    assert report['changed_predictions'] == 1
+    assert [(entry['image'][-6:-4], entry['changed']) for entry in report['worst'][:2]] == [('03', True), ('05', False)]
+    lines = compare_lines(report).splitlines()
+    assert [line.endswith(' (changed)') for line in lines] == [False, True, False, False, False, False]
 
 
 def test_other_classes_are_one_line(config, photos):
