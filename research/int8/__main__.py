@@ -2,7 +2,8 @@
 
 OWN has training photos in class folders, OUTSIDE photos of something else; measured on the config's test set. OUT gets
 rows.csv, a row as each file is measured, and table.md; rows that are there are kept. What is run and compared was fixed
-beforehand: research/int8/study.py.
+beforehand: research/int8/study.py. ``--others``, instead: quantizers of others at their best, from two sets; ``pip
+install nncf MNN``.
 """
 
 from pathlib import Path
@@ -17,7 +18,10 @@ def parse_args():
     parser.add_argument('own', type=Path)
     parser.add_argument('outside', type=Path)
     parser.add_argument('out', type=Path)
-    parser.add_argument('--sets', type=int, nargs='+', metavar='N', help='some of the eight, 0 .. 7 (all)')
+    parser.add_argument('--others', action='store_true', help='quantizers of others, from two sets of photos')
+    parser.add_argument(
+        '--sets', type=int, nargs='+', metavar='N', help='some of the sets, by their numbers from 0 (all)'
+    )
     return parser.parse_args()
 
 
@@ -29,11 +33,12 @@ def main():
     from research.training import read_rows
 
     args.out.mkdir(parents=True, exist_ok=True)
-    names = list(study.SETS)
+    plan = study.OTHERS if args.others else study.PHOTOS
+    names = list(plan.sets)
     names = names if args.sets is None else [names[number] for number in args.sets]
     path = args.out / 'rows.csv'
-    study.run_all(config, args.weights, args.own, args.outside, path, names)
-    table = study.table(read_rows(path))
+    study.run_all(config, args.weights, args.own, args.outside, path, plan, names)
+    table = study.table(read_rows(path), plan)
     write_text(table + '\n', args.out / 'table.md')
     print(table)
 

@@ -1,14 +1,22 @@
 """The studies of int8: what each set of photos draws, and what they print."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, data_options, only_line
+from conftest import ROOT, TINY, data_options, only_line
 from PIL import Image
 
+sys.path.insert(0, str(ROOT / 'tests' / 'deploy'))
+
+from test_quantization import images, small_classifier
+
+from mobileone_ext.deploy.quantization.chain import layers_of
 from research.int8 import study
 from research.int8.study import SETS, ZOOM, Calibration, draw
 from research.paired import changes, estimate, losses
+from research.toolchains.quantizers import Quantizer
 from research.training import read_rows
 
 
@@ -62,7 +70,7 @@ def test_an_interval_counts_a_photo_once():
     resampled = [100 * rng.choice(values, 500).mean() for _ in range(4000)]  # the bootstrap
     low, high = np.percentile(resampled, [2.5, 97.5])
     assert one.mean - one.half == pytest.approx(low, abs=0.25) and one.mean + one.half == pytest.approx(high, abs=0.25)
-    lines = study.table(rows).splitlines()
+    lines = study.table(rows, study.PHOTOS).splitlines()
     assert 'Mean of 6 sets' in lines[-6]
     assert lines[-2].startswith(f'| default | {one} | 7.00 |') and '| 0.00 (0.00 to 0.00) |' in lines[-1]
 
@@ -86,6 +94,46 @@ def test_tool(run_tool, tiny_run, digits, tmp_path):
     assert len(read_rows(tmp_path / 'rows.csv')) == 4
     assert run_tool('research.int8', *arguments, *options)[0] == 0
     assert [row['form'] for row in read_rows(tmp_path / 'rows.csv')] == [row['form'] for row in rows]
+
+
+def test_others_are_measured_from_two_sets_one_of_them_the_photos_plan_s():
+    first, second = study.OTHERS.sets.values()
+    assert first == SETS['all classes, 100'] and second == first._replace(seed=1)
+    for form in study.OTHERS.forms.values():
+        assert form == study.FORMS['default'] or 'channel' in study.toolchains.QUANTIZERS[form.quantizer].scales
+
+
+def test_a_quantizer_of_others_gets_the_network_as_published_or_pre_rounded(monkeypatch, tmp_path):
+    """Pre-rounded weights are whole steps, 127 to the largest of a channel; published ones are not."""
+    given = []
+    quantizer = Quantizer(lambda model, *_: given.append(model), 'none')
+    monkeypatch.setitem(study.toolchains.QUANTIZERS, 'other', quantizer)
+    model = small_classifier()
+    for preround in (False, True):
+        study.build(None, '', model, images(8), study.Other('other', preround), tmp_path)
+    published, snapped = ([layer.linear.weight.detach().flatten(1) for layer in layers_of(one)] for one in given)
+    assert all(
+        torch.equal(weight, layer.linear.weight.flatten(1)) for weight, layer in zip(published, layers_of(model))
+    )
+
+    def share_on_the_grid(weights):
+        steps = [(127 * weight / weight.abs().amax(1, keepdim=True)).flatten() for weight in weights]
+        return float(torch.cat([(each - each.round()).abs() < 1e-3 for each in steps]).double().mean())
+
+    # A few channels' largest weight has moved off the grid's end.
+    assert share_on_the_grid(published) < 0.2 and share_on_the_grid(snapped) > 0.8
+
+
+def test_the_comparison_with_others_has_an_interval_of_95_percent():
+    """Right in one set of two, wrong in the other, on 20 of 500 photos: half a loss each."""
+    wrong = ' '.join(f'{number}-' for number in range(20))
+    rows = [dict(calibration='', form='float', changes='')]
+    rows += [dict(calibration=name, form='default', changes='') for name in study.OTHERS.sets]
+    rows += [dict(calibration=name, form='NNCF', changes=lost) for name, lost in zip(study.OTHERS.sets, (wrong, ''))]
+    rows = [dict(row, num_images='500', top1='80.00', flips=str(len(row['changes'].split()))) for row in rows]
+    half = 1.959964 * 50 * (0.04 * 0.96 / 499) ** 0.5
+    cell = f'2.00 ({2 - half:.2f} to {2 + half:.2f})'
+    assert study.table(rows, study.OTHERS).endswith(f'| NNCF | {cell} | 2.00 | {cell} |')
 
 
 @pytest.mark.slow
