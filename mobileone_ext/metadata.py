@@ -147,7 +147,7 @@ class Metadata:
     def note(self) -> str:
         """What a user is told of the network that this describes."""
         unsaid = f'how photos are resized: the shorter edge to {self.edge} pixels, the middle cut out'
-        return 'by its metadata' if self.says_fit else f'by its metadata, which do not say {unsaid}'
+        return 'described by its metadata' + ('' if self.says_fit else f', which do not say {unsaid}')
 
     def pipeline(self) -> list[dict] | None:
         """The steps of mmpretrain's pipeline that prepare a photo; of a crop, where no more is known than the size."""

@@ -33,7 +33,7 @@ def main():
     networks = [classifier.open_classifier(name, **how, takes=args.input) for name in args.networks]
     files.check_outputs([args.out], args.config, *(network.path for network in networks), *paths)
     for network in networks:
-        print(printable(network.note or f'{network.path}: by {args.config}'))
+        print(printable(network.note or f'{network.path}: described by {args.config}'))
     report = compare_files.compare_files(*networks, paths, skipped)
     for message in skipped:
         print(f'skipped {printable(message)}')

@@ -90,7 +90,8 @@ def main():
         print(f'{args.images}: {photos.note}')
     if difference:
         print(
-            f'{difference.num_images} images: {difference.changed_predictions} predictions changed, '
+            f'compared with PyTorch on {difference.num_images} images{"" if photos else " of noise"}: '
+            f'{difference.changed_predictions} predictions changed, '
             f'outputs within {difference.max_rel_diff:.1e} of the largest'
         )
 

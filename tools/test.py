@@ -6,6 +6,7 @@ from mobileone_ext import cli
 def parse_args():
     parser = cli.Parser(description=__doc__)
     cli.add_network_arguments(parser)
+    parser.add_argument('--data', metavar='ROOT', help='where the data lies, instead of every data_root of the config')
     cli.add_input_argument(parser)
     parser.add_argument(
         '--against', metavar='CHECKPOINT', help='with an exported file: how many predictions differ from these weights'
@@ -33,13 +34,15 @@ def main():
     from mobileone_ext.engine.collect import CollectHook
     from mobileone_ext.engine.photo_page import write_test_page
     from mobileone_ext.engine.test import evaluate, evaluate_file
-    from mobileone_ext.engine.train import use_work_dir
+    from mobileone_ext.engine.train import use_data, use_work_dir
     from mobileone_ext.pictures import legend
 
     files.check_outputs([args.out, args.html], args.config, network)
     if args.html and args.launcher != 'none':
         raise ValueError(f'--html with --launcher {args.launcher}: a page is of one process')
     collect = CollectHook() if args.html else None
+    if args.data:
+        use_data(config, args.data)
     use_work_dir(config, args.work_dir, 'test')
     config.launcher = args.launcher
     if is_exported(network):

@@ -99,7 +99,7 @@ def _look_for_data(dataset: dict, option: str) -> None:
     if root is None or not isinstance(prefix, str) or '://' in str(root) or shards_of(dataset):
         return  # a data set of another kind speaks for itself
     folder = Path(root, prefix).expanduser()
-    another = f'--data ROOT (train, ablate) or --cfg-options {option}.data_root=ROOT names another place'
+    another = f'--data ROOT (train, test, ablate) or --cfg-options {option}.data_root=ROOT names another place'
     for path, remedy in (
         (Path(root).expanduser(), another),
         (folder, another),

@@ -112,7 +112,7 @@ def _config_of_checkpoint(path: str, options: dict | None, trust: bool, keys: Se
     if isinstance(text, str):
         config = _of_a_run(text, path, options, keys)
         _move_lists(config, Path(path).absolute().parent)
-        return config, "by its run's config, which is in it"
+        return config, "described by its run's config, which is in it"
     beside = sorted(Path(path).parent.glob('*.py'))
     beside = [file for file in beside if file.name.startswith('resolved_')] or beside
     if len(beside) != 1:
@@ -121,7 +121,7 @@ def _config_of_checkpoint(path: str, options: dict | None, trust: bool, keys: Se
         config = _of_a_run(beside[0].read_text(encoding='utf-8'), str(beside[0]), options, keys)
     except ValueError:  # some other program
         return None
-    return config, f'by {beside[0].name}, which is beside it'
+    return config, f'described by {beside[0].name}, which is beside it'
 
 
 def _of_a_run(text: str, name: str, options: dict | None, keys: Set[str]) -> Config:

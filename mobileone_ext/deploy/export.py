@@ -147,7 +147,7 @@ def export(
         request: ``opset``, ``half``, ``dynamic_batch`` and the others of :class:`Request`.
 
     Returns:
-        The difference on ``photos``.
+        The difference on ``photos``, or on noise without any; None for a format that does not run here.
 
     Raises:
         OSError, ValueError: as of :func:`write` and :func:`prove`.
@@ -271,7 +271,7 @@ def prove(
     photos: Iterable[tuple[Path, Tensor]] = (),
     normalize: Callable[[Tensor], Tensor] | None = None,
 ) -> Difference | None:
-    """Hold the file at ``path`` against ``net``: on noise, and on ``photos``, whose difference is returned.
+    """Hold the file at ``path`` against ``net`` on noise, and on ``photos``; the difference on the last of these.
 
     In half precision predictions may change. A format that does not run here is not looked at.
 
@@ -293,9 +293,9 @@ def prove(
         difference.check(max_flips, HALF_TOLERANCE if half else TOLERANCE)
         return difference
 
-    difference_on([_images_of(request, net)], None)
+    on_noise = difference_on([_images_of(request, net)], None)
     if not photos:
-        return None
+        return on_noise
     batches = (torch.as_tensor(pixels) for _, pixels in in_batches(photos, 1 if network.fixed_batch else 25))
     images = (pixels if request.normalize or not normalize else normalize(pixels) for pixels in batches)
     return difference_on(images, None if half or not request.gives_classes else 0)

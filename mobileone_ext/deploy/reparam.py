@@ -59,7 +59,8 @@ def convert(
     before = fuse.load_model(config, weights)
     fused = fuse.fuse(before)
     if fused.state_dict().keys() == before.state_dict().keys() and not accept_fused:
-        raise ValueError(f'{checkpoint}: is fused already; tools/convert_checkpoint.py changes its layout')
+        takes = 'tools/export.py takes it as it is, tools/convert_checkpoint.py changes its layout'
+        raise ValueError(f'{checkpoint}: is fused already; {takes}')
 
     with write_atomically(out) as part:
         fuse.save_fused(fused, part, config, checkpoint, weights.source)

@@ -49,11 +49,11 @@ def predicted(run_tool, tmp_path, *arguments):
 @pytest.mark.parametrize(
     ('name', 'said'),
     [
-        ('run', "epoch_4.pth: by its run's config, which is in it"),
+        ('run', "epoch_4.pth: described by its run's config, which is in it"),
         ('run/epoch_4.pth', "by its run's config"),
-        ('tuned', "fused.pth: by its run's config"),
-        ('normalized.onnx', 'by its metadata'),
-        ('pixels.onnx', 'by its metadata'),
+        ('tuned', "fused.pth: described by its run's config"),
+        ('normalized.onnx', 'described by its metadata'),
+        ('pixels.onnx', 'described by its metadata'),
     ],
 )
 def test_predictions_are_those_with_the_config(name, said, files, photos, digits, run_tool, tmp_path):

@@ -99,7 +99,11 @@ def test_coreml_program(s0, tmp_path):
         ('net.onnx', ('--format', 'tflite'), "'tflite' (choose from"),
         ('net.onnx', ('--opset', 9), "'9': a whole number from 10 to 21 is needed"),
         ('net.pt', ('--format', 'onnx'), 'net.pt: a file of format onnx is named *.onnx'),
-        ('net.onx', (), 'net.onx: the suffix says the format, one of .onnx, .pt, '),
+        (
+            'net.onx',
+            (),
+            'net.onx: the last name is that of the file to write; the suffix says the format, one of .onnx, .pt, ',
+        ),
         ('missing/net.onnx', (), 'no such folder'),
         ('net.onnx', ('--input-name', 'two words'), "'two words': a letter, then letters"),
     ],

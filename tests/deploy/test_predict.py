@@ -97,7 +97,7 @@ except SystemExit as end:
         )
         code, _, loaded = child.stdout.splitlines()[-1].partition(' ')
         assert code == '0', child.stdout + child.stderr
-        assert child.stdout.startswith(f'{network}: by its metadata\n') and '1 of 3 files' in child.stdout
+        assert child.stdout.startswith(f'{network}: described by its metadata\n') and '1 of 3 files' in child.stdout
         return json.loads(out.read_text()), loaded
 
     return run

@@ -1,6 +1,8 @@
 """Whole runs: resuming after a kill, two processes, averaged weights, files that run no code."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY, data_options
+from conftest import ROOT, TINY, data_options, only_line
 from mmengine.optim import build_optim_wrapper
 from ranks import free_port
 
@@ -161,6 +163,18 @@ def test_dist_train_launches_the_tool(digits, tmp_path):
     done = subprocess.run([*command, *options], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / 'epoch_1.pth').exists() and done.stdout.count(f'10 classes of {digits}/train: 0, 1, 2') == 1
+
+
+def test_data_may_lie_elsewhere_for_a_test(digits, tiny_run, tmp_path, run_tool):
+    arguments = ('test', tiny_run / 'epoch_4.pth', '--work-dir', tmp_path / 'log', '--data')
+    code, text = run_tool(*arguments, tmp_path / 'gone')
+    assert code == 1 and f'{tmp_path}/gone: no such data' in only_line(text)
+    shutil.copytree(digits / 'val', tmp_path / 'digits/val')
+    photos = sorted((tmp_path / 'digits/val').rglob('*.png'))
+    for photo in photos[::2]:
+        photo.unlink()
+    code, text = run_tool(*arguments, tmp_path / 'digits', '--out', tmp_path / 'out.json')
+    assert code == 0 and json.loads((tmp_path / 'out.json').read_text())['num_images'] == len(photos) // 2, text
 
 
 @pytest.mark.slow

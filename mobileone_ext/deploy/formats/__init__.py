@@ -104,6 +104,7 @@ def format_of(path: str | Path) -> str:
     """
     if suffix_of(path) not in FORMAT_OF_SUFFIX:
         raise ValueError(
-            f'{path}: the suffix says the format, one of {", ".join(FORMAT_OF_SUFFIX)}; --format web writes a page'
+            f'{path}: the last name is that of the file to write; the suffix says the format, one of '
+            f'{", ".join(FORMAT_OF_SUFFIX)}; --format web writes a page'
         )
     return FORMAT_OF_SUFFIX[suffix_of(path)]
