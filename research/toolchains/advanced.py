@@ -5,6 +5,7 @@ a folder of its own. What is tried is a list of what each one's documentation of
 defaults; the best of them on the photos that measure flatters it.
 """
 
+import copy
 import functools
 import logging
 import subprocess
@@ -16,13 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from mobileone_ext.deploy.formats.base import quiet
+from mobileone_ext.deploy.quantization.chain import layers_of
 from mobileone_ext.files import write_json
 from mobileone_ext.metadata import IMAGENET_MEAN, IMAGENET_STD
 from research.sessions import in_exact_integers
 
 from .quantizers import BATCH, Predict, Quantizer, nncf_quantized, run_file, save_onnx, static_int8
 
-ADAROUND_STEPS = 1000  # for each layer; AIMET recommends 10,000, ten times as long
+ADAROUND_STEPS = 500  # for each layer; AIMET recommends 10,000
+ADAROUND_BATCH = 4
+TINY = 1e-8
 MNN_CONFIG = dict(format='RGB', mean=IMAGENET_MEAN, normal=[1 / each for each in IMAGENET_STD], input_type='image')
 
 
@@ -68,8 +72,19 @@ def nncf_options(
     return build
 
 
-def aimet(equalize: bool = False, round_steps: int = 0, ranges: str = 'min_max'):
-    """AIMET's simulation: int8 weights, uint8 activations; cross-layer equalization, AdaRound with so many steps."""
+def without_tiny_weights(model: nn.Module) -> nn.Module:
+    """A copy in which weights below ``TINY`` are 0. AIMET's equalization divides by a channel's largest weight unless
+    that is 0; where only a bias is left of a channel, a largest weight of 1e-24 makes that bias 1e7."""
+    model = copy.deepcopy(model)
+    for layer in layers_of(model):
+        weight = layer.linear.weight.data
+        weight[weight.abs() < TINY] = 0
+    return model
+
+
+def aimet(equalize: bool = False, round_steps: int = 0, ranges: str = 'min_max', drop_tiny: bool = False):
+    """AIMET's simulation: int8 weights, uint8 activations; cross-layer equalization, AdaRound with so many steps,
+    ``drop_tiny``: see :func:`without_tiny_weights`."""
 
     def build(model: nn.Module, photos: Tensor, per_channel: bool, folder: Path) -> Predict:
         import aimet_onnx
@@ -81,6 +96,7 @@ def aimet(equalize: bool = False, round_steps: int = 0, ranges: str = 'min_max')
         config = 'default_config_per_channel' if per_channel else 'default_config'
 
         logging.disable(logging.INFO)
+        model = without_tiny_weights(model) if drop_tiny else model
         with quiet():
             network = onnx.load(save_onnx(model, photos, folder))
             if equalize:
@@ -93,7 +109,8 @@ def aimet(equalize: bool = False, round_steps: int = 0, ranges: str = 'min_max')
                 session_options_kwargs=dict(intra_op_num_threads=1),
             )
             if round_steps:
-                aimet_onnx.apply_adaround(sim, batches, round_steps)
+                few = [{'image': chunk.numpy()} for chunk in photos.split(ADAROUND_BATCH)]
+                aimet_onnx.apply_adaround(sim, few, round_steps)
             sim.compute_encodings(batches)
         logging.disable(logging.NOTSET)
         return lambda images: torch.from_numpy(sim.session.run(None, {'image': images.numpy()})[0])
@@ -159,7 +176,10 @@ QUANTIZERS = {
     'NNCF: all but histogram ranges': _nncf(nncf_options(None, 0.5, align=True, fast=False, mixed=True)),
     'AIMET': _aimet(aimet()),
     'AIMET: equalization': _aimet(aimet(True)),
-    'AIMET: equalization, AdaRound': _aimet(aimet(True, ADAROUND_STEPS)),
+    'AIMET: equalization, ranges by least noise': _aimet(aimet(True, ranges='post_training_tf_enhanced')),
+    'AIMET: equalization, no tiny weights': _aimet(aimet(True, drop_tiny=True)),
+    'AIMET: AdaRound': _aimet(aimet(round_steps=ADAROUND_STEPS)),
+    'AIMET: equalization, no tiny weights, AdaRound': _aimet(aimet(True, ADAROUND_STEPS, drop_tiny=True)),
     'MNN: KL': _mnn(mnn_offline('KL')),
     'MNN: ADMM': _mnn(mnn_offline('ADMM', 'ADMM')),
     'MNN: EMA': _mnn(mnn_offline('EMA')),

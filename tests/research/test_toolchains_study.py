@@ -81,6 +81,20 @@ def test_onnxruntime_equalizes_with_another_package(monkeypatch, tmp_path):
         study.build(study.QUANTIZERS[name], name, small_classifier(), images(2), 'channel', tmp_path)
 
 
+@torch.no_grad()
+def test_what_is_nearly_nothing_becomes_nothing():
+    """A channel of which only the bias is left, as Apple's S0 has some; what the network computes stays."""
+    model = small_classifier()
+    layer = layers_of(model)[1].linear
+    layer.weight[0] = 1e-24 * layer.weight[0].sign()
+    kept, expected = copy.deepcopy(model), model(images(4))
+    dropped = advanced.without_tiny_weights(model)
+    weight = layers_of(dropped)[1].linear.weight
+    assert not weight[0].any() and weight[1:].equal(layer.weight[1:]) and layer.weight[0].all()
+    torch.testing.assert_close(dropped(images(4)), expected, rtol=0, atol=0)
+    assert all(one.equal(other) for one, other in zip(model.state_dict().values(), kept.state_dict().values()))
+
+
 def test_pixels_are_written_as_they_were_read(tmp_path):
     pixels = torch.randint(0, 256, (3, 3, 8, 6)).float()
     normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
