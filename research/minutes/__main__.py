@@ -1,8 +1,8 @@
-"""What minutes of training buy, by one config and by another: ``python -m research.minutes DATA OUT CONFIG ...``.
+"""What do minutes of training buy, and which part of the recipe buys it? ``python -m research.minutes DATA OUT``.
 
-Every config is trained with every seed, in turns, and measured on its test set. OUT gets a folder for each run,
-runs.csv (a row as a run finishes), table.md and minutes.png. Stop it whenever you like: finished runs are kept, an
-unfinished one goes on from its last checkpoint.
+DATA holds Imagenette's train/CLASS/* and val/CLASS/*. OUT gets a folder for each run, runs.csv (a row as a run
+finishes), table.md and minutes.png. Stop it whenever you like: finished runs are kept, an unfinished one goes on from
+its last epoch. What is run and compared, and why so much, was fixed beforehand: research/minutes/study.py.
 """
 
 from pathlib import Path
@@ -14,19 +14,19 @@ def parse_args():
     parser = cli.Parser(description=__doc__)
     parser.add_argument('data', help='train/CLASS/* and val/CLASS/*')
     parser.add_argument('out', type=Path)
-    parser.add_argument('configs', nargs='+', metavar='CONFIG')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     cli.add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
+    from mobileone_ext.engine.train import use_data
     from research.minutes import study
 
+    base = cli.load_config(study.BASE, args.cfg_options)
+    use_data(base, args.data)
     args.out.mkdir(parents=True, exist_ok=True)
-    configs = {Path(name).stem: cli.load_config(name, args.cfg_options) for name in args.configs}
-    study.run_all(study.plan(configs, args.seeds, args.data, args.out), args.out / study.ROWS)
+    study.run_all(study.plan(base, args.out), args.out / study.ROWS)
     print(study.report(args.out))
 
 
