@@ -168,4 +168,4 @@ def uncertainty(percent: float, count: int) -> str:
     z, share = 1.96, percent / 100
     center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
-    return f'95 % interval {100 * max(0, center - half):.1f} .. {100 * min(1, center + half):.1f}'
+    return f'95 % interval {100 * max(0, center - half):.1f} to {100 * min(1, center + half):.1f}'
