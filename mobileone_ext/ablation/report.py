@@ -174,9 +174,10 @@ def plot(
             if dots:
                 axes.plot([summary.mean], [y], '|', color='black', markersize=18, markeredgewidth=2)
         done = [row['top1_after'] for row in rows if row['status'] == 'done']
+        label = 'top-1 in %: dots are seeds, bars means'
         if num_classes and min(done) < 5 * 100 / num_classes:  # further off it would squeeze the rest
-            axes.axvline(100 / num_classes, color=ORANGE, linestyle='--', label='guessing')
-            axes.legend()
-        axes.set(xlabel='top-1 in %: dots are seeds, bars means', title=title, ylim=(len(summaries) - 0.5, -0.5))
+            axes.axvline(100 / num_classes, color=ORANGE, linestyle='--')
+            label += ', the dashed line is guessing'
+        axes.set(xlabel=label, title=title, ylim=(len(summaries) - 0.5, -0.5))
         axes.set_yticks(range(len(summaries)), variants)
         axes.grid(axis='x', alpha=0.3)

@@ -396,7 +396,7 @@ def draw(rows: list[dict], path: Path, clock: str = 'wall') -> None:
             int8_label = "MobileOne, int8 (the float network's top-1)"
             axes.plot(*zip(*int8.values()), 's--', color='black', label=int8_label)
         title = f'published ImageNet top-1 over latency: {PYTORCH_TITLE if forms[0] == "fused" else forms[0]}'
-        labels = dict(xlabel=f'{UNITS[clock]} a call, batch {batch}, {threads} thread(s)', ylabel='top-1, %')
+        labels = dict(xlabel=f'{UNITS[clock]} a call, batch {batch}, threads: {threads}', ylabel='top-1, %')
         axes.set(xscale='log', title=title, **labels)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter('{x:g}')
@@ -421,7 +421,7 @@ def _places(rows: list[dict], form: str) -> dict[str, tuple[float, float]]:
 
 # Of a name from its point, in typographic points, and which end of it is there.
 SIDES = (
-    *((8, -4, 'left'), (-8, -4, 'right'), (6, -14, 'left'), (6, 7, 'left'), (-6, 7, 'right'), (-6, -14, 'right')),
+    *((8, -4, 'left'), (-8, -4, 'right'), (-6, -14, 'right'), (6, -14, 'left'), (6, 7, 'left'), (-6, 7, 'right')),
     *((0, -26, 'left'), (0, 19, 'right'), (0, -38, 'left'), (0, 31, 'right')),
 )
 
@@ -432,9 +432,10 @@ def _write_names(axes, places: dict[str, tuple[float, float]]) -> None:
 
     points = [axes.transData.transform(place) for place in places.values()]
     taken = [Bbox([point - 5, point + 5]) for point in points]
+    ground = dict(facecolor='white', alpha=0.8, linewidth=0, pad=1)  # lines stay behind a name
     for network, place in places.items():
         names = [
-            axes.annotate(network, place, (x, y), textcoords='offset points', fontsize=9, ha=side)
+            axes.annotate(network, place, (x, y), textcoords='offset points', fontsize=9, ha=side, bbox=ground)
             for x, y, side in SIDES
         ]
         boxes = [name.get_window_extent() for name in names]
