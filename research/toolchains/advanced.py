@@ -74,7 +74,7 @@ def nncf_options(
 
 def without_tiny_weights(model: nn.Module) -> nn.Module:
     """A copy in which weights below ``TINY`` are 0. AIMET's equalization divides by a channel's largest weight unless
-    that is 0; where only a bias is left of a channel, a largest weight of 1e-24 makes that bias 1e7."""
+    that is 0; where only a bias of 0.02 is left of a channel, a largest weight of 1e-19 makes that bias 5e7."""
     model = copy.deepcopy(model)
     for layer in layers_of(model):
         weight = layer.linear.weight.data
