@@ -124,6 +124,10 @@ class MobileOneBlock(nn.Module):
                         prove(name, kind, held[-1], self.shape)
             setattr(self, slot, nn.ModuleList(held) if slot.endswith('_list') else next(iter(held), None))
 
+    def branch_types(self) -> list[str]:
+        """The names of its branches, each once; of a fused block none."""
+        return [] if self.deploy else [*dict.fromkeys(name for name, _ in self._built.values())]
+
     def forward(self, x: Tensor) -> Tensor:
         if self.deploy:
             linear = self.branch_reparam(x)

@@ -103,7 +103,8 @@ def named_types(branches: Sequence[Mapping], shape: ConvShape) -> Iterator[tuple
     Raises:
         ValueError: for what is no dict with a known ``type`` and a ``count`` that its slot holds.
     """
-    known = f'known are {", ".join(BRANCH_TYPES)}; mobileone_ext.branches.register adds one'
+    remedy = 'mobileone_ext.branches.register adds one, in a file that custom_imports of the config names'
+    known = f'known are {", ".join(BRANCH_TYPES)}; {remedy}'
     filled = set()  # slots for one
     for branch in branches:
         options = dict(branch) if isinstance(branch, Mapping) else {}

@@ -139,9 +139,14 @@ class Metadata:
         return round(min(self.size or ()) / (self.crop or _CROP))
 
     @property
+    def says_images(self) -> bool:
+        """Whether this alone tells how a photo is prepared."""
+        return bool(self.input and self.mean and self.std and self.pipeline())
+
+    @property
     def is_enough(self) -> bool:
         """Whether this alone tells how a photo is prepared, and the names of the classes."""
-        return bool(self.input and self.labels and self.mean and self.std and self.pipeline())
+        return bool(self.labels and self.says_images)
 
     @property
     def note(self) -> str:

@@ -14,6 +14,8 @@ from torch import nn
 from mobileone_ext.backbone import MobileOne
 from mobileone_ext.block import MobileOneBlock
 from mobileone_ext.branches import BRANCH_TYPES, BranchType, ConvShape, register, running_affine
+from mobileone_ext.config import load_config
+from mobileone_ext.engine.dry_run import used_branches
 from mobileone_ext.reparam import Kernel, compose_kernels, fold_affine
 
 SHAPES = {
@@ -402,3 +404,13 @@ def test_the_type_of_the_page_trains_and_fuses(registered, groups):
     expected = block.eval()(x)
     block.switch_to_deploy()
     assert_close(block(x), expected)
+
+
+def test_the_type_of_the_page_stands_in_every_3x3_block(registered):
+    (code,) = [block.text for block in blocks('docs/branches.md') if block.word == 'my_branches.py']
+    exec(code, {})
+    config = load_config('configs/mobileone_tiny_digits.py').model.backbone
+    options = {key: value for key, value in config.items() if key not in ('type', 'num_conv_branches')}
+    backbone = MobileOne(**options, branches=[dict(type='ConvBN'), dict(type='DilatedBN')])
+    assert used_branches(backbone) == '; of 15 blocks, ConvBN in 15 (1x1 and 3x3), DilatedBN in 8 (3x3);'
+    assert used_branches(nn.Linear(2, 2)) == ''

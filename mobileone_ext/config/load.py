@@ -106,7 +106,9 @@ def resolved_config(text: str, name: str, options: dict | None = None, keys: Set
         if config.get('custom_imports'):
             import_modules_from_strings(**config['custom_imports'])
     except Exception as error:  # text of any kind
-        raise ValueError(f'{name}: the config of its run is not read ({one_line(error)}); name one') from error
+        raise ValueError(
+            f'{name}: the config of its run is not read ({one_line(error)}); name one before it'
+        ) from error
     return completed(config, set(config), options)
 
 

@@ -109,7 +109,8 @@ def open_classifier(
     if config is None and not options and not explain:
         found = open_network(path) if is_exported(path) else None if trust or ema != 'auto' else _plain(path)
         said = Metadata.read(found.metadata) if found else Metadata()
-        if found and said.is_enough:
+        # Classes without names are told by their numbers, unless a config is there to ask.
+        if found and (said.is_enough or (said.says_images and not otherwise)):
             classifier = by_metadata(path, found, replace(said, input=input_of(found, path, takes)[0]))
             classifier.note = f'{path}: {said.note}'
             return classifier

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..block import MobileOneBlock
 from ..config import building, require_data
 from ..data.check import check_loaders, prepare_data
 from ..data.classes import LOADERS, is_multi_label
@@ -181,10 +182,24 @@ def describe(runner: DryRunner) -> str:
     model = unwrap(runner.model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return (
-        f'{type(model).__name__} with {parameters:,} parameters, {len(runner.optim_wrapper.param_groups)} groups of '
-        f'parameters, {len(_schedulers(runner))} schedulers, {len(runner.hooks)} hooks: all of it builds, and a '
-        'checkpoint saves and loads'
+        f'{type(model).__name__} with {parameters:,} parameters{used_branches(model)}, '
+        f'{len(runner.optim_wrapper.param_groups)} groups of parameters, {len(_schedulers(runner))} schedulers, '
+        f'{len(runner.hooks)} hooks: all of it builds, and a checkpoint saves and loads'
     )
+
+
+def used_branches(model: nn.Module) -> str:
+    """In how many of its blocks, and of which kernels, a MobileOne has each type of branch; empty for any other."""
+    blocks = [block for block in model.modules() if isinstance(block, MobileOneBlock) and not block.deploy]
+    kernels: dict[str, list[int]] = {}
+    for block in blocks:
+        for name in block.branch_types():
+            kernels.setdefault(name, []).append(block.shape.kernel_size)
+    used = (
+        f'{name} in {len(sizes)} ({" and ".join(f"{size}x{size}" for size in sorted({*sizes}))})'
+        for name, sizes in kernels.items()
+    )
+    return f'; of {len(blocks)} blocks, {", ".join(used)};' if blocks else ''
 
 
 def _step_on_a_photo(runner: DryRunner) -> None:

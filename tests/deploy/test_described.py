@@ -196,7 +196,6 @@ OLDER = dict.fromkeys(('fit', 'crop', 'interpolation', 'backend'))
         dict(mean=None),
         dict(mean='nothing'),
         dict(mean='[1, NaN, 2]'),
-        dict(labels='7'),
         dict(size='[32, 1000000]'),
         dict(fit='stretch'),
     ],

@@ -18,6 +18,7 @@ from mobileone_ext import cli
 from mobileone_ext.data.pixels import Preprocessing, in_batches
 from mobileone_ext.deploy import export, fuse, predict
 from mobileone_ext.deploy.classifier import open_classifier
+from mobileone_ext.deploy.compare_files import compare_files
 from mobileone_ext.deploy.described import describe
 from mobileone_ext.deploy.formats import FORMATS
 from mobileone_ext.metadata import Metadata
@@ -158,6 +159,16 @@ def test_a_network_in_memory(files):
         assert best['score'] == pytest.approx(other['score'], rel=1e-5) == plain['score']
     with pytest.raises(ValueError, match='broken.jpg: not a readable image'):
         predict.predict(network, folder / 'images')
+
+
+def test_a_file_without_names_tells_classes_by_their_numbers(files, tmp_path):
+    network = create_model('mobileone_s0', files[0] / 'net.pth')  # which is fused
+    export.export(network, tmp_path / 'net.onnx', image_size=224, normalize=True)
+    photo = files[0] / 'images' / '0.jpg'
+    found, expected = (predict.predict(one, photo)[0]['predictions'][0] for one in (tmp_path / 'net.onnx', network))
+    assert found['label'] == str(found['index']) == expected['label']
+    assert found['score'] == pytest.approx(expected['score'], rel=1e-3)
+    assert compare_files(network, tmp_path / 'net.onnx', photo)['changed_predictions'] == 0
 
 
 def test_a_path_that_is_not_there_costs_no_other_answer(files, run_tool, tmp_path):
