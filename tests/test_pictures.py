@@ -19,7 +19,6 @@ from mobileone_ext.engine.finetuning.pictures import draw_curves, draw_mistakes
 from mobileone_ext.engine.finetuning.scores import Scores
 from mobileone_ext.engine.metrics import draw_matrix
 from mobileone_ext.pictures import Line, drawing, has_font, in_picture, legend, names_in_pictures, write_on
-from research.minutes import study as minutes
 
 pytestmark = pytest.mark.filterwarnings('error::UserWarning')
 
@@ -149,12 +148,6 @@ def test_recipe(fonts, shown, tmp_path):
     actual = plot_recipe.Preview(epochs, [plot_recipe.Span(0, 1, '$8$ px', [image])], '', 1, [0.1, 0.2], decay)
     plot_recipe.draw(actual, f'a/$x$_{FOREIGN}/{{b}}.py', tmp_path / 'r.png')
     assert {'_norm', 'b$', r'a/$x$_\U000f1234/{b}.py', 'epochs 0-1: $8$ px'} <= set(shown)
-
-
-def test_minutes_have_every_name_in_the_legend(fonts, shown, tmp_path):
-    names = '_mine', '$x$', 'b'
-    minutes.plot([dict(config=name, curve='1:10 2:20', minutes='2', top1='21') for name in names], tmp_path / 'm.png')
-    assert set(names) <= set(shown)
 
 
 def test_curves_and_mistakes(fonts, shown, tmp_path):

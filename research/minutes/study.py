@@ -42,7 +42,7 @@ from mobileone_ext.config import check_config, override
 from mobileone_ext.deploy.fuse import fuses
 from mobileone_ext.engine.train import latest_checkpoint
 from mobileone_ext.files import write_text
-from mobileone_ext.pictures import BLUE, ORANGE, in_picture, picture
+from mobileone_ext.pictures import BLUE, ORANGE, picture
 from mobileone_ext.provenance import processor
 from mobileone_ext.text import markdown_table
 from research.training import append_row, mean_and_std, read_rows
@@ -187,8 +187,8 @@ def values(rows: Sequence[dict], arm: str) -> list[float]:
 def plot(rows: Sequence[dict], path: Path) -> None:
     """A line a run, a color and a mark an arm; what the test found at its end is a mark."""
     names = list(dict.fromkeys(row['arm'] for row in rows))
-    shown, dots = [in_picture(name) for name in names], []
-    with picture(path, (7, 4), shown, dpi=120) as figure:
+    dots: list = []
+    with picture(path, (7, 4), names, dpi=120) as figure:
         axis = figure.subplots()
         looks = [(BLUE, '-', 'o'), (ORANGE, '--', 's'), ('black', ':', '^'), ('gray', '-.', 'v'), (GREEN, '-', 'D')]
         for (color, line, mark), name in zip(cycle(looks), names):
@@ -203,4 +203,4 @@ def plot(rows: Sequence[dict], path: Path) -> None:
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-        axis.legend(dots, shown)
+        axis.legend(dots, names)
