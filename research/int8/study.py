@@ -21,12 +21,13 @@ Compared: the other three forms with the default, by the mean difference between
 all three hold together at 95 %. A difference is called one where its interval leaves out 0. The two sets of another
 kind have their own loss and interval each, and no comparison. What the number of photos does is description.
 
-Of others at their best (``OTHERS``): two sets of 100 photos of all classes, the first by the seed of the one above. Forms: the
-default; as published, NNCF, onnxruntime and MNN (KL) with their defaults, NNCF with bias correction in full and
-onnxruntime with ranges by percentile, which were the best settings of each on 1,300 other photos (research/toolchains);
-pre-rounded by this tool with the photos of the set, NNCF with bias correction in full, onnxruntime and MNN with their
-defaults. Measured as above, a loss being the mean over both sets. Compared: NNCF with bias correction in full, as
-published, with the default; an interval of 95 %. All else is description, each with an interval of its own.
+Of others at their best (``OTHERS``): two sets of 100 photos of all classes, the first by the seed of the one above.
+Forms: the default; as published, NNCF, onnxruntime and MNN (KL) with their defaults, NNCF with bias correction in full
+and onnxruntime with ranges by percentile, which were the best settings of each on 1,300 other photos
+(research/toolchains); pre-rounded by this tool with the photos of the set, NNCF with bias correction in full,
+onnxruntime and MNN with their defaults. Measured as above, a loss being the mean over both sets. Compared: NNCF with
+bias correction in full, as published, with the default; an interval of 95 %. All else is description, each with an
+interval of its own.
 """
 
 import tempfile
