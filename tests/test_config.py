@@ -187,7 +187,7 @@ def test_options_are_set(options, holds):
 def test_another_length_takes_the_schedule_along_and_says_so(capsys):
     config = load_config(str(ROOT / TINY), {'train_cfg.max_epochs': '2'})
     assert [scheduler.end for scheduler in config.param_scheduler] == [2]
-    assert capsys.readouterr().out == '2 epochs instead of 4: the schedule follows\n'
+    assert capsys.readouterr().out == 'epochs: 2 instead of 4; the schedule follows\n'
 
 
 @pytest.mark.parametrize('text', ['[2024] set', 'x,y', '2024', '(new)', 'true', '1e3', "it's", '{a}', '  a', '猫'])

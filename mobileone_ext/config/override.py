@@ -84,7 +84,7 @@ def _follow_length(config: Config, key: str, value: Any, overrides: dict[str, An
         return config  # nothing to follow; a value that is no count is refused with the others
     given = {part for part in ('param_scheduler', 'custom_hooks') if any(k.split('.')[0] == part for k in overrides)}
     if say and value != old and 'param_scheduler' not in given:
-        print(f'{value} {_UNITS[key]} instead of {old}: the schedule follows')
+        print(f'{_UNITS[key]}: {value} instead of {old}; the schedule follows')
     with building(key, 'the schedule does not follow'):
         return for_length(config, value, keep=given)
 
