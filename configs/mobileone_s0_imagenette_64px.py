@@ -3,7 +3,7 @@
     python tools/ablate.py configs/ablations/branches.py --base configs/mobileone_s0_imagenette_64px.py --data DIR
 
 DIR holds train/WNID/* and val/WNID/*, 9,469 and 3,925 photos. Results: docs/results/ablations.md, which says what the
-averaged weights, tested here, do to networks with skip and scale branches in so short a run.
+averaged weights, tested here, do to a network of one convolution beside skip and scale in so short a run.
 """
 
 _base_ = './mobileone_s0_imagenette_96px.py'
