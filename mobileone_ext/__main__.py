@@ -4,13 +4,13 @@
 """
 
 import ast
-import difflib
 import importlib.util
 import sys
 from pathlib import Path
 
 from . import __version__, cli
 from .files import home
+from .text import hint
 
 USAGE = 'usage: mobileone COMMAND [options]; mobileone COMMAND --help says more'
 
@@ -33,9 +33,7 @@ def _main() -> int:
         print(f'mobileone_ext {__version__}')
         return 0
     if name not in tools:
-        close = difflib.get_close_matches(name, tools, 1)
-        hint = f'did you mean {close[0]!r}?' if close else f'there are {", ".join(tools)}'
-        raise ValueError(f'mobileone {name}: no such command; {hint}')
+        raise ValueError(f'mobileone {name}: no such command{hint(name, tools)}')
     sys.argv = [f'mobileone {name}', *arguments]
     sys.path.insert(0, str(tools[name].parent))  # as Python does for a script
     spec = importlib.util.spec_from_file_location(f'mobileone_{name}', tools[name])

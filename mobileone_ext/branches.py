@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .arguments import check_integer
 from .reparam import Affine, Kernel, compose_kernels, fold_affine, identity_kernel, norm_affine
-from .text import one_line
+from .text import hint, one_line
 
 Norm = Callable[[int], nn.Module]
 
@@ -104,14 +104,13 @@ def named_types(branches: Sequence[Mapping], shape: ConvShape) -> Iterator[tuple
         ValueError: for what is no dict with a known ``type`` and a ``count`` that its slot holds.
     """
     remedy = 'mobileone_ext.branches.register adds one, in a file that custom_imports of the config names'
-    known = f'known are {", ".join(BRANCH_TYPES)}; {remedy}'
     filled = set()  # slots for one
     for branch in branches:
         options = dict(branch) if isinstance(branch, Mapping) else {}
         name, count = options.pop('type', None), options.pop('count', 1)
         kind = BRANCH_TYPES.get(name) if isinstance(name, str) else None
         if kind is None:
-            raise ValueError(f'branches: {branch!r} is of no registered type; {known}')
+            raise ValueError(f'branches: {branch!r} is of no registered type{hint(name, BRANCH_TYPES)} ({remedy})')
         single = not kind.slot.endswith('_list')
         check_integer(f'branches: {name}: count', count, 0, 1 if single else None)
         if single and kind.slot in filled:
@@ -152,11 +151,16 @@ def prove(name: str, kind: BranchType, branch: nn.Module, shape: ConvShape) -> N
     except Exception as error:  # whatever somebody's module, or torch inside it, raises
         raise ValueError(f'branch type {name}: {type(error).__name__}: {one_line(error)}') from error
     for function, (out, expected) in pairs.items():
-        if out.shape != expected.shape or not (out - expected).abs().max() <= 1e-6 * expected.abs().max():
-            raise ValueError(
-                f'branch type {name}: {function}() is not what the branch computes for {shape}; a branch is linear, '
-                "with the block's stride and padding"
-            )
+        if out.shape != expected.shape:
+            apart = f'{tuple(expected.shape)} for its {tuple(out.shape)}'
+        elif not (difference := (out - expected).abs().max()) <= 1e-6 * (largest := expected.abs().max()):
+            apart = f'by {difference:.1e} where the largest is {largest:.1e}'
+        else:
+            continue
+        raise ValueError(
+            f'branch type {name}: {function}() is not what the branch computes ({apart}) for {shape}; a branch is '
+            "linear, with the block's stride and padding"
+        )
 
 
 def running_affine(norm: nn.Module) -> Affine:

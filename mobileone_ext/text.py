@@ -7,6 +7,7 @@ matplotlib's language is that of :mod:`mobileone_ext.pictures`.
 from __future__ import annotations
 
 import ast
+import difflib
 import os
 import re
 import unicodedata
@@ -80,6 +81,13 @@ def abbreviate(items: Iterable[str], count: int = 3) -> str:
     items = list(items)
     more = f' and {len(items) - count} more' if len(items) > count else ''
     return ', '.join(items[:count]) + more
+
+
+def hint(name: object, known: Iterable[object]) -> str:
+    """What ``name`` may have meant, to be put behind a message: the nearest of ``known``, or some of them."""
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(str(name), known, 1)
+    return f'; did you mean {close[0]!r}?' if close else f'; known are {abbreviate(known, 8)}'
 
 
 def quoted(names: Iterable[str], count: int = 5) -> str:

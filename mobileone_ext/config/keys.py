@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from itertools import chain
 from numbers import Real
@@ -23,7 +23,7 @@ from mmengine.runner import Runner
 
 from ..arguments import is_integer
 from ..files import TRACEBACK_VARIABLE
-from ..text import abbreviate, one_line
+from ..text import hint, one_line
 
 # What Config.fromfile reads, or the Runner from its `cfg`, beside the Runner's arguments; and what mmpretrain's
 # tools read: `data_preprocessor` goes into the model, the others serve its own tools.
@@ -79,13 +79,6 @@ def drop_unread(config: Config, read: Set[str] = frozenset()) -> None:
         if key not in read and key not in _OLD:
             raise ValueError(f'config key {key!r}: nothing reads it{hint(key, known)}')
         config.pop(key)
-
-
-def hint(key: str, known: Iterable[str]) -> str:
-    """What ``key`` may have meant: the nearest of ``known``, or some of them."""
-    known = sorted(map(str, known))
-    close = difflib.get_close_matches(key, known, 1)
-    return f'; did you mean {close[0]!r}?' if close else f'; known are {abbreviate(known, 8)}'
 
 
 def check_config(config: Config) -> None:

@@ -5,7 +5,6 @@ types must be registered parts.
 """
 
 import ast
-import difflib
 import importlib.util
 import inspect
 import os
@@ -23,7 +22,7 @@ from mmengine.registry import Registry, init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from ..files import DATA_SUFFIXES, home, installed
-from ..text import one_line
+from ..text import hint, one_line
 from .keys import check_config, drop_unread
 from .override import override
 
@@ -49,9 +48,7 @@ def find_file(name: str, folder: str = 'configs', what: str = 'config') -> str:
         return path
     if bare in shipped:
         return shipped[bare]
-    close = difflib.get_close_matches(Path(bare).name, shipped, 3)
-    others = f'did you mean {" or ".join(close)}?' if close else f'there are {", ".join(shipped)}'
-    raise FileNotFoundError(f'{name}: no such {what} file; {others}')
+    raise FileNotFoundError(f'{name}: no such {what} file{hint(Path(bare).name, shipped)}')
 
 
 def load_config(path: str, options: dict | None = None) -> Config:
@@ -73,8 +70,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
         config = Config.fromfile(path, import_custom_modules=False)
         if any(file.endswith(DATA_SUFFIXES) for file in files):
             _check_names_of_data(config)
-        if config.get('custom_imports'):
-            import_modules_from_strings(**config['custom_imports'])
+        _import_custom(config)
         if hasattr(config, '_imported_names'):  # by read_base()
             config = _with_names_as_types(config)
     except Exception as error:  # a Python config may raise anything
@@ -103,13 +99,22 @@ def resolved_config(text: str, name: str, options: dict | None = None, keys: Set
         values = {key: value for key, value in values.items() if keys is None or key in keys}
         config = Config(values, cfg_text=text, filename=name)
         _check_names_of_data(config)
-        if config.get('custom_imports'):
-            import_modules_from_strings(**config['custom_imports'])
+        _import_custom(config)
     except Exception as error:  # text of any kind
         raise ValueError(
             f'{name}: the config of its run is not read ({one_line(error)}); name one before it'
         ) from error
     return completed(config, set(config), options)
+
+
+def _import_custom(config: Config) -> None:
+    """What ``custom_imports`` names; a ValueError has the reason, which mmengine keeps to itself."""
+    try:
+        import_modules_from_strings(**config.get('custom_imports') or {'imports': []})
+    except ImportError as error:
+        missing = isinstance(error.__context__, ModuleNotFoundError)
+        remedy = '; PYTHONPATH=FOLDER before the command says where a file of yours is' if missing else ''
+        raise ValueError(f'custom_imports: {one_line(error.__context__ or error)}{remedy}') from error
 
 
 def completed(config: Config, read: Set[str] = frozenset(), options: dict | None = None) -> Config:

@@ -7,8 +7,8 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from ..recipe.schedule import for_length
-from ..text import option_value, type_name
-from .keys import TEXTS, building, hint, known_keys
+from ..text import hint, option_value, type_name
+from .keys import TEXTS, building, known_keys
 
 _NEARLY = 0.85  # difflib's ratio of a slip of the pen: `pipline`, but not `max_iters` for `max_epochs`
 _OF_CLASS = ('type', 'by_epoch')  # what decides on the class, of a loop the second as well

@@ -97,10 +97,15 @@ def fuse_blocks(model: nn.Module, images: Any = None) -> Report:
         if name in report.fused:
             apart = relative_difference(before.get_submodule(name)(*args, **kwargs), outputs)
             if not apart <= FUSION_TOLERANCE:
-                raise ValueError(
-                    f'{name or "it"}: cannot be fused: it computes something else than its convolutions and norms say '
-                    f'(by {apart:.1e} of the largest): a hook, or another module, stands between them'
+                by = f'(by {apart:.1e} of the largest)'
+                own = report.fused[name].startswith('its own')
+                reason = (
+                    f'{report.fused[name]} changes what it computes {by}'
+                    if own
+                    else f'it computes something else than its convolutions and norms say {by}: a hook, or another '
+                    'module, stands between them'
                 )
+                raise ValueError(f'{name or "it"}: cannot be fused: {reason}')
 
     after.to(dtype).double()  # as its weights will be
     report.difference = relative_difference(expected, run(after, images, prove))

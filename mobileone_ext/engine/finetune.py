@@ -21,14 +21,13 @@ from mmpretrain.registry import DATASETS
 from .. import cli
 from ..checkpoints.load import load_weights
 from ..checkpoints.names import License, license_of
-from ..config.keys import hint
 from ..data.nested import datasets_of
 from ..data.reading import in_batches
 from ..deploy import fuse, hub, reparam
 from ..deploy.classifier import open_classifier
 from ..deploy.runtime import is_run
 from ..files import write_text
-from ..text import quoted
+from ..text import hint, quoted
 from . import plot_recipe
 from . import train as training
 from .finetuning import calibration, page

@@ -229,7 +229,10 @@ BAD = {
         '^1: conv_kxk.0: holds Conv2d, Dropout, BatchNormAct2d, where a convolution and its norm are known',
     ),
     'a hook between': (lambda: spoiled(hook=lambda module, args, out: 2 * out), '^1: cannot be fused: it computes'),
-    'a wrong method': (lambda: randomize_norms(nn.Sequential(OwnMethod(1.0))), '^0: cannot be fused: it computes'),
+    'a wrong method': (
+        lambda: randomize_norms(nn.Sequential(OwnMethod(1.0))),
+        r'^0: cannot be fused: its own fuse\(\) changes what it computes \(by',
+    ),
     'not finite': (overflowing, 'the network as it was given has outputs that are not finite'),
     'no image': (lambda: nn.Linear(3, 3), 'Linear has no convolution'),
 }
