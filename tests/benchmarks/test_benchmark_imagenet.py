@@ -39,16 +39,25 @@ def test_published_figures_check_the_counting():
     assert imagenet.correction() == pytest.approx(1.473, abs=0.001)
 
 
-def test_the_page_holds_what_the_command_prints(run_tool, monkeypatch):
+def test_the_page_has_the_hours_that_the_command_prints(run_tool, monkeypatch):
     """In seconds: each network is built once for each image size."""
     built = []
     monkeypatch.setattr(traffic, 'MobileOne', lambda arch: built.append(arch) or MobileOne(arch))
     code, printed = run_tool('benchmark', 'imagenet')
     assert len(built) <= len(imagenet.VARIANTS) * len(imagenet.STAGES)
+    assert code == 0
     page = (ROOT / 'docs/imagenet.md').read_text()
-    lines = [line for line in printed.splitlines() if line]
-    assert code == 0 and len(lines) > 20
-    assert not [line for line in lines if line not in page]
+    tables = printed.split('Calculated: ')[1:]
+    assert len(tables) == len(batches := (32, 256))
+    for batch, table in zip(batches, tables):
+        rows = [line.split(' | ') for line in table.splitlines() if '| branches |' in line]
+        hours = [row[7] for row in rows[: len(imagenet.VARIANTS)]]
+        assert f'| 8 x {batch} images | {" | ".join(hours)} |' in page
+    assert '4.8 from 640 x 500, 2.6 from 500 x 375, 1.9 from 389 x 292' in printed  # as the page's bold line
+    assert 'in 4.8 hours from photos of 640 x 500, in 2.6 from 500 x 375, and in 1.9 from photos resized once' in page
+    moments = [line.split(' | ')[7] for line in printed.splitlines() if '| moments |' in line and line.count('|') > 9]
+    lowest, highest = f'{min(map(float, moments)):.0f}', f'{max(map(float, moments)):.0f}'
+    assert (lowest, highest) == ('7', '63') and 'take longer here, 53 to 63 hours and 7 to 8' in page
 
 
 @pytest.mark.parametrize('option', [('--gpus', 0), ('--batch-size', 0), ('--bandwidth', 'nan'), ('--bandwidth', 0)])

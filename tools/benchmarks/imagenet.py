@@ -135,7 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the tables of docs/imagenet.md."""
+    """Print the tables behind docs/imagenet.md."""
     if not (args.gpus >= 1 and min(args.batch_size) >= 1 and args.bandwidth > 0):
         raise ValueError('--gpus and --batch-size: at least 1; --bandwidth: above 0')
     print(as_markdown(args.gpus, args.batch_size, args.bandwidth * 1e12))
