@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .files import HOW_TO_GO_ON, TRACEBACK_VARIABLE
 from .provenance import rank
-from .text import one_line, printable
+from .text import hint, one_line, printable
 
 # A mistake that all processes meet is told by the first, and its launcher ends the others meanwhile.
 _SECONDS_FOR_THE_FIRST = 10
@@ -160,7 +160,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, formatter_class=formatter_class, **options)
 
     def error(self, message: str):
-        raise ValueError(f'{message}; --help lists the options')
+        unknown = re.match(r'unrecognized arguments: (--[\w-]+)', message)
+        more = hint(unknown[1], self._option_string_actions) if unknown else '; --help lists the options'
+        raise ValueError(message + more)
 
 
 def whole(low: int, high: float = math.inf) -> Callable[[str], int]:

@@ -86,7 +86,8 @@ def unfuse(fused: nn.Module, branched: nn.Module, batches: Iterable[Tensor]) -> 
 
 def _also_through(block: MobileOneBlock) -> Callable[[nn.Module, tuple[Tensor]], None]:
     def hook(_, inputs):
-        block(*inputs)
+        for branch in block.branches():  # for the statistics of their norms; their sum is of no use
+            branch(*inputs)
 
     return hook
 

@@ -876,7 +876,7 @@ def test_bad_photos_are_a_line_and_nothing_is_written(run_tool, weights, tmp_pat
 @pytest.mark.parametrize(
     'options, word',
     [
-        (('--epohcs', '3'), 'unrecognized arguments: --epohcs 3'),
+        (('--epohcs', '3'), "unrecognized arguments: --epohcs 3; did you mean '--epochs'?"),
         (('--epochs', '1.5'), "--epochs: '1.5'"),
         (('--size', '10'), "--image-size/--size: '10': a whole number from 32 to 1024"),
         (('--val', '1.5'), '--val 1.5'),

@@ -78,7 +78,7 @@ def test_a_slip_in_dist_train_is_one_line():
     command = ['bash', 'tools/dist_train.sh', TINY, '2', '--epohcs', '3']
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stdout + done.stderr == 'error: unrecognized arguments: --epohcs 3; --help lists the options\n'
+    assert done.stdout + done.stderr == "error: unrecognized arguments: --epohcs 3; did you mean '--epochs'?\n"
 
 
 def test_a_port_that_is_taken_is_a_line(tmp_path):
