@@ -241,7 +241,9 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     ``parse_intermixed_args`` reads them, whatever options stand between, and
     :func:`mobileone_ext.deploy.described.named_network` what they name.
     """
-    parser.add_argument('config', nargs='?', help='a config file, for a network that does not say how it is used')
+    parser.add_argument(
+        'config', nargs='?', help="a config file, or a run's folder, for a network that does not say how it is used"
+    )
     add_cfg_options(parser)
     parser.add_argument(
         'network',

@@ -67,8 +67,10 @@ def main():
     args = parse_args()
     from mobileone_ext.deploy.described import named_network
     from mobileone_ext.deploy.quantization import Options
-    from mobileone_ext.deploy.quantization.quantize import quantize
+    from mobileone_ext.deploy.quantization.quantize import check_name, quantize
 
+    if args.out:
+        check_name(args.out)  # where the arguments are in another order, the network would be said to be missing
     config, network = named_network(args)
     options = Options(
         per_channel=not args.per_tensor,

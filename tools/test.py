@@ -24,7 +24,9 @@ def main():
     from mobileone_ext.deploy.runtime import is_exported
 
     if not args.config and is_exported(args.network):
-        raise ValueError(f'{args.network}: does not say on which photos to measure it; name a config before it')
+        raise ValueError(
+            f'{args.network}: does not say on which photos to measure it; name a config or a run before it'
+        )
     config, network = named_network(args)
     from mobileone_ext import files
     from mobileone_ext.deploy.export import load_fused

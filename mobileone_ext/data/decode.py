@@ -133,7 +133,9 @@ def decode(data: bytes, gray: bool = False) -> np.ndarray:
             warnings.filterwarnings('ignore', module=r'PIL\.')
             image = _read(data)
     except Image.UnidentifiedImageError:
-        raise OSError('not an image, or none that Pillow reads (HEIC: pip install pillow-heif)') from None
+        # HEIC is a box, like a film of MPEG-4, and begins with its size and its kind.
+        remedy = ' (HEIC: pip install pillow-heif)' if data[4:8] == b'ftyp' else ''
+        raise OSError(f'not an image that Pillow reads{remedy}') from None
     except (OSError, ValueError):
         raise
     except Exception as error:  # of a damaged file Pillow raises SyntaxError, struct.error, TypeError and others

@@ -151,7 +151,7 @@ def find_images(paths: str | Path | Iterable[str | Path], missing: list[str] | N
 
     Raises:
         OSError: for a path that is not there.
-        ValueError: for a folder without photos.
+        ValueError: for a folder without photos, or no photos at all.
     """
     photos, named = Listing(), [paths] if isinstance(paths, str | Path) else list(paths)
     for path in map(Path, named):
@@ -166,9 +166,11 @@ def find_images(paths: str | Path | Iterable[str | Path], missing: list[str] | N
             error: Exception = FileNotFoundError(f'{path}: no such file or folder{near(path)}')
             if path.is_dir():
                 error = ValueError(f'{path}: no images in this folder ({inside.note or "it is empty"})')
-            if missing is None or len(named) == 1:
+            if missing is None:
                 raise error
             missing.append(str(error))
+    if missing and not photos:
+        raise ValueError('; '.join(missing))
     return photos
 
 

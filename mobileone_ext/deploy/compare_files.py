@@ -125,7 +125,7 @@ def describe(report: dict) -> str:
     lines = [
         f'{report["num_images"]} images: {report["changed_predictions"]} predictions changed; {report["outputs"]} '
         f'differ by {report["max_abs_diff"]:.1e} at most and {report["mean_abs_diff"]:.1e} in the mean, '
-        f'on one image by {report["max_rel_diff"]:.1e} of its largest'
+        f'relative to the largest of an image by {report["max_rel_diff"]:.1e} at most'
     ]
     for entry in report['worst'] if report['max_abs_diff'] else ():
         one, other = (f'{best["score"]:.1%} {printable(best["label"])}' for best in (entry['first'], entry['second']))

@@ -57,7 +57,7 @@ def find_network(
     """The network that is called ``name``: a checkpoint, an exported file, a run's folder, or published weights.
 
     Args:
-        config: of the network, or its path; None takes what the file says itself.
+        config: of the network, its path, or the folder of a run whose it is; None takes what the file says itself.
         otherwise: path of the config of a file that says nothing; None asks for one that does.
         options: as of :func:`mobileone_ext.config.load_config`.
         trust: as of :func:`mobileone_ext.checkpoints.load.load_weights`.
@@ -68,6 +68,8 @@ def find_network(
         ValueError: if nothing says which images it takes, or what says it is not to be read.
     """
     path = file_of(str(name))
+    if isinstance(config, str) and os.path.isdir(config):
+        config = find_network(config, options=options, trust=trust, whole=whole).config
     if config is not None:
         return Described(load_config(config, options) if isinstance(config, str) else config, path)
     try:
@@ -133,16 +135,17 @@ def _of_a_run(text: str, name: str, options: dict | None, keys: Set[str]) -> Con
 
 
 def _move_lists(config: Config, folder: Path) -> None:
-    """Photos' lists that are gone from where ``config`` has them and lie in ``folder``: the run has moved, maybe with
-    its photos."""
+    """Photos, and lists of them that lie in the run's ``folder``, which are gone from where ``config`` has them: the
+    run has moved, or was copied, maybe with its photos."""
     for dataset, _ in datasets_of(config, *LOADERS):
         there = Path(dataset.get('ann_file') or '.')
-        here = folder / there.name
-        if there.is_absolute() and not there.exists() and here.is_file():
-            dataset['ann_file'] = str(here)
-            root = dataset.get('data_root') or ''
-            if root and not os.path.isdir(root):
-                dataset['data_root'] = os.path.normpath(folder / os.path.relpath(root, there.parent))
+        here, root = folder / there.name, dataset.get('data_root') or ''
+        if there.is_absolute() and here.is_file():
+            moved = os.path.normpath(folder / os.path.relpath(root, there.parent))
+            if root and not os.path.isdir(root) and os.path.isdir(moved):
+                dataset['data_root'] = moved
+            if not there.exists():
+                dataset['ann_file'] = str(here)
 
 
 def config_of(metadata: Metadata, path: str, options: dict | None = None) -> Config:

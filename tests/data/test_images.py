@@ -100,6 +100,8 @@ def test_names_that_are_no_text(tmp_path):
 def test_what_is_not_there_and_what_is_empty(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'none\.jpg: no such file or folder'):
         find_images([tmp_path / 'none.jpg'])
+    with pytest.raises(ValueError, match='none.jpg: no such file or folder.*; .*nor.jpg: no such file'):
+        find_images([tmp_path / 'none.jpg', tmp_path / 'nor.jpg'], [])
     touch(tmp_path / 'notes.txt')
     with pytest.raises(ValueError, match=r'no images in this folder \(left out: 1 .txt\)'):
         find_images([tmp_path])

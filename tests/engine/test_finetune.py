@@ -549,10 +549,16 @@ def test_the_folder_of_a_run_is_a_network_with_its_config(run_tool, finished, tm
     assert code == 0 and '4 calibration images from the training set' in printed
     code, printed = run_tool('export', work, 'net.pt')
     assert code == 0 and Path('net.pt').exists()
+    code, printed = run_tool('test', work, 'net.pt', '--out', 'file.json')
+    assert code == 0 and json.loads(Path('file.json').read_text())['num_images'] == 6
+    code, printed = run_tool('quantize', 'int8.onnx', work)  # the other way round
+    assert code == 1 and f'{work}: an int8 file is named *.onnx' in only_line(printed)
     code, printed = run_tool('features', work, photos)
     assert code == 1 and f"is a run's folder, not photos; --network {work}" in only_line(printed)
     code, printed = run_tool('test', 'net.pt')
-    assert code == 1 and 'net.pt: does not say on which photos to measure it; name a config' in only_line(printed)
+    assert code == 1 and 'net.pt: does not say on which photos to measure it; name a config or a run' in only_line(
+        printed
+    )
     code, printed = run_tool('finetune', work, '--work-dir', 'new')
     assert code == 1 and "is a run's folder, not photos" in only_line(printed) and not Path('new').exists()
     assert Path('work_dirs', work.name, 'test').is_dir()
@@ -574,6 +580,12 @@ def test_a_run_and_its_photos_may_be_moved_together(run_tool, finished, weights,
     )
     monkeypatch.chdir(moved)
     code, printed = run_tool('test', 'config.py', 'fused.pth')
+    assert code == 0, printed
+    photos.rename(photos.with_name('gone'))  # the run was copied, the photos were moved
+    try:
+        code, printed = run_tool('test', 'fused.pth')
+    finally:
+        photos.with_name('gone').rename(photos)
     assert code == 0, printed
     started = finetune.Options(str(tmp_path / 'there' / photos.name), work_dir=str(moved))
     finetune.check_resumed(started, dict(photos=started.photos))

@@ -180,6 +180,14 @@ def run(job: Job) -> dict[str, Any]:
     return report
 
 
+def check_name(out: str) -> None:
+    """Raise ValueError unless an int8 file can have this name."""
+    if suffix_of(out) not in INT8_SUFFIXES:
+        form = FORMATS.get(FORMAT_OF_SUFFIX.get(suffix_of(out)))
+        why = f'; {form.why_no_int8}' if form and form.why_no_int8 else ''
+        raise ValueError(f'{out}: an int8 file is named {" or ".join(f"*{s}" for s in INT8_SUFFIXES)}{why}')
+
+
 def check(job: Job) -> None:
     """Raise ValueError or OSError for what cannot be done, before the work."""
     if not job.out and (job.evaluate or not job.prepare):
@@ -187,10 +195,7 @@ def check(job: Job) -> None:
     if job.preround and not job.prepare:
         raise ValueError('--preround belongs to --prepare')
     if job.out:
-        if suffix_of(job.out) not in INT8_SUFFIXES:
-            form = FORMATS.get(FORMAT_OF_SUFFIX.get(suffix_of(job.out)))
-            why = f'; {form.why_no_int8}' if form and form.why_no_int8 else ''
-            raise ValueError(f'{job.out}: an int8 file is named {" or ".join(f"*{s}" for s in INT8_SUFFIXES)}{why}')
+        check_name(job.out)
         import_packages(job.request.format)
     checkpoint = job.checkpoint if isinstance(job.checkpoint, str) else None
     sources = job.config.filename, checkpoint, *job.photos[0]
