@@ -139,10 +139,10 @@ def _move_lists(config: Config, folder: Path) -> None:
     run has moved, or was copied, maybe with its photos."""
     for dataset, _ in datasets_of(config, *LOADERS):
         there = Path(dataset.get('ann_file') or '.')
-        here, root = folder / there.name, dataset.get('data_root') or ''
+        here, root = folder / there.name, dataset.get('data_root') or '.'
         if there.is_absolute() and here.is_file():
             moved = os.path.normpath(folder / os.path.relpath(root, there.parent))
-            if root and not os.path.isdir(root) and os.path.isdir(moved):
+            if not os.path.isdir(root) and os.path.isdir(moved):
                 dataset['data_root'] = moved
             if not there.exists():
                 dataset['ann_file'] = str(here)
